@@ -1,0 +1,77 @@
+"""Every error that Plateloom raises on purpose.
+
+PlateloomError
+├── ConfigError (ValueError)          the user's config, plates.tsv or plate map is wrong: exit 2, nothing started
+├── UnknownMethodError (LookupError)  a name that no registry knows
+├── DataFault (ValueError)            what the microscope wrote is unusable: recorded, never retried
+│   ├── PlateLayoutError              a folder or a plate that is not laid out as its reader expects
+│   └── UnreadableImageError          one file that cannot be decoded, or is not what was declared
+├── TileOverlapError (ValueError)     an object is wider than a tile's halo
+├── ModelMismatchError (ValueError)   a model and the data or file that it meets do not belong together
+└── LockedError (RuntimeError)        another run holds this screen
+
+Anything else that is raised in a job is an infrastructure fault: the job fails, is retried, and then fails its plate only.
+"""
+
+import difflib
+
+
+class PlateloomError(Exception):
+    """Base of the tree; `exit_code` is what a command returns for it."""
+
+    exit_code = 1
+
+
+class ConfigError(PlateloomError, ValueError):
+    """The user's config, plate list or plate map is wrong; `problems` lists every mistake found."""
+
+    exit_code = 2
+
+    def __init__(self, problems):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class UnknownMethodError(PlateloomError, LookupError):
+    """A method's name is not registered."""
+
+    exit_code = 2
+
+    def __init__(self, kind, name, known):
+        self.kind, self.name, self.known = kind, name, sorted(known)
+        super().__init__(f"Unknown {kind} {name!r}.{did_you_mean(name, known)} Registered: {', '.join(self.known)}.")
+
+    def __reduce__(self):
+        return type(self), (self.kind, self.name, self.known)
+
+
+class DataFault(PlateloomError, ValueError):
+    """What the microscope wrote is unusable; retrying cannot help."""
+
+    exit_code = 3
+
+
+class PlateLayoutError(DataFault):
+    """A folder or a plate is not laid out as its reader expects."""
+
+
+class UnreadableImageError(DataFault):
+    """One image file cannot be decoded, or is not what was declared."""
+
+
+class TileOverlapError(PlateloomError, ValueError):
+    """An object is wider than the halo, so that no tile sees it whole; the message names the halo needed [px]."""
+
+
+class ModelMismatchError(PlateloomError, ValueError):
+    """A model and the data or the file that it meets do not belong together."""
+
+
+class LockedError(PlateloomError, RuntimeError):
+    """Another run holds this screen; the message says who."""
+
+
+def did_you_mean(name, known):
+    """Return ` Did you mean 'x'?` for the nearest of the known names, or an empty string."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
