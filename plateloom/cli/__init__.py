@@ -1,0 +1,68 @@
+"""The command `plateloom`: one file per subcommand, imported when it is called."""
+
+import importlib
+import sys
+
+import click
+
+from plateloom import __version__
+from plateloom.errors import ConfigError, PlateloomError, did_you_mean
+
+COMMANDS = {
+    "simulate": "Make a screen with known truth.",
+    "init": "Look at image folders and write config, plate list and plate-map templates.",
+    "check": "Check config, plates, maps and raw files before anything runs.",
+    "run": "Run a screen through Snakemake.",
+    "status": "Show what is done, failed, stale or missing, plate by plate.",
+    "config": "Show every setting with default, unit and meaning.",
+}
+
+
+class Commands(click.Group):
+    """Subcommands by name, with the nearest name proposed for an unknown one."""
+
+    def list_commands(self, context):
+        return list(COMMANDS)
+
+    def get_command(self, context, name):
+        if name not in COMMANDS:
+            context.fail(f"No such command {name!r}.{did_you_mean(name, COMMANDS)} See `plateloom --help`.")
+        return importlib.import_module(f"plateloom.cli.{name}").command
+
+    def format_commands(self, context, formatter):
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli():
+    """High-content screens from the microscope's folder to the list of hits.
+
+    \b
+    plateloom init screens/mine --source /data/plate1 --source /data/plate2
+    plateloom check screens/mine
+    plateloom run screens/mine
+    plateloom status screens/mine
+    """
+
+
+def main():
+    """Run the command; an error that Plateloom knows is one line per problem and its own exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ConfigError as error:
+        for problem in error.problems:
+            click.echo(problem, err=True)
+        click.echo(f"{len(error.problems)} problem(s); nothing was started", err=True)
+        sys.exit(error.exit_code)
+    except PlateloomError as error:
+        click.echo(str(error), err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,138 @@
+"""`plateloom simulate`: raw images of a screen with known truth, and the screen's folder to run it."""
+
+import csv
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import click
+
+from plateloom.errors import ConfigError
+
+
+@click.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--plates", default=2, show_default=True, help="Number of plates.")
+@click.option("--rows", default=4, show_default=True, help="Rows of a plate.")
+@click.option("--columns", default=6, show_default=True, help="Columns of a plate.")
+@click.option("--fields", default=2, show_default=True, help="Fields per well.")
+@click.option("--size", default=512, show_default=True, help="Side of a field [px].")
+@click.option("--cells", default=50.0, show_default=True, help="Mean number of cells per field.")
+@click.option("--seed", default=0, show_default=True, help="Everything follows from it.")
+@click.option("--defect", multiple=True, help="KIND=NUMBER of fields: blurred, debris, saturated, empty, truncated, missing.")
+@click.option("--threads", default=None, type=int, help="Fields rendered at the same time; default: all cores.")
+def command(folder, plates, rows, columns, fields, size, cells, seed, defect, threads):
+    """Write plates of raw TIFF files with known truth, and the screen's config beside them.
+
+    \b
+    plateloom simulate screens/demo
+    plateloom simulate screens/bad --defect blurred=2 --defect truncated=1
+    """
+    from plateloom.simulation import DEFECTS, ScreenDesign
+
+    defects = {}
+    for text in defect:
+        kind, _, number = text.partition("=")
+        if kind not in DEFECTS or not number.isdigit():
+            raise ConfigError(f"--defect {text!r}: expected KIND=NUMBER with a kind of {', '.join(DEFECTS)}")
+        defects[kind] = int(number)
+    if (folder / "config.yaml").exists():
+        raise ConfigError(f"{str(folder / 'config.yaml')!r} is there already; choose another folder")
+    design = ScreenDesign(
+        plates=tuple(f"plate{i + 1}" for i in range(plates)),
+        rows=rows,
+        columns=columns,
+        fields=fields,
+        size_px=size,
+        cells_per_field=cells,
+        defects=defects,
+        seed=seed,
+    )
+    write_screen(folder, design, threads=threads)
+    click.echo(f"{plates} plates of {rows * columns} wells, {fields} fields each, in {folder}; next: plateloom run {folder}")
+
+
+def write_screen(folder, design, *, threads=None):
+    """Write raw images, truth, and a screen's files.
+
+    Parameters
+    ----------
+    folder : path
+        Becomes the screen; raw images go to ``raw/{plate}``, the truth to ``truth/{plate}``.
+    design : ScreenDesign
+    threads : int, optional
+        Processes that render.
+    """
+    from plateloom.cli.init import write_config, write_plates
+    from plateloom.readers.pattern import KNOWN
+    from plateloom.simulation import all_fields, plate_map
+
+    folder = Path(folder)
+    for plate in design.plates:
+        (folder / "raw" / plate).mkdir(parents=True, exist_ok=True)
+        (folder / "truth" / plate).mkdir(parents=True, exist_ok=True)
+    fields = all_fields(design)
+    with ProcessPoolExecutor(threads) as pool:
+        tables = list(pool.map(_write_field, [folder] * len(fields), [design] * len(fields), *zip(*fields, strict=True), chunksize=4))
+    import pandas as pd
+
+    pd.concat(tables, ignore_index=True).to_parquet(folder / "truth" / "cells.parquet", index=False)
+    (folder / "maps").mkdir(exist_ok=True)
+    labels = []
+    for plate in design.plates:
+        rows = plate_map(design, plate)
+        with open(folder / "maps" / f"{plate}.tsv", "w", newline="") as file:
+            names = [name for name in rows[0] if name != "plate"]
+            writer = csv.DictWriter(file, names, delimiter="\t", extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        labels += _labels(design, plate, rows)
+    with open(folder / "labels.tsv", "w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerows([("plate", "well", "class"), *labels])
+    write_plates(
+        folder / "plates.tsv",
+        [(plate, f"raw/{plate}", "pattern", f"maps/{plate}.tsv", f"batch{i + 1}") for i, plate in enumerate(design.plates)],
+    )
+    write_config(
+        folder / "config.yaml",
+        channels={name: str(i + 1) for i, name in enumerate(design.channel_names)},
+        pattern=KNOWN["plateloom"],
+        pixel_size_um=design.pixel_size_um,
+        nuclei="DNA",
+        cells=next((name for name in design.channel_names if name in ("Actin", "ER")), ""),
+        readout=("Nuclei_Intensity_MeanIntensity_GFP", "Cytoplasm_Intensity_MeanIntensity_GFP"),
+        labels="labels.tsv",
+        comment="A simulated screen; truth/ holds its label images and the class of every cell.",
+    )
+
+
+def _write_field(folder, design, plate, well, field):
+    """Render one field and write its planes and its truth."""
+    import tifffile
+
+    from plateloom.simulation import render_field
+
+    found = render_field(design, plate, well, field)
+    for i, plane in enumerate(found.image):
+        path = folder / "raw" / plate / f"{well}_s{field}_w{i + 1}.tif"
+        if "missing" in found.defects and i == len(found.image) - 1:
+            continue
+        tifffile.imwrite(path, plane, compression="zlib", resolution=(1e4 / design.pixel_size_um,) * 2, resolutionunit=3)
+        if "truncated" in found.defects and i == 0:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for name, labels in (("nuclei", found.nuclei), ("cells", found.cells)):
+        tifffile.imwrite(folder / "truth" / plate / f"{well}_s{field}_{name}.tif", labels, compression="zlib")
+    return found.table
+
+
+def _labels(design, plate, rows):
+    """Wells whose class is known from what stands in them: negative controls, and the highest dose of what acts."""
+    phenotypes = {treatment.name: treatment for treatment in design.treatments if treatment.phenotype != "none"}
+    labels = []
+    for row in rows:
+        treatment = phenotypes.get(row["treatment"])
+        if row["control"] == "negative":
+            labels.append((plate, row["well"], "normal"))
+        elif treatment and row["dose"] == max(treatment.doses):
+            labels.append((plate, row["well"], treatment.phenotype))
+    return labels

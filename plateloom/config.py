@@ -1,0 +1,316 @@
+"""Every setting of a screen: default, unit and meaning. The config file, its schema and its page in docs come from here."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from plateloom.errors import ConfigError, PlateloomError, did_you_mean
+from plateloom.readers import READERS
+
+
+class Section(BaseModel):
+    """A group of settings; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class Channel(Section):
+    """One channel of the plates."""
+
+    source: str = Field(description="What the source calls it: the text of the pattern's group `channel`.", coerce_numbers_to_str=True)
+    color: str = Field("FFFFFF", pattern="^#?[0-9A-Fa-f]{6}$", description="Color in viewers, RRGGBB.")
+    window: tuple[int, int] | None = Field(None, description="Display range [counts]; default: each field's own 1 to 99.9 %.")
+
+
+class Conversion(Section):
+    """Source folder -> plate.zarr images."""
+
+    projection: Literal["max", "mean"] = Field("max", description="How the z planes of a field become one.")
+    pixel_size_um: float = Field(1.0, gt=0, description="Size of a pixel [µm/px].")
+    levels: int = Field(3, ge=1, le=8, description="Levels of the image pyramid, each half the size of the last.")
+
+
+class Illumination(Section):
+    """One flat-field per plate and channel."""
+
+    method: str = Field("median", description="`median` of many fields, or `none`.")
+    parameters: dict = Field({}, description="The method's own parameters.")
+    fields: int = Field(
+        64,
+        ge=1,
+        description="Fields that a flat-field is estimated from, chosen by a hash of their position: a late well outside "
+        "of the choice leaves the flat-field as it is.",
+    )
+
+
+class Quality(Section):
+    """Measurements of every field and channel, and flags."""
+
+    parameters: dict = Field({}, description="Thresholds; `plateloom config --methods` lists them.")
+
+
+class Segmentation(Section):
+    """Images -> labels of Nuclei, Cells and Cytoplasm."""
+
+    method: str = Field("watershed", description="Name of a registered method.")
+    parameters: dict = Field({}, description="The method's own parameters; `plateloom config --methods` lists them.")
+
+
+class Features(Section):
+    """Measurements of every cell."""
+
+    families: list[str] | None = Field(None, description="Families to measure; default: all.")
+    channels: list[str] | None = Field(None, description="Channels to measure; default: all.")
+    neighbor_distance: int = Field(5, ge=1, description="Neighbors are counted within this distance [px].")
+
+
+class Profiling(Section):
+    """Cells -> one normalized row per well, and the quality of the assay."""
+
+    parameters: dict = Field({}, description="How wells are aggregated, normalized and judged; `plateloom config --methods` lists it.")
+    exclude_flagged: bool = Field(True, description="Leave fields that QC has flagged out of profiles and training.")
+
+
+class Autoencoder(Section):
+    """A network that is trained to compress and restore crops of single cells."""
+
+    enabled: bool = Field(True, description="Train it, and encode every cell.")
+    crop_um: float = Field(32.0, gt=0, description="Side of the square cut out round a cell [µm].")
+    cells: int = Field(20000, ge=100, description="Cells that it is trained on, drawn evenly over wells.")
+    holdout: float = Field(0.2, gt=0, lt=1, description="Share of the wells kept out of training to test it.")
+    plates: list[str] | None = Field(None, description="Plates it is trained on; default: all. Name them to keep it as plates are added.")
+    parameters: dict = Field({}, description="Of the network and its training; `plateloom config --methods` lists them.")
+
+
+class Maps(Section):
+    """PCA and UMAP of cells and of wells."""
+
+    cells: int = Field(10000, ge=100, description="Cells that the map is fitted on, drawn evenly over wells; all are placed on it.")
+    plates: list[str] | None = Field(None, description="Plates it is fitted on; default: all.")
+    parameters: dict = Field({}, description="Of the map; `plateloom config --methods` lists them.")
+
+
+class Latent(Section):
+    """Latent representations of cells and wells."""
+
+    autoencoder: Autoencoder = Field(Autoencoder(), description="")
+    maps: Maps = Field(Maps(), description="")
+
+
+class Classification(Section):
+    """Classes of cells, learned from labelled wells or cells."""
+
+    labels: str = Field(
+        "",
+        description="`controls`: positive against negative control wells. Else a table in the screen's folder with columns "
+        "`plate, well, class`, for single cells also `field, object`. Empty: no classification.",
+    )
+    method: str = Field("logistic", description="Name of a registered method.")
+    parameters: dict = Field({}, description="The method's own parameters; `plateloom config --methods` lists them.")
+    scheme: Literal["well", "plate"] = Field("well", description="What is kept together when cells are split for testing; never single cells.")
+    folds: int = Field(5, ge=2, description="Number of folds.")
+    cells: int = Field(20000, ge=100, description="Cells that it is trained on at most, drawn evenly over wells.")
+
+
+class Report(Section):
+    """The pages."""
+
+    montage_wells: int = Field(12, ge=1, description="Wells shown as pictures with outlines.")
+    composite: list[str] | None = Field(None, description="Channels shown in pictures, at most 3; default: the first ones.")
+
+
+class Engine(Section):
+    """How jobs run. Nothing here changes a result."""
+
+    kind: Literal["processes", "threads", "address", "slurm"] = Field(
+        "processes", description="Dask workers: processes of the job, threads, a running scheduler, or Slurm jobs."
+    )
+    tasks_per_worker: int = Field(2, ge=1, description="Tiles in flight per worker; bounds memory.")
+    address: str | None = Field(None, description="Address of a running Dask scheduler.")
+    slurm: dict = Field({}, description="Arguments of dask_jobqueue.SLURMCluster, and `jobs`, their number.")
+    tile_px: int = Field(2048, ge=64, description="Images larger than this are worked on in tiles of this side [px].")
+    device: Literal["require", "prefer", "cpu"] = Field("prefer", description="Whether to use a GPU.")
+
+
+class Config(Section):
+    """A screen's config.yaml."""
+
+    plates: str = Field("plates.tsv", description="Table of plates: plate, source, reader, plate_map, batch.")
+    parts: int = Field(1, ge=1, le=64, description="Jobs per plate and stage: 1 on a workstation, about 8 on a cluster.")
+    max_failed_fields: float = Field(0.2, ge=0, le=1, description="Share of a plate's fields that may fail before the plate does.")
+    readers: dict[str, dict] = Field({}, description="Parameters of readers by name, e.g. `pattern: {pattern: …}`.")
+    channels: dict[str, Channel] = Field({}, description="The plates' channels: name -> source, color, window.")
+    conversion: Conversion = Field(Conversion(), description="")
+    illumination: Illumination = Field(Illumination(), description="")
+    quality: Quality = Field(Quality(), description="")
+    segmentation: Segmentation = Field(Segmentation(), description="")
+    features: Features = Field(Features(), description="")
+    profiling: Profiling = Field(Profiling(), description="")
+    latent: Latent = Field(Latent(), description="")
+    classification: Classification = Field(Classification(), description="")
+    report: Report = Field(Report(), description="")
+    engine: Engine = Field(Engine(), description="")
+    complete_only: bool = Field(False, description="Run what needs all plates on those that are complete; set by Plateloom itself.")
+
+
+def load_config(settings):
+    """Check a merged config and fill in its defaults, the chosen methods' own parameters included.
+
+    Parameters
+    ----------
+    settings : dict
+        What Snakemake, or a YAML file, gives.
+
+    Returns
+    -------
+    Config
+
+    Raises
+    ------
+    ConfigError
+        Listing every mistake at once, each with what to type instead.
+    """
+    problems = []
+    try:
+        config = Config.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, Config)) from None
+    for section, module in method_modules(config, problems).items():
+        holder = _holder(config, section)
+        try:
+            params = module.Params.model_validate(holder["parameters"] if isinstance(holder, dict) else holder.parameters)
+        except ValidationError as error:
+            problems += _explain(error, module.Params, prefix=f"{section}.parameters.")
+            continue
+        if not isinstance(holder, dict):
+            holder.parameters = params.model_dump(mode="json")
+    for name, params in config.readers.items():
+        if name not in READERS:
+            problems.append(f"readers.{name}: no such reader.{did_you_mean(name, READERS)} Readers: {', '.join(READERS)}")
+            continue
+        from plateloom.readers import load_reader
+
+        try:
+            config.readers[name] = load_reader(name).Params.model_validate(params).model_dump(mode="json")
+        except ValidationError as error:
+            problems += _explain(error, load_reader(name).Params, prefix=f"readers.{name}.")
+    if not config.channels:
+        problems.append("channels: none given; name them as the source does, e.g. channels: {DNA: {source: '1'}}")
+    sources = [channel.source for channel in config.channels.values()]
+    if len(set(sources)) < len(sources):
+        problems.append(f"channels: two of them have the same source ({', '.join(sources)})")
+    for where, names in _channel_uses(config):
+        for name in names:
+            if name not in config.channels:
+                problems.append(f"{where}: no channel {name!r}.{did_you_mean(name, config.channels)} Channels: {', '.join(config.channels)}")
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def method_modules(config, problems=None):
+    """Modules of the chosen methods by config section; unknown names are added to `problems`, or raised.
+
+    Returns
+    -------
+    dict of str to module
+        Keys: ``"segmentation"``, ``"latent.autoencoder"`` …; each module has a `Params`.
+    """
+    from importlib import import_module
+
+    from plateloom import classification, features, illumination, segmentation
+    from plateloom.registry import load_method
+
+    chosen = {
+        "illumination": (illumination.METHODS, config.illumination.method, "illumination method"),
+        "segmentation": (segmentation.METHODS, config.segmentation.method, "segmentation method"),
+        "classification": (classification.METHODS, config.classification.method, "classification method"),
+    }
+    found = {
+        "quality": import_module("plateloom.quality"),
+        "profiling": import_module("plateloom.profiling"),
+        "latent.autoencoder": import_module("plateloom.latent.autoencoder"),
+        "latent.maps": import_module("plateloom.latent.maps"),
+    }
+    for section, (methods, name, kind) in chosen.items():
+        try:
+            found[section] = load_method(methods, name, kind)
+        except PlateloomError as error:
+            if problems is None:
+                raise
+            problems.append(f"{section}.method: {error}")
+    for name in config.features.families or []:
+        if name not in features.FAMILIES and problems is not None:
+            problems.append(
+                f"features.families: no family {name!r}.{did_you_mean(name, features.FAMILIES)} "
+                f"Families: {', '.join(features.FAMILIES)}"
+            )
+    return found
+
+
+def read_config(folder):
+    """Config of a screen: its config.yaml over the defaults.
+
+    Parameters
+    ----------
+    folder : path
+        The screen's folder.
+
+    Returns
+    -------
+    Config
+    """
+    import yaml
+
+    path = Path(folder) / "config.yaml"
+    try:
+        settings = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError:
+        raise ConfigError(f"no {str(path)!r}; `plateloom init {folder} --source …` writes one") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: expected `setting: value` lines")
+    return load_config(settings)
+
+
+def _holder(config, section):
+    """The section of the config that a dotted name means."""
+    for name in section.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def _channel_uses(config):
+    """Every place in the config that names channels."""
+    parameters = config.segmentation.parameters
+    for key in ("nuclei_channel", "cells_channel"):
+        if parameters.get(key):
+            yield f"segmentation.parameters.{key}", [parameters[key]]
+    yield "features.channels", config.features.channels or []
+    yield "report.composite", config.report.composite or []
+
+
+def _explain(error, model, prefix=""):
+    """One line per mistake: where, what, and what to type instead."""
+    lines = []
+    for mistake in error.errors():
+        where = prefix + ".".join(str(part) for part in mistake["loc"])
+        if mistake["type"] == "extra_forbidden":
+            known = _keys_at(model, mistake["loc"][:-1])
+            hint = did_you_mean(mistake["loc"][-1], known)
+            lines.append(f"{where}: unknown setting.{hint} Known here: {', '.join(known)}")
+        else:
+            lines.append(f"{where}: {mistake['msg']}; found {mistake['input']!r}")
+    return lines
+
+
+def _keys_at(model, location):
+    """Names of the settings of a nested section."""
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return list(Channel.model_fields) if location[0] == "channels" else []
+        model = field.annotation
+    return list(getattr(model, "model_fields", {}))

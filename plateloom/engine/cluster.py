@@ -1,0 +1,211 @@
+"""The Dask cluster of one job, and a loop that keeps a bounded number of tasks in flight on it."""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import itertools
+import logging
+import os
+import resource
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+KINDS = ("processes", "threads", "address", "slurm")
+
+
+@dataclasses.dataclass
+class Cluster:
+    """An open cluster and what was seen of it.
+
+    Attributes
+    ----------
+    connect : callable() -> distributed.Client
+    kind : str
+    tasks_per_worker : int
+    workers : list of str
+        Names of the workers that took part.
+    tasks, peak_in_flight : int
+        Tasks run, and the highest number submitted but not yet finished.
+    worker_peak_mb : int
+        Highest resident memory of a worker process [MB].
+    """
+
+    connect: Callable
+    kind: str
+    tasks_per_worker: int
+    workers: list = dataclasses.field(default_factory=list)
+    tasks: int = 0
+    peak_in_flight: int = 0
+    worker_peak_mb: int = 0
+
+    @functools.cached_property
+    def client(self):
+        """The client; the cluster is only started when the first task needs it."""
+        return self.connect()
+
+    @functools.cached_property
+    def limit(self):
+        """Tasks in flight at most."""
+        return max(1, sum(self.client.nthreads().values())) * self.tasks_per_worker
+
+    def run(self, units, *, finished):
+        """Run generators of task lists side by side, with at most `limit` tasks in flight over all of them.
+
+        Parameters
+        ----------
+        units : iterable of (name, generator)
+            A generator yields iterables of ``(function, argument, …)``, is sent the list of their results in order
+            (an exception that is a `DataFault` is sent as a result), and returns what `finished` is given.
+        finished : callable(name, value)
+            Called here, in the job's process, as soon as a generator has returned.
+        """
+        from distributed import as_completed
+
+        from plateloom.errors import DataFault
+
+        waiting = iter(units)
+        open_units = collections.deque()  # units that have tasks left to submit
+        owners = {}  # future key -> (unit, position)
+        queue = None
+
+        def advance(unit, results):
+            try:
+                unit.tasks = iter(unit.generator.send(results))
+                unit.results, unit.left, unit.drained = {}, 0, False
+                open_units.append(unit)
+            except StopIteration as stop:
+                finished(unit.name, stop.value)
+
+        def close_if_done(unit):
+            if unit.drained and not unit.left:
+                advance(unit, [unit.results[i] for i in range(len(unit.results))])
+
+        def submit_one():
+            """Submit the next task of any unit; False where none is left, or enough are in flight."""
+            nonlocal queue
+            while True:
+                if not open_units:
+                    following = next(waiting, None)
+                    if following is None:
+                        return False
+                    advance(_Unit(*following), None)
+                    continue
+                unit = open_units[0]
+                task = next(unit.tasks, None)
+                if task is None:
+                    unit.drained = True
+                    open_units.popleft()
+                    close_if_done(unit)
+                    continue
+                if len(owners) >= self.limit:
+                    unit.tasks = itertools.chain([task], unit.tasks)
+                    return False
+                function, *arguments = task
+                future = self.client.submit(function, *arguments, pure=False)
+                position = len(unit.results)
+                unit.results[position] = None
+                unit.left += 1
+                owners[future.key] = (unit, position)
+                if queue is None:
+                    queue = as_completed(loop=self.client.loop, raise_errors=False)
+                queue.add(future)
+                self.tasks += 1
+                self.peak_in_flight = max(self.peak_in_flight, len(owners))
+                return True
+
+        while True:
+            while submit_one():
+                pass
+            if not owners:
+                return
+            future = next(queue)
+            unit, position = owners.pop(future.key)
+            error = future.exception()
+            if error is not None and not isinstance(error, DataFault):
+                raise error
+            unit.results[position] = error if error is not None else future.result()
+            unit.left -= 1
+            del future
+            close_if_done(unit)
+
+    def observe(self):
+        """Ask the workers, if there are any, for their names and peak memory."""
+        if "client" not in self.__dict__:
+            return
+        peaks = self.client.run(peak_memory_mb)
+        self.workers = sorted(set(self.workers) | {str(address) for address in peaks})
+        self.worker_peak_mb = max([self.worker_peak_mb, *peaks.values()])
+
+
+class _Unit:
+    def __init__(self, name, generator):
+        self.name, self.generator = name, generator
+
+
+@contextlib.contextmanager
+def open_cluster(*, threads, kind="processes", tasks_per_worker=2, memory_mb=None, address=None, slurm=None):
+    """Open the cluster of a job and close it in the end.
+
+    Parameters
+    ----------
+    threads : int
+        Cores of this job: so many workers.
+    kind : {'processes', 'threads', 'address', 'slurm'}
+        Worker processes of this job (default), threads in its own process, a running scheduler, or workers that are
+        Slurm jobs of their own.
+    tasks_per_worker : int
+        Tasks in flight per worker; bounds memory.
+    memory_mb : int, optional
+        Memory of the whole job [MB], shared out to its worker processes.
+    address : str, optional
+        Of the scheduler, e.g. ``tcp://node7:8786``, for kind 'address'.
+    slurm : dict, optional
+        Arguments of `dask_jobqueue.SLURMCluster` and `jobs`, the number of workers, for kind 'slurm'.
+
+    Yields
+    ------
+    Cluster
+    """
+    import dask
+    from distributed import Client, LocalCluster
+
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    settings = {"distributed.worker.daemon": True, "distributed.admin.tick.limit": "1h"}
+    with dask.config.set(settings), contextlib.ExitStack() as stack:
+
+        def connect():
+            if kind == "address":
+                return stack.enter_context(Client(address))
+            if kind == "slurm":
+                from dask_jobqueue import SLURMCluster
+
+                options = dict(slurm or {})
+                jobs = options.pop("jobs", 1)
+                cluster = stack.enter_context(SLURMCluster(**options))
+                cluster.scale(jobs=jobs)
+                client = stack.enter_context(Client(cluster))
+                client.wait_for_workers(1, timeout=600)
+                return client
+            processes = kind == "processes"
+            cluster = stack.enter_context(
+                LocalCluster(
+                    n_workers=threads if processes else 1,
+                    threads_per_worker=1 if processes else threads,
+                    processes=processes,
+                    memory_limit=int(memory_mb * 1e6 / threads) if memory_mb and processes else 0,
+                    host="127.0.0.1",
+                    dashboard_address=None,
+                    silence_logs=logging.ERROR,
+                )
+            )
+            return stack.enter_context(Client(cluster))
+
+        yield Cluster(connect, kind, tasks_per_worker)
+
+
+def peak_memory_mb():
+    """Highest resident memory of this process so far [MB]."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -1,0 +1,37 @@
+"""Kernels that are compiled when they are first called, so that listing columns does not import numba.
+
+A kernel calls kernels of its own module only: numba's cache on disk notices a change in the file of the kernel that was
+called, not in the files of those that it calls.
+"""
+
+import functools
+import threading
+
+_compiling = threading.Lock()
+
+
+def kernel(function):
+    """Compile a function with numba at the first call of any kernel of its module.
+
+    Compiled code releases the GIL, is cached on disk, divides as numpy does (by zero: infinity or NaN) and computes
+    every operation as it is written (no fastmath).
+    """
+
+    @functools.wraps(function)
+    def compile_and_call(*arguments):
+        return _compile_module(function)(*arguments)
+
+    compile_and_call.kernel = function
+    return compile_and_call
+
+
+def _compile_module(function):
+    """Replace the kernels in the function's module by compiled ones; return the function's own."""
+    import numba
+
+    namespace = function.__globals__
+    with _compiling:
+        for name, value in list(namespace.items()):
+            if hasattr(value, "kernel"):
+                namespace[name] = numba.njit(nogil=True, cache=True, error_model="numpy")(value.kernel)
+        return namespace[function.__name__]

@@ -1,0 +1,16 @@
+"""Latent spaces: cell crops -> autoencoder -> K numbers per cell; tables of cells or wells -> maps of two coordinates.
+
+A method is one module with its own pydantic `Params`; nothing heavy is imported to learn its name.
+
+METHODS learn a latent space from crops: `train`, `encode`, `reconstruct`, `to_tensors`, `from_tensors`.
+MAPS lay a table out in two coordinates: `embed`, called by `plateloom.latent.maps.fit_map`.
+"""
+
+METHODS = {
+    "autoencoder": "plateloom.latent.autoencoder",
+}
+
+MAPS = {
+    "pca": "plateloom.latent.pca",
+    "umap": "plateloom.latent.umap",
+}

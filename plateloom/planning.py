@@ -1,0 +1,341 @@
+"""What Snakemake needs to know of a screen: its plates, each stage's settings, code and listing. Reads no pixel."""
+
+import csv
+import dataclasses
+import functools
+from pathlib import Path
+
+from plateloom.config import load_config, method_modules
+from plateloom.errors import ConfigError, DataFault, did_you_mean
+from plateloom.readers import READERS, load_reader
+from plateloom.store.layout import parse_well, part_of, record_path, screen_record, well_name
+from plateloom.store.provenance import PACKAGE, code_digest, digest, file_digest, read_json
+
+PLATE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+PLATE_COLUMNS = {"plate", "source", "reader", "plate_map", "batch"}
+MAP_COLUMNS = ("well", "treatment", "dose", "unit", "control")
+CONTROLS = ("negative", "positive", "empty", "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One step, as the status page, the DAG and the code digests know it.
+
+    Attributes
+    ----------
+    scope : {'part', 'plate', 'screen'}
+        What one job works on.
+    script : str
+        Also the rule's and the log's name.
+    modules : tuple of str
+        What computes; the chosen methods' modules come on top.
+    sections : tuple of str
+        Config sections whose methods it runs.
+    """
+
+    scope: str
+    script: str
+    modules: tuple
+    sections: tuple = ()
+
+
+STAGES = {
+    "conversion": Stage("part", "convert_plate", ("plateloom.stages.conversion",)),
+    "assembly": Stage("plate", "assemble_plate", ("plateloom.stages.conversion",)),
+    "illumination": Stage("plate", "estimate_illumination", ("plateloom.stages.illumination",), ("illumination",)),
+    "quality": Stage("part", "measure_quality", ("plateloom.stages.quality",)),
+    "flagging": Stage("plate", "flag_fields", ("plateloom.stages.quality",)),
+    "segmentation": Stage("part", "segment_plate", ("plateloom.stages.segmentation",), ("segmentation",)),
+    "features": Stage("part", "measure_features", ("plateloom.stages.features",)),
+    "profiling": Stage("plate", "profile_plate", ("plateloom.stages.profiling",)),
+    "profiles": Stage("screen", "profile_screen", ("plateloom.stages.profiling",)),
+    "autoencoder": Stage("screen", "train_autoencoder", ("plateloom.stages.latent",), ("latent.autoencoder",)),
+    "latent": Stage("part", "encode_plate", ("plateloom.stages.latent",), ("latent.autoencoder",)),
+    "map": Stage("screen", "fit_map", ("plateloom.stages.maps",), ("latent.maps",)),
+    "maps": Stage("part", "map_plate", ("plateloom.stages.maps",), ("latent.maps",)),
+    "classifier": Stage("screen", "train_classifier", ("plateloom.stages.classification",), ("classification",)),
+    "classes": Stage("part", "classify_plate", ("plateloom.stages.classification",), ("classification",)),
+    "report": Stage("plate", "report_plate", ("plateloom.stages.report",)),
+    "screen_report": Stage("screen", "report_screen", ("plateloom.stages.report",)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plate:
+    """One row of plates.tsv."""
+
+    plate: str
+    source: str
+    reader: str
+    plate_map: str = ""
+    batch: str = ""
+
+
+class Screen:
+    """A screen's folder, read once.
+
+    Parameters
+    ----------
+    settings : dict
+        The merged config.
+    folder : path, optional
+        The screen's folder; default: the current one.
+
+    Raises
+    ------
+    ConfigError
+        If config or plates.tsv are wrong.
+    """
+
+    def __init__(self, settings, folder="."):
+        self.folder = Path(folder)
+        self.config = load_config(settings)
+        self.plates = {plate.plate: plate for plate in read_plates(self.folder / self.config.plates)}
+
+    @functools.cached_property
+    def complete_plates(self):
+        """Plates that screen-level steps run on."""
+        if not self.config.complete_only:
+            return list(self.plates)
+        return [plate for plate in self.plates if self.is_complete(plate)]
+
+    @property
+    def missing_plates(self):
+        """Plates that screen-level steps have to do without."""
+        return sorted(set(self.plates) - set(self.complete_plates))
+
+    def is_complete(self, plate):
+        """Whether every record of every stage that screen-level steps read is there and good."""
+        needed = ("conversion", "assembly", "illumination", "quality", "flagging", "segmentation", "features", "profiling")
+        return all(
+            (read_json(self.folder / path) or {}).get("status") in ("done", "failed", "skipped")
+            for stage in needed
+            for path in self.records(stage, plate)
+        )
+
+    def stages(self):
+        """Names of the stages that this screen's config asks for."""
+        off = set()
+        if not self.config.latent.autoencoder.enabled:
+            off |= {"autoencoder", "latent"}
+        if not self.config.classification.labels:
+            off |= {"classifier", "classes"}
+        return [name for name in STAGES if name not in off]
+
+    def records(self, stage, plate=None):
+        """Paths of a stage's records, below the screen's folder."""
+        scope = STAGES[stage].scope
+        if scope == "screen":
+            return [screen_record(stage)]
+        parts = range(self.config.parts) if scope == "part" else [0]
+        return [record_path(plate, stage, part) for part in parts]
+
+    def settings(self, stage, plate=None):
+        """All settings that can change a stage's result, and none that cannot.
+
+        Returns
+        -------
+        dict
+            JSON values only.
+        """
+        config = self.config.model_dump(mode="json")
+        latent = config["latent"]
+        if stage == "conversion":
+            reader = self.plates[plate].reader
+            params = config["readers"].get(reader)
+            if params is None:
+                params = load_reader(reader).Params().model_dump(mode="json")
+            return {"channels": config["channels"], "conversion": config["conversion"], "reader_params": params}
+        chosen = {
+            "illumination": config["illumination"],
+            "flagging": config["quality"],
+            "segmentation": config["segmentation"],
+            "features": config["features"] | {"channels": config["features"]["channels"] or list(config["channels"])},
+            "profiling": config["profiling"],
+            "profiles": config["profiling"],
+            "autoencoder": latent["autoencoder"],
+            "latent": {"crop_um": latent["autoencoder"]["crop_um"]},
+            "map": latent["maps"],
+            "classifier": config["classification"],
+            "report": {"report": config["report"], "channels": config["channels"]},
+            "screen_report": {"report": config["report"], "channels": config["channels"]},
+        }
+        return chosen.get(stage, {})
+
+    def code(self, stage):
+        """Digest of the code that makes a stage's results."""
+        chosen = STAGES[stage]
+        modules = list(chosen.modules)
+        methods = self._methods
+        modules += [methods[section].__name__ for section in chosen.sections]
+        if stage == "conversion":
+            modules += sorted({READERS[plate.reader] for plate in self.plates.values()})
+        if stage == "features":
+            from plateloom.features import FAMILIES
+
+            modules += [FAMILIES[name] for name in self.config.features.families or FAMILIES]
+        return code_digest(*modules, str(PACKAGE.parent / "scripts" / f"{chosen.script}.py"))
+
+    @functools.cached_property
+    def _methods(self):
+        return method_modules(self.config)
+
+    def listing(self, plate, part):
+        """Digest of the source files of one part: names, sizes and times.
+
+        A source folder that has gone (archived, not mounted) is no change: the last listing holds.
+        """
+        return self._listings(plate)[part]
+
+    @functools.cache  # noqa: B019  one screen per process
+    def _listings(self, plate):
+        row = self.plates[plate]
+        parts = [[] for _ in range(self.config.parts)]
+        module = load_reader(row.reader)
+        if not (self.folder / row.source).exists():
+            records = [read_json(self.folder / path) or {} for path in self.records("conversion", plate)]
+            return [record.get("facts", {}).get("listing", "no source folder") for record in records]
+        try:
+            images = module.scan(self.folder / row.source, module.Params(**self.settings("conversion", plate)["reader_params"]))
+        except DataFault as fault:
+            return [f"fault: {fault}"] * self.config.parts
+        where = {}
+        for image in images:
+            part = where.get(image.well)
+            if part is None:
+                part = where[image.well] = part_of(image.well, self.config.parts)
+            parts[part].append(image)
+        return [file_digest(repr([image[:5] + image[5:] for image in images]).encode()) for images in parts]
+
+    def plate_map(self, plate):
+        """Digest of a plate's map; empty where it has none."""
+        name = self.plates[plate].plate_map
+        return file_digest((self.folder / name).read_bytes()) if name else ""
+
+    def labels(self):
+        """Digest of the table of labels for the classifier."""
+        path = self.folder / (self.config.classification.labels or ".")
+        return file_digest(path.read_bytes()) if path.is_file() else self.config.classification.labels
+
+    def plate_table(self):
+        """Plates that screen-level steps read, with batch and map, as JSON rows."""
+        return [dataclasses.asdict(self.plates[plate]) for plate in self.complete_plates]
+
+    def digest(self):
+        """Digest of config and plates, to tell whether a run's frozen copy is this one."""
+        return digest([self.config.model_dump(mode="json"), [dataclasses.asdict(plate) for plate in self.plates.values()]])
+
+
+def read_plates(path):
+    """Read plates.tsv.
+
+    Returns
+    -------
+    list of Plate
+
+    Raises
+    ------
+    ConfigError
+        Naming every wrong line.
+    """
+    import re
+
+    rows, problems = _read_table(path, {"plate", "source"}, PLATE_COLUMNS)
+    plates, seen = [], {}
+    for line, row in rows:
+        row = {name: row.get(name, "") for name in PLATE_COLUMNS}
+        row["reader"] = row["reader"] or "pattern"
+        if not re.fullmatch(PLATE_NAME, row["plate"]):
+            problems.append(f"{path}:{line}: plate {row['plate']!r}: expected letters, digits, '.', '_' and '-' only")
+        elif row["plate"] in seen:
+            problems.append(
+                f"{path}:{line}: plate {row['plate']!r} stands there twice: {seen[row['plate']]!r} and {row['source']!r}; "
+                "give one of them another name"
+            )
+        seen.setdefault(row["plate"], row["source"])
+        if row["reader"] not in READERS:
+            problems.append(
+                f"{path}:{line}: no reader {row['reader']!r}.{did_you_mean(row['reader'], READERS)} Readers: {', '.join(READERS)}"
+            )
+        if not row["source"]:
+            problems.append(f"{path}:{line}: plate {row['plate']!r} has no source folder")
+        plates.append(Plate(**row))
+    if not rows and not problems:
+        problems.append(f"{path}: lists no plate")
+    if problems:
+        raise ConfigError(problems)
+    return plates
+
+
+def read_plate_map(path):
+    """Read and check a plate map.
+
+    Parameters
+    ----------
+    path : path
+        Table with a column `well`, and if there are any `treatment`, `dose`, `unit`, `control` and further columns;
+        tabs or commas.
+
+    Returns
+    -------
+    list of dict
+        One row per well; `well` as ``A01``, `dose` a float or NaN, everything else text.
+
+    Raises
+    ------
+    ConfigError
+        Naming every wrong line.
+    """
+    rows, problems = _read_table(path, {"well"}, None)
+    wells, seen = [], {}
+    for line, row in rows:
+        try:
+            well = well_name(*parse_well(row["well"]))
+        except ValueError as error:
+            problems.append(f"{path}:{line}: {error}")
+            continue
+        if well in seen:
+            problems.append(f"{path}:{line}: well {well} stands there twice, first on line {seen[well]}")
+        seen.setdefault(well, line)
+        control = row.get("control", "").lower()
+        if control not in CONTROLS:
+            problems.append(f"{path}:{line}: control {control!r}; expected negative, positive, empty or nothing")
+        try:
+            dose = float(row.get("dose") or "nan")
+        except ValueError:
+            problems.append(f"{path}:{line}: dose {row['dose']!r} is no number")
+            dose = float("nan")
+        defaults = dict.fromkeys(MAP_COLUMNS, "")
+        wells.append(defaults | row | {"well": well, "control": control, "dose": dose})
+    if problems:
+        raise ConfigError(problems)
+    return wells
+
+
+def _read_table(path, required, known):
+    """Rows of a table with tabs or commas as (line, dict), and what is wrong with it."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return [], [f"no {str(path)!r}"]
+    except UnicodeDecodeError:
+        return [], [f"{path}: not UTF-8 text"]
+    lines = text.splitlines()
+    header = next((line for line in lines if line.strip() and not line.startswith("#")), "")
+    delimiter = "\t" if "\t" in header else ","
+    names, rows, problems = None, [], []
+    for number, cells in enumerate(csv.reader(lines, delimiter=delimiter), start=1):
+        cells = [cell.strip() for cell in cells]
+        if not any(cells) or cells[0].startswith("#"):
+            continue
+        if names is None:
+            names = cells
+            if missing := required - set(names):
+                return [], [f"{path}:{number}: no column {', '.join(sorted(missing))}; found {', '.join(names)}"]
+            unknown = [name for name in names if known and name not in known]
+            problems += [f"{path}:{number}: unknown column {name!r}.{did_you_mean(name, known)}" for name in unknown]
+            continue
+        if len(cells) > len(names):
+            problems.append(f"{path}:{number}: {len(cells)} cells under {len(names)} columns")
+        rows.append((number, dict(zip(names, cells, strict=False))))
+    return rows, problems

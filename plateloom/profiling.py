@@ -1,0 +1,723 @@
+"""From cells to profiles: one row per well, normalized to the plate's negative controls, and what can be said from it.
+
+Columns follow CellProfiler: ``Metadata_*`` keys, everything else that is numeric is a feature. A well without cells
+keeps its row (NaN, count 0): that nothing survived is a result.
+"""
+
+import re
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+
+from plateloom.errors import did_you_mean
+
+CONTROLS = ("", "negative", "positive")
+POSITION = re.compile(
+    r"^[^_]+_(Location|Number|Parent|Children)_|_AreaShape_(Center|BoundingBox(Minimum|Maximum))_[XYZ]$"
+)
+WELL = re.compile(r"^([A-Z]{1,2})0*([1-9]\d*)$")
+MAD_TO_SD = 1.482602218505602  # 1 / Phi^-1(3/4): the MAD of a normal distribution in standard deviations
+NO_SPREAD = 1e-12  # relative to the largest value: below this a spread is rounding
+
+Operation = Literal[
+    "drop_na_columns", "variance_threshold", "frequency_threshold", "correlation_threshold", "drop_outliers"
+]
+
+
+class Params(BaseModel):
+    """Settings of profiling.
+
+    The readout is one number per well, named by a feature (its well aggregate), optionally divided by a second one,
+    e.g. the ratio of nuclear to cytoplasmic intensity.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    aggregate: Literal["median", "mean"] = "median"
+    normalize_to: Literal["negative", "all"] = "negative"
+    method: Literal["mad_robustize", "standardize", "robustize"] = "mad_robustize"
+    min_controls: int = Field(3, ge=2)
+    feature_select: tuple[Operation, ...] = ("drop_na_columns", "variance_threshold", "correlation_threshold")
+    na_cutoff: float = Field(0.05, ge=0, le=1)
+    min_variance: float = Field(1e-6, ge=0)
+    correlation: float = Field(0.9, gt=0, le=1)
+    outlier_cutoff: float = Field(500.0, gt=0)
+    readout: str | None = None
+    readout_denominator: str | None = None
+    readout_log: bool = False
+    hit_threshold: float = Field(3.0, gt=0)
+    hit_min_replicates: int = Field(2, ge=1)
+
+
+def feature_columns(table):
+    """List the columns that measure the cell: numeric, no key, and not where the cell lies or what it is numbered.
+
+    Parameters
+    ----------
+    table : DataFrame, shape (W, ...) or (N, ...)
+
+    Returns
+    -------
+    list of str
+
+    Examples
+    --------
+    >>> names = ["Metadata_Well", "Nuclei_AreaShape_Area", "Nuclei_Location_Center_X"]
+    >>> feature_columns(pd.DataFrame(columns=names, dtype=float))
+    ['Nuclei_AreaShape_Area']
+    """
+    return [
+        name
+        for name in table.columns
+        if not name.startswith("Metadata_")
+        and pd.api.types.is_numeric_dtype(table[name])
+        and not pd.api.types.is_bool_dtype(table[name])
+        and not POSITION.search(name)
+    ]
+
+
+def aggregate_well(cells, features=None, *, statistic="median"):
+    """Reduce the cells of one well to one row.
+
+    Parameters
+    ----------
+    cells : DataFrame, shape (N, ...)
+        The cells of one well; N may be 0.
+    features : sequence of str, optional
+        Columns to aggregate; default `feature_columns(cells)`.
+    statistic : {"median", "mean"}
+        Of the finite values; NaN and infinity are left out.
+
+    Returns
+    -------
+    dict
+        Feature to float (NaN where no cell has a value), and `Metadata_CellCount`, an int.
+
+    Examples
+    --------
+    >>> aggregate_well(pd.DataFrame({"Nuclei_AreaShape_Area": [1.0, 2.0, np.nan]}))
+    {'Nuclei_AreaShape_Area': 1.5, 'Metadata_CellCount': 3}
+    """
+    if statistic not in ("median", "mean"):
+        raise ValueError(f"Unknown statistic {statistic!r}. Expected 'median' or 'mean'.")
+    features = feature_columns(cells) if features is None else list(features)
+    values = _finite(cells, features)
+    row = (values.median() if statistic == "median" else values.mean()).astype(float)
+    return {**{name: float(row[name]) for name in features}, "Metadata_CellCount": len(cells)}
+
+
+def annotate(profiles, plate_map):
+    """Join what was put into each well.
+
+    Parameters
+    ----------
+    profiles : DataFrame, shape (W, ...)
+        With `Metadata_Well`, and `Metadata_Plate` if the map has a column `plate`.
+    plate_map : DataFrame
+        Columns `well`, `treatment`, optionally `plate`, `dose`, `unit`, `control` ('', 'negative', 'positive') and any
+        others.
+
+    Returns
+    -------
+    DataFrame, shape (W, ...)
+        The same rows in the same order with `Metadata_Treatment`, `Metadata_Dose` (float), `Metadata_Unit`,
+        `Metadata_Control` and one `Metadata_*` column for each further column of the map. A well that is not on the
+        map has a missing treatment, dose NaN, unit '' and control ''.
+
+    Raises
+    ------
+    ValueError
+        If the map lists a well twice, lacks a column, or names another kind of control.
+
+    Notes
+    -----
+    ``A1`` and ``A01`` are the same well.
+    """
+    absent = {"well", "treatment"} - set(plate_map.columns)
+    if absent:
+        raise ValueError(f"The plate map has no column {sorted(absent)}. Found: {list(plate_map.columns)}.")
+    table = plate_map.copy()
+    keys = ["plate", "well"] if "plate" in table else ["well"]
+    table["well"] = [_well(name) for name in table["well"]]
+    if "plate" in table:
+        table["plate"] = table["plate"].astype(str)
+    twice = table.loc[table.duplicated(keys), keys].astype(str).agg(" ".join, axis=1)
+    if len(twice):
+        raise ValueError(f"The plate map lists {sorted(set(twice))} more than once. Keep one row per well.")
+    table["dose"] = pd.to_numeric(table["dose"], errors="raise").astype(float) if "dose" in table else np.nan
+    for name in ("unit", "control"):
+        table[name] = table[name].fillna("").astype(str).str.strip() if name in table else ""
+    table["control"] = table["control"].str.lower()
+    unknown = sorted(set(table["control"]) - set(CONTROLS))
+    if unknown:
+        raise ValueError(f"Unknown control {unknown}. Expected one of {list(CONTROLS)}.")
+    table["treatment"] = table["treatment"].where(table["treatment"].notna() & (table["treatment"] != ""), None)
+
+    others = [name for name in table.columns if name not in ("plate", "well", "treatment", "dose", "unit", "control")]
+    ordered = ["treatment", "dose", "unit", "control", *others]
+    wells = [_well(name) for name in profiles["Metadata_Well"]]
+    if "plate" in table:
+        rows = pd.MultiIndex.from_arrays([profiles["Metadata_Plate"].astype(str), wells])
+        index = pd.MultiIndex.from_frame(table[keys])
+    else:
+        rows, index = pd.Index(wells), pd.Index(table["well"])
+    joined = table.set_axis(index, axis=0)[ordered].reindex(rows).set_axis(profiles.index, axis=0)
+    joined.columns = [f"Metadata_{name[:1].upper()}{name[1:]}" for name in ordered]
+    joined["Metadata_Treatment"] = (
+        joined["Metadata_Treatment"].astype(object).where(joined["Metadata_Treatment"].notna(), None)
+    )
+    for name in ("Metadata_Unit", "Metadata_Control"):
+        joined[name] = joined[name].fillna("")
+    kept = [name for name in profiles.columns if name not in joined.columns]
+    keyed = [name for name in kept if name.startswith("Metadata_")]
+    return pd.concat([profiles[keyed], joined, profiles[[name for name in kept if name not in keyed]]], axis=1)
+
+
+def compute_readout(profiles, params):
+    """Compute the readout of each well from its aggregates.
+
+    Parameters
+    ----------
+    profiles : DataFrame, shape (W, ...)
+        Well profiles *before* normalization.
+    params : Params
+        `readout`, `readout_denominator`, `readout_log` (log2).
+
+    Returns
+    -------
+    Series of float, shape (W,), named "Metadata_Readout"
+        NaN where the well has no value, the denominator is 0, or the logarithm does not exist. The name makes it a
+        key: it passes through `normalize_profiles` untouched.
+
+    Raises
+    ------
+    ValueError
+        If no readout is set, or the column does not exist.
+    """
+    if params.readout is None:
+        raise ValueError("No readout is set. Name a feature column in `readout`.")
+    wanted = [params.readout, *([params.readout_denominator] if params.readout_denominator else [])]
+    for name in wanted:
+        if name not in profiles or not pd.api.types.is_numeric_dtype(profiles[name]):
+            numeric = [column for column in profiles if pd.api.types.is_numeric_dtype(profiles[column])]
+            raise ValueError(f"The readout {name!r} is no numeric column of the profiles.{did_you_mean(name, numeric)}")
+    values = profiles[wanted[0]].to_numpy(float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if len(wanted) == 2:
+            values = values / profiles[wanted[1]].to_numpy(float)
+        if params.readout_log:
+            values = np.log2(values)
+    return pd.Series(np.where(np.isfinite(values), values, np.nan), index=profiles.index, name="Metadata_Readout")
+
+
+def normalize_profiles(profiles, params, *, features=None):
+    """Express each feature of one plate's wells in units of the reference wells' spread.
+
+    Parameters
+    ----------
+    profiles : DataFrame, shape (W, ...)
+        Wells of one plate with `Metadata_Control`.
+    params : Params
+        `normalize_to` 'negative': the reference is the wells with control 'negative'; 'all': every well. Wells without
+        cells are never reference.
+    features : sequence of str, optional
+        Default `feature_columns(profiles)`; other feature columns are left out of the result.
+
+    Returns
+    -------
+    profiles : DataFrame, shape (W, ...)
+        With `Metadata_Normalized`: True, or False where the reference was too small and the values are as they came.
+    report : dict
+        `status` 'normalized' or 'no_controls', `reason`, `method`, `reference`, `n_reference`, `n_features`, and
+        `dropped`, feature to reason.
+
+    Notes
+    -----
+    A feature whose spread among the reference wells is 0 is dropped and listed: divided by a small constant, as
+    pycytominer's default does, it would dominate every distance. With fewer than `min_controls` reference wells the
+    plate is *not* normalized to itself, which would hide an active plate. Features with fewer than `min_controls`
+    finite reference values are dropped.
+    """
+    from pycytominer import normalize
+
+    plates = set(profiles["Metadata_Plate"]) if "Metadata_Plate" in profiles else set()
+    if len(plates) > 1:
+        raise ValueError(f"Found {len(plates)} plates; normalize one plate at a time, then use `join_plates`.")
+    features = feature_columns(profiles) if features is None else list(features)
+    keys = [name for name in profiles.columns if name.startswith("Metadata_") and name != "Metadata_Normalized"]
+    table = pd.concat([profiles[keys], _finite(profiles, features)], axis=1)
+    # A boolean column, never the user's text: pycytominer executes its `samples` string.
+    reference = table[features].notna().any(axis=1)
+    if "Metadata_CellCount" in table:
+        reference &= table["Metadata_CellCount"] > 0
+    if params.normalize_to == "negative":
+        reference &= table["Metadata_Control"] == "negative"
+    report = {
+        "status": "normalized",
+        "reason": "",
+        "method": params.method,
+        "reference": params.normalize_to,
+        "n_reference": int(reference.sum()),
+        "n_features": len(features),
+        "dropped": {},
+    }
+    if report["n_reference"] < params.min_controls:
+        which = "negative control wells" if params.normalize_to == "negative" else "wells"
+        reason = f"{report['n_reference']} {which} with cells, {params.min_controls} needed; values are not normalized"
+        return _mark(table, keys, features, False), report | {"status": "no_controls", "reason": reason}
+
+    within = table.loc[reference, features]
+    count = within.notna().sum()
+    spread = _spread(within, params.method) > NO_SPREAD * within.abs().max()
+    for name in features:
+        if count[name] < params.min_controls:
+            report["dropped"][name] = f"{count[name]} finite values among the reference wells"
+        elif not spread[name]:
+            report["dropped"][name] = "no spread among the reference wells"
+    kept = [name for name in features if name not in report["dropped"]]
+    report["n_features"] = len(kept)
+    if kept:
+        table = normalize(
+            pd.concat([table, reference.rename("Metadata_IsReference")], axis=1),
+            features=kept,
+            meta_features=keys,
+            samples="Metadata_IsReference",
+            method=params.method,
+            mad_robustize_epsilon=0,
+        )
+    return _mark(table, keys, kept, True), report
+
+
+def join_plates(plates):
+    """Stack the normalized profiles of several plates on the features that all of them kept.
+
+    Parameters
+    ----------
+    plates : sequence of DataFrame
+        One table per plate, from `normalize_profiles`.
+
+    Returns
+    -------
+    profiles : DataFrame, shape (sum of W, ...)
+    dropped : list of str
+        Features that at least one plate lacks.
+    """
+    plates = list(plates)
+    if not plates:
+        return pd.DataFrame(), []
+    shared = set.intersection(*(set(feature_columns(table)) for table in plates))
+    dropped = sorted({name for table in plates for name in feature_columns(table)} - shared)
+    keys = list(dict.fromkeys(name for table in plates for name in table.columns if name.startswith("Metadata_")))
+    features = [name for name in feature_columns(plates[0]) if name in shared]
+    joined = {name: np.concatenate([_key(table, name) for table in plates]) for name in keys}
+    values = np.concatenate([table[features].to_numpy(float) for table in plates])
+    return pd.concat([pd.DataFrame(joined), pd.DataFrame(values, columns=features)], axis=1), dropped
+
+
+def select_features(profiles, params, *, features=None):
+    """Drop features that are empty, constant or redundant.
+
+    Parameters
+    ----------
+    profiles : DataFrame, shape (W, ...)
+        Normalized profiles; pass the plates that the selection shall be fitted on, and take the same columns from
+        others.
+    params : Params
+        `feature_select`, applied in this order, and its cut-offs.
+    features : sequence of str, optional
+        Default `feature_columns(profiles)`.
+
+    Returns
+    -------
+    profiles : DataFrame, shape (W, ...)
+        All rows, fewer columns.
+    dropped : dict of str to list of str
+        Operation to the features that it dropped, sorted.
+
+    Notes
+    -----
+    Wells without any value take no part in the decision, else a few empty wells would make every feature fail
+    `drop_na_columns`. pycytominer's `correlation_threshold` looks at positive correlations only.
+    """
+    from pycytominer import feature_select
+
+    remaining = feature_columns(profiles) if features is None else list(features)
+    table = _finite(profiles, remaining)
+    table = table[table.notna().any(axis=1)]
+    dropped = {}
+    for operation in params.feature_select:
+        if operation == "correlation_threshold" and len(remaining) < 2 or not remaining or len(table) < 2:
+            dropped[operation] = []
+            continue
+        if operation == "variance_threshold" and not (table[remaining].var(ddof=0) > params.min_variance).any():
+            kept = []  # scikit-learn raises where nothing is left
+        else:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                selected = feature_select(
+                    table[remaining],
+                    features=remaining,
+                    operation=operation,
+                    na_cutoff=params.na_cutoff,
+                    corr_threshold=params.correlation,
+                    outlier_cutoff=params.outlier_cutoff,
+                    min_variance=params.min_variance,
+                )
+            kept = [name for name in remaining if name in selected]
+        dropped[operation] = sorted(set(remaining) - set(kept))
+        remaining = kept
+    gone = {name for names in dropped.values() for name in names}
+    return profiles[[name for name in profiles.columns if name not in gone]], dropped
+
+
+def assay_quality(positive, negative, *, n_bootstrap=1000, confidence=0.95, seed=0):
+    """Measure how well the controls of an assay are separated.
+
+    Parameters
+    ----------
+    positive, negative : array of float
+        Readouts of the control wells; NaN is left out.
+    n_bootstrap : int
+        Resamples of the wells for the confidence interval; 0 for none.
+    confidence : float in (0, 1)
+    seed : int
+
+    Returns
+    -------
+    dict
+        `z_prime` = 1 - 3 (sd_p + sd_n) / |mean_p - mean_n|, `robust_z_prime` (medians and scaled MADs), `ssmd` =
+        (mean_p - mean_n) / sqrt(var_p + var_n), each with `_low` and `_high`; `n_positive`, `n_negative`, `reason`.
+        NaN where there are fewer than 3 wells of a kind, or no separation (for SSMD: no variance).
+
+    Notes
+    -----
+    Zhang et al. 1999, doi:10.1177/108705719900400206; SSMD: Zhang 2007, doi:10.1016/j.ygeno.2006.12.014. Sample
+    standard deviations (n - 1). Percentile bootstrap: with few wells the interval is too narrow.
+    """
+    positive, negative = (np.asarray(values, float).ravel() for values in (positive, negative))
+    positive, negative = positive[np.isfinite(positive)], negative[np.isfinite(negative)]
+    names = ("z_prime", "robust_z_prime", "ssmd")
+    quality = {name + end: np.nan for name in names for end in ("", "_low", "_high")}
+    quality |= {"n_positive": len(positive), "n_negative": len(negative), "reason": ""}
+    if min(len(positive), len(negative)) < 3:
+        return quality | {"reason": "fewer than 3 control wells of a kind"}
+    values = _separation(positive[None], negative[None])
+    quality |= {name: float(values[name][0]) for name in names}
+    if np.isnan(values["z_prime"][0]):
+        quality["reason"] = "no separation: the controls have the same mean"
+    if n_bootstrap:
+        random = np.random.default_rng(seed)
+        p = positive[random.integers(0, len(positive), (n_bootstrap, len(positive)))]
+        n = negative[random.integers(0, len(negative), (n_bootstrap, len(negative)))]
+        tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+        for name, resampled in _separation(p, n).items():
+            resampled = resampled[np.isfinite(resampled)]
+            if len(resampled) and np.isfinite(quality[name]):
+                quality[name + "_low"], quality[name + "_high"] = np.quantile(resampled, tails).tolist()
+    return quality
+
+
+def dose_response(readout, *, value="Metadata_Readout", alpha=0.05):
+    """Fit a Hill curve to each treatment that was given in several doses.
+
+    Parameters
+    ----------
+    readout : DataFrame, shape (W, ...)
+        `Metadata_Treatment`, `Metadata_Dose`, `value`, optionally `Metadata_Unit`; wells without dose or value are
+        left out.
+    value : str
+        The column to fit.
+    alpha : float in (0, 1)
+        Level of the F test of the curve against a constant.
+
+    Returns
+    -------
+    DataFrame
+        One row per treatment with a dose: `Metadata_Treatment`, `Metadata_Unit`, `ec50` with its 95 % interval
+        `ec50_low`, `ec50_high` [unit of the dose], `hill` (> 0), `bottom` (the response at dose 0), `top` (at
+        saturation; below `bottom` for a falling curve), `r2`, `p`, `n` wells, `n_doses`, `reason`. Where `reason` is
+        not empty what it speaks of is NaN.
+
+    Notes
+    -----
+    ``y = bottom + (top - bottom) x / (1 + x)``, ``x = (dose / ec50) ** hill``. For a given EC50 and Hill slope the
+    other two are linear, so a grid over the first two starts the bounded fit from its three best places. Hill slopes
+    lie in [0.2, 8]; an EC50 beyond the doses given is an extrapolation and reported as NaN.
+    """
+    columns = [
+        "Metadata_Treatment",
+        "Metadata_Unit",
+        "ec50",
+        "ec50_low",
+        "ec50_high",
+        "hill",
+        "bottom",
+        "top",
+        "r2",
+        "p",
+    ]
+    columns += ["n", "n_doses", "reason"]
+    table = readout[readout["Metadata_Treatment"].notna()]
+    table = table[np.isfinite(table["Metadata_Dose"].astype(float)) & (table["Metadata_Dose"].astype(float) >= 0)]
+    rows = []
+    for treatment, wells in table.groupby("Metadata_Treatment", sort=True):
+        units = sorted(set(wells["Metadata_Unit"])) if "Metadata_Unit" in wells else [""]
+        wells = wells[np.isfinite(wells[value].astype(float))]
+        row = {"Metadata_Treatment": treatment, "Metadata_Unit": units[0] if len(units) == 1 else ""}
+        if len(units) > 1:
+            fit = {"n": len(wells), "reason": f"doses in different units: {', '.join(units)}"}
+        else:
+            fit = fit_hill(wells["Metadata_Dose"].to_numpy(float), wells[value].to_numpy(float), alpha=alpha)
+        rows.append(row | fit)
+    table = pd.DataFrame(rows, columns=columns)
+    counts = {"n": "int64", "n_doses": "int64"}
+    texts = {name: object for name in ("Metadata_Treatment", "Metadata_Unit", "reason")}
+    table = table.fillna({"n": 0, "n_doses": 0, "reason": ""})
+    return table.astype({name: "float64" for name in columns} | counts | texts)
+
+
+def fit_hill(dose, response, *, alpha=0.05):
+    """Fit one Hill curve; see `dose_response`.
+
+    Parameters
+    ----------
+    dose : array of float, shape (W,)
+        At least 0, finite.
+    response : array of float, shape (W,)
+        Finite.
+    alpha : float in (0, 1)
+
+    Returns
+    -------
+    dict
+        `ec50`, `ec50_low`, `ec50_high`, `hill`, `bottom`, `top`, `r2`, `p`, `n`, `n_doses`, `reason`.
+    """
+    from scipy.optimize import least_squares
+    from scipy.stats import f as f_distribution
+    from scipy.stats import t as t_distribution
+
+    dose, response = np.asarray(dose, float), np.asarray(response, float)
+    names = ("ec50", "ec50_low", "ec50_high", "hill", "bottom", "top", "r2", "p")
+    fit = dict.fromkeys(names, np.nan) | {"n": len(dose), "n_doses": len(np.unique(dose)), "reason": ""}
+    given = dose[dose > 0]
+    if fit["n_doses"] < 4 or len(np.unique(given)) < 3 or fit["n"] < 5:
+        return fit | {"reason": f"{fit['n_doses']} doses in {fit['n']} wells; at least 4 doses and 5 wells are needed"}
+    total = np.sum((response - response.mean()) ** 2)
+    if not total > (NO_SPREAD * np.abs(response).max()) ** 2:
+        return fit | {"reason": "the readout is constant"}
+
+    # Fitted in units of the response's range and of decades, so that one tolerance serves every readout.
+    scale, offset = np.ptp(response), response.min()
+    y = (response - offset) / scale
+    lowest, highest = np.log10(given.min()), np.log10(given.max())
+    with np.errstate(divide="ignore"):
+        log_dose = np.log10(dose)  # dose 0 is -inf: response = bottom
+
+    def occupied(log_ec50, hill):
+        with np.errstate(over="ignore"):
+            return 1 / (1 + 10.0 ** (hill * (log_ec50 - log_dose)))
+
+    starts = []
+    for log_ec50 in np.linspace(lowest - 0.5, highest + 0.5, 25):
+        for hill in (0.5, 1.0, 2.0, 4.0):
+            design = np.stack([1 - occupied(log_ec50, hill), occupied(log_ec50, hill)], axis=1)
+            ends = np.linalg.lstsq(design, y, rcond=None)[0]
+            starts.append((float(np.sum((design @ ends - y) ** 2)), log_ec50, hill, *np.clip(ends, -2, 3)))
+    lower, upper = [lowest - 1, 0.2, -2.0, -2.0], [highest + 1, 8.0, 3.0, 3.0]
+
+    def residuals(p):
+        part = occupied(p[0], p[1])
+        return p[2] + (p[3] - p[2]) * part - y
+
+    fits = [least_squares(residuals, start[1:], bounds=(lower, upper), max_nfev=100) for start in sorted(starts)[:3]]
+    fits = [each for each in fits if each.success]
+    if not fits:
+        return fit | {"reason": "the fit did not converge"}
+    best = min(fits, key=lambda each: each.cost)
+    remaining = 2 * best.cost * scale**2
+    fit["r2"] = float(1 - remaining / total)
+    free = len(dose) - 4
+    if remaining <= total * 1e-20:
+        fit["p"] = 0.0
+    else:
+        fit["p"] = float(f_distribution.sf(max(total - remaining, 0) / 3 / (remaining / free), 3, free))
+    if fit["p"] > alpha:
+        return fit | {"reason": f"no response that depends on the dose (F test, p = {fit['p']:.2g})"}
+    log_ec50, hill, bottom, top = best.x
+    fit |= {"hill": float(hill), "bottom": float(offset + scale * bottom), "top": float(offset + scale * top)}
+    if not lowest <= log_ec50 <= highest:
+        return fit | {"reason": "the EC50 lies beyond the doses given"}
+    covariance = np.linalg.pinv(best.jac.T @ best.jac) * 2 * best.cost / free
+    half = t_distribution.ppf(0.975, free) * np.sqrt(max(covariance[0, 0], 0))
+    with np.errstate(over="ignore"):
+        low, high = 10.0 ** (log_ec50 - half), np.float64(10.0) ** (log_ec50 + half)
+    return fit | {"ec50": float(10**log_ec50), "ec50_low": float(low), "ec50_high": float(high)}
+
+
+def robust_z(values, reference):
+    """Express values in robust standard deviations from the median of the reference.
+
+    Parameters
+    ----------
+    values : array of float, shape (W,)
+    reference : array of float
+        NaN is left out.
+
+    Returns
+    -------
+    array of float64, shape (W,)
+        (value - median) / (1.4826 MAD); all NaN where the reference is empty or has no spread.
+
+    Examples
+    --------
+    >>> robust_z([3.0], [-1.0, 0.0, 1.0]).round(3)
+    array([2.023])
+    """
+    values, reference = np.asarray(values, float), np.asarray(reference, float)
+    reference = reference[np.isfinite(reference)]
+    if not len(reference):
+        return np.full(values.shape, np.nan)
+    center = np.median(reference)
+    spread = MAD_TO_SD * np.median(np.abs(reference - center))
+    if not spread > NO_SPREAD * np.abs(reference).max():
+        return np.full(values.shape, np.nan)
+    return (values - center) / spread
+
+
+def call_hits(readout, params, *, value="Metadata_Readout"):
+    """Compare each treatment and dose with the negative controls of its own plates.
+
+    Parameters
+    ----------
+    readout : DataFrame, shape (W, ...)
+        Wells of any number of plates: `Metadata_Plate`, `Metadata_Treatment`, `Metadata_Dose`, `Metadata_Control` and
+        `value`.
+    params : Params
+        `hit_threshold` [robust standard deviations], `hit_min_replicates`, `min_controls`.
+    value : str
+        The column to judge.
+
+    Returns
+    -------
+    hits : DataFrame
+        One row per treatment and dose but the negative controls: `Metadata_Treatment`, `Metadata_Dose`,
+        `Metadata_Unit`, `Metadata_Control`, `n` wells with a value, `n_plates`, `median` of the value, `robust_z`
+        (median over the wells), `n_beyond` (wells at or beyond the threshold on the side of the median), `hit`,
+        `reason` (why it can be no hit). Strongest first.
+    report : dict
+        `threshold`, `min_replicates`, `n_wells`, `skipped_plates` (plate to reason), and `false_rate`, the share of
+        negative control wells at or beyond the threshold (NaN without any): what the threshold means on these plates.
+
+    Notes
+    -----
+    A hit has a median beyond the threshold and at least `hit_min_replicates` wells beyond it on that side. No p value
+    is given: with the usual handful of wells it would rest on an assumed distribution.
+    """
+    table = readout.reset_index(drop=True)
+    values = table[value].astype(float).where(np.isfinite(table[value].astype(float)))
+    negative = table["Metadata_Control"] == "negative"
+    scores = pd.Series(np.nan, index=table.index)
+    skipped = {}
+    for plate, wells in table.groupby("Metadata_Plate", sort=True):
+        controls = values[wells.index][negative[wells.index]].dropna()
+        if len(controls) < params.min_controls:
+            skipped[str(plate)] = f"{len(controls)} negative control wells with a value, {params.min_controls} needed"
+            continue
+        scores[wells.index] = robust_z(values[wells.index], controls)
+        if np.isnan(robust_z([0.0], controls)[0]):
+            skipped[str(plate)] = "no spread among the negative controls"
+    keys = ["Metadata_Treatment", "Metadata_Dose", "Metadata_Unit", "Metadata_Control"]
+    table = table.assign(score=scores, value=values, Metadata_Unit=table.get("Metadata_Unit", ""))
+    rows = []
+    for key, wells in table[~negative & table["Metadata_Treatment"].notna()].groupby(keys, sort=True, dropna=False):
+        judged = wells[wells["score"].notna()]
+        median = judged["score"].median() if len(judged) else np.nan
+        beyond = int((judged["score"] * np.sign(median) >= params.hit_threshold).sum()) if len(judged) else 0
+        reason = ""
+        if not len(judged):
+            reason = "no well with a value on a plate with negative controls"
+        elif len(judged) < params.hit_min_replicates:
+            reason = f"{len(judged)} wells, {params.hit_min_replicates} needed"
+        hit = not reason and abs(median) >= params.hit_threshold and beyond >= params.hit_min_replicates
+        plates = judged["Metadata_Plate"].nunique()
+        center = judged["value"].median() if len(judged) else np.nan
+        rows.append((*key, len(judged), plates, center, median, beyond, bool(hit), reason))
+    columns = [*keys, "n", "n_plates", "median", "robust_z", "n_beyond", "hit", "reason"]
+    hits = pd.DataFrame(rows, columns=columns)
+    types = {
+        "Metadata_Dose": float,
+        "n": int,
+        "n_plates": int,
+        "median": float,
+        "robust_z": float,
+        "n_beyond": int,
+        "hit": bool,
+    }
+    hits = hits.astype(types)
+    strongest = hits["robust_z"].abs().sort_values(ascending=False, kind="stable", na_position="last").index
+    control_scores = scores[negative].dropna()
+    report = {
+        "threshold": params.hit_threshold,
+        "min_replicates": params.hit_min_replicates,
+        "n_wells": int(scores.notna().sum()),
+        "skipped_plates": skipped,
+        "false_rate": float((control_scores.abs() >= params.hit_threshold).mean()) if len(control_scores) else np.nan,
+    }
+    return hits.loc[strongest].reset_index(drop=True), report
+
+
+def _finite(table, features):
+    """The feature columns as float, infinity as NaN."""
+    values = table[list(features)].astype(float)
+    return values.where(np.isfinite(values))
+
+
+def _well(name):
+    """`a1` and `A01` as `A01`; a name that is no well stays as it is."""
+    found = WELL.match(str(name).strip().upper())
+    return f"{found[1]}{int(found[2]):02d}" if found else str(name)
+
+
+def _key(table, name):
+    """A key column as an array, None where the table has no such column."""
+    return table[name].to_numpy() if name in table else np.full(len(table), None, dtype=object)
+
+
+def _mark(table, keys, features, normalized):
+    """Keys, the flag, features."""
+    return pd.concat(
+        [
+            table[keys],
+            pd.Series(normalized, index=table.index, name="Metadata_Normalized", dtype=bool),
+            table[list(features)],
+        ],
+        axis=1,
+    )
+
+
+def _spread(values, method):
+    """Per column the quantity that `method` divides by."""
+    if method == "mad_robustize":
+        return (values - values.median()).abs().median()
+    if method == "standardize":
+        return values.std(ddof=0)
+    return values.quantile(0.75) - values.quantile(0.25)
+
+
+def _separation(positive, negative):
+    """Z', robust Z' and SSMD per row of the two arrays of shape (resamples, wells)."""
+    mean = positive.mean(axis=1) - negative.mean(axis=1)
+    sd = [values.std(axis=1, ddof=1) for values in (positive, negative)]
+    medians = [np.median(values, axis=1) for values in (positive, negative)]
+    mad = [
+        MAD_TO_SD * np.median(np.abs(v - m[:, None]), axis=1)
+        for v, m in zip((positive, negative), medians, strict=True)
+    ]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        measures = {
+            "z_prime": 1 - 3 * (sd[0] + sd[1]) / np.abs(mean),
+            "robust_z_prime": 1 - 3 * (mad[0] + mad[1]) / np.abs(medians[0] - medians[1]),
+            "ssmd": mean / np.sqrt(sd[0] ** 2 + sd[1] ** 2),
+        }
+    return {name: np.where(np.isfinite(values), values, np.nan) for name, values in measures.items()}

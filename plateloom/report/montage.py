@@ -1,0 +1,217 @@
+"""Pictures that let a person judge a segmentation: contrast-stretched composites with thin outlines on top."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+OUTLINES = {"Cells": "#ffd43b", "Nuclei": "#ffffff", "Cytoplasm": "#ff922b"}
+SPARE = ("#74c0fc", "#f783ac", "#8ce99a", "#e599f7")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Tile:
+    """One picture of the montage.
+
+    Parameters
+    ----------
+    well : str
+    picture : array of uint8, shape (H, W, 3)
+        From `composite_image`, or from `outline_image` with the outlines drawn in; best 320 to 640 px wide.
+    outlines : array of uint8, shape (H, W, 4), optional
+        From `outline_layer`; a separate layer can be switched off on the page, and the picture is compressed harder.
+    treatment : str, optional
+    dose : float, optional
+        [`dose_unit` of the report]; NaN: none.
+    cells : int, optional
+        Number of cells in the picture (or in the well: say so in `caption`); None: not counted.
+    control : str, optional
+        ``negative``, ``positive`` or nothing.
+    caption : str, optional
+        More, e.g. ``"field 3, 200 µm"``.
+    """
+
+    well: str
+    picture: np.ndarray
+    outlines: np.ndarray | None = None
+    treatment: str = ""
+    dose: float = math.nan
+    cells: int | None = None
+    control: str = ""
+    caption: str = ""
+
+
+def composite_image(image, colors, windows, *, width_px=(320, 640)):
+    """Blend channels into one picture, each stretched to its window and added in its color.
+
+    Parameters
+    ----------
+    image : array of float in [0, 1], shape (C, Y, X)
+        NaN is drawn black.
+    colors : sequence of str, shape (C,)
+        ``#rrggbb`` of each channel.
+    windows : sequence of (low, high), shape (C, 2)
+        Intensities drawn as black and as the full color. Take the same ones for all wells of a plate, or wells cannot be
+        compared.
+    width_px : tuple of int, optional
+        A narrower image is enlarged, and a wider one reduced, by the smallest whole factor that brings it there.
+
+    Returns
+    -------
+    array of uint8, shape (H, W, 3)
+    """
+    from PIL import Image
+
+    image = np.nan_to_num(np.asarray(image, np.float32))
+    if image.ndim != 3 or len(colors) != len(image) or len(windows) != len(image):
+        raise ValueError(f"{len(colors)} colors and {len(windows)} windows for an image of shape {image.shape}")
+    up, down = scale_factors(image.shape[2], width_px)
+    total = 0
+    for plane, color, (low, high) in zip(image, colors, windows, strict=True):
+        if down > 1:
+            height, width = (size // down for size in plane.shape)
+            plane = plane[: height * down, : width * down].reshape(height, down, width, down).mean((1, 3))
+        if up > 1:
+            size = (plane.shape[1] * up, plane.shape[0] * up)
+            plane = np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR))
+        stretched = ((plane - low) / (high - low)).clip(0, 1) if high > low else np.zeros_like(plane)
+        total = total + stretched[..., None] * rgb_of(color)
+    return np.clip(np.round(total), 0, 255).astype(np.uint8)
+
+
+def outline_mask(labels):
+    """Find the outline of every label, one pixel thin.
+
+    A pixel belongs to it where its label is larger than that of a neighbor above, below, left or right: against
+    background that is the outermost pixel of the cell, and between two touching cells one line and not two. The edge of
+    the image is no neighbor.
+
+    Parameters
+    ----------
+    labels : array of int, shape (Y, X)
+        0 is background.
+
+    Returns
+    -------
+    array of bool, shape (Y, X)
+
+    Examples
+    --------
+    >>> outline_mask([[0, 1, 2]]).tolist()
+    [[False, True, True]]
+    """
+    labels = np.asarray(labels)
+    mask = np.zeros(labels.shape, bool)
+    mask[1:] |= labels[1:] > labels[:-1]
+    mask[:-1] |= labels[:-1] > labels[1:]
+    mask[:, 1:] |= labels[:, 1:] > labels[:, :-1]
+    mask[:, :-1] |= labels[:, :-1] > labels[:, 1:]
+    return mask
+
+
+def outline_layer(labels, *, outline_colors=None, width_px=(320, 640)):
+    """Draw the outlines alone, on transparent ground.
+
+    Parameters
+    ----------
+    labels : dict of str to array of int, shape (Y, X)
+        Compartment to its labels, 0 is background; later ones are drawn over earlier ones.
+    outline_colors : dict of str to str, optional
+        ``#rrggbb`` of compartments; without it Cells are yellow, Nuclei white, Cytoplasm orange.
+    width_px : tuple of int, optional
+        As for `composite_image`; lines stay one pixel thin since they are drawn after scaling.
+
+    Returns
+    -------
+    array of uint8, shape (H, W, 4)
+    """
+    colors = named_colors(labels, outline_colors)
+    layer = None
+    for name, plane in labels.items():
+        plane = np.asarray(plane)
+        up, down = scale_factors(plane.shape[1], width_px)
+        if down > 1:
+            height, width = (size // down for size in plane.shape)
+            plane = plane[down // 2 :: down, down // 2 :: down][:height, :width]
+        mask = outline_mask(plane.repeat(up, axis=0).repeat(up, axis=1))
+        layer = np.zeros((*mask.shape, 4), np.uint8) if layer is None else layer
+        layer[mask] = [*rgb_of(colors[name]), 255]
+    if layer is None:
+        raise ValueError("no label image was given to draw the outlines of")
+    return layer
+
+
+def outline_image(image, labels, colors, windows, *, outline_colors=None, width_px=(320, 640)):
+    """Blend channels into one picture and draw the outlines of cells and nuclei over it.
+
+    Parameters
+    ----------
+    image : array of float in [0, 1], shape (C, Y, X)
+    labels : dict of str to array of int, shape (Y, X)
+        Compartment to its labels, 0 is background; later ones are drawn over earlier ones. Empty: no outlines.
+    colors, windows
+        See `composite_image`.
+    outline_colors, width_px
+        See `outline_layer`.
+
+    Returns
+    -------
+    array of uint8, shape (H, W, 3)
+
+    Examples
+    --------
+    >>> picture = outline_image([[[0.0, 1.0]]], {"Nuclei": [[0, 1]]}, ["#0000ff"], [(0, 1)], width_px=(1, 640))
+    >>> picture.tolist()
+    [[[0, 0, 0], [255, 255, 255]]]
+    """
+    picture = composite_image(image, colors, windows, width_px=width_px)
+    if labels:
+        layer = outline_layer(labels, outline_colors=outline_colors, width_px=width_px)
+        if layer.shape[:2] != picture.shape[:2]:
+            raise ValueError(
+                f"labels and image differ in size: {layer.shape[:2]} and {picture.shape[:2]} after scaling"
+            )
+        picture = np.where(layer[..., 3:] > 0, layer[..., :3], picture)
+    return picture
+
+
+def pair_image(crops, reconstructions, *, gap_px=4):
+    """Set crops above their reconstructions.
+
+    Parameters
+    ----------
+    crops, reconstructions : array of uint8, shape (N, H, W, 3)
+    gap_px : int, optional
+        White space between pictures [px].
+
+    Returns
+    -------
+    array of uint8, shape (2 H + gap, N (W + gap) - gap, 3)
+    """
+    crops, reconstructions = np.asarray(crops, np.uint8), np.asarray(reconstructions, np.uint8)
+    if crops.shape != reconstructions.shape or crops.ndim != 4 or not len(crops):
+        raise ValueError(f"crops of shape {crops.shape} and reconstructions of shape {reconstructions.shape}")
+    number, height, width, _ = crops.shape
+    picture = np.full((2 * height + gap_px, number * (width + gap_px) - gap_px, 3), 255, np.uint8)
+    for i in range(number):
+        x = i * (width + gap_px)
+        picture[:height, x : x + width] = crops[i]
+        picture[height + gap_px :, x : x + width] = reconstructions[i]
+    return picture
+
+
+def named_colors(names, given=None):
+    """The color of each compartment's outline, as `outline_layer` draws it: for the legend."""
+    spare = iter(SPARE * (len(names) // len(SPARE) + 1))
+    return {name: (given or {}).get(name) or OUTLINES.get(name) or next(spare) for name in names}
+
+
+def scale_factors(width, width_px):
+    """Whole factors (enlarge, reduce) that bring a width into a range as nearly as whole factors can."""
+    least, most = width_px
+    return max(1, math.ceil(least / max(width, 1))), max(1, math.ceil(width / most))
+
+
+def rgb_of(color):
+    """Red, green and blue of ``#rrggbb``."""
+    return np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)], int)

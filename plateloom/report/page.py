@@ -1,0 +1,291 @@
+"""The HTML page around the sections: one file, opened from a disk, that loads nothing and trusts no name."""
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+
+from plateloom.report.charts import element, format_number
+
+TEMPLATES = Path(__file__).parent / "templates"
+MOST_ROWS = 500
+HEADINGS = {
+    "Metadata_Plate": "plate",
+    "Metadata_Well": "well",
+    "Metadata_Field": "field",
+    "Metadata_ObjectNumber": "cell",
+    "Metadata_Batch": "batch",
+    "Metadata_Treatment": "treatment",
+    "Metadata_Dose": "dose",
+    "Metadata_Control": "control",
+}
+STATES = ("done", "failed", "missing", "skipped")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Section:
+    """One part of a page: its content, or the sentence that says why there is none."""
+
+    key: str
+    title: str
+    content: Markup | None
+    reason: str = ""
+
+
+def render_page(*, title, kind, facts, figures, verdict, sections):
+    """Render a whole page.
+
+    Parameters
+    ----------
+    title, kind : str
+        For example ``"P01"`` and ``"Plate report"``.
+    facts : dict of str to str
+        Small print below the title: screen, batch, source, date; empty ones are left out.
+    figures : dict of str to str
+        The numbers at the top.
+    verdict : sequence of (str, str)
+        Sentences at the top and their tone: ``good``, ``bad`` or ``plain``.
+    sections : sequence of Section
+
+    Returns
+    -------
+    str
+        The same bytes for the same arguments; can be encoded as UTF-8 whatever the names contain.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    script = (TEMPLATES / "sort.js").read_text(encoding="utf-8")
+    page = environment.get_template("page.html").render(
+        title=title,
+        kind=kind,
+        facts={name: value for name, value in facts.items() if value},
+        figures=figures,
+        verdict=verdict,
+        sections=sections,
+        style=Markup(style),
+        script=Markup(script),
+        policy=(
+            "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
+            f"style-src '{digest_of(style)}'; script-src '{digest_of(script)}'"
+        ),
+    )
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def digest_of(text):
+    """Name an inline style or script by its content, as a content security policy does."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}"
+
+
+def make_sections(titles, contents, notes):
+    """Pair every section of a page with its content or with the reason why it is absent.
+
+    Parameters
+    ----------
+    titles : dict of str to str
+        Key of each section, in order, to its title.
+    contents : dict of str to Markup or None
+    notes : mapping of str to str
+        The caller's reasons.
+
+    Raises
+    ------
+    ValueError
+        If a note names no section.
+    """
+    unknown = sorted(set(notes) - set(titles))
+    if unknown:
+        raise ValueError(f"notes name no section of this page: {unknown}. Sections: {', '.join(titles)}.")
+    return [
+        Section(
+            key=key,
+            title=title,
+            content=contents.get(key),
+            reason=str(notes.get(key) or "No data were given for this section."),
+        )
+        for key, title in titles.items()
+    ]
+
+
+def join(*parts):
+    """Put pieces of a page one after the other; None is left out."""
+    return Markup("").join(part for part in parts if part is not None)
+
+
+def paragraph(text, class_=None):
+    return element("p", text, class_=class_)
+
+
+def grid(pieces, class_="grid"):
+    """Set pieces side by side, as many as fit."""
+    return element("div", *pieces, class_=class_)
+
+
+def table(frame, *, empty, most=MOST_ROWS, links=None, sortable=True):
+    """Render a DataFrame: numbers right, texts left, states as words with a color.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        All columns are shown, in their order.
+    empty : str
+        The sentence shown when there is no row.
+    most : int, optional
+        Rows shown; the rest is counted below.
+    links : sequence of str, optional
+        A relative address for each row's first cell, or an empty text.
+    sortable : bool, optional
+        A click on a heading sorts.
+
+    Returns
+    -------
+    Markup
+    """
+    if not len(frame):
+        return paragraph(empty, "quiet")
+    columns = list(frame.columns)
+    numeric = [frame[name].dtype.kind in "fiu" for name in columns]
+    head = [
+        element(
+            "th", HEADINGS.get(str(name), str(name).removeprefix("Metadata_")), scope="col", class_="n" if n else None
+        )
+        for name, n in zip(columns, numeric, strict=True)
+    ]
+    rows = []
+    for i, row in enumerate(frame.head(most).itertuples(index=False, name=None)):
+        cells = []
+        for j, (name, value, number) in enumerate(zip(columns, row, numeric, strict=True)):
+            text = format_number(value) if number else text_of(value)
+            if name == "status" and text in STATES:
+                text = element("span", text, class_=f"state {text}")
+            if j == 0 and links is not None and (address := local_address(links[i])):
+                text = element("a", text, href=address)
+            exact = repr(float(value)) if number and not math.isnan(value) else None
+            cells.append(element("td", text, class_="n" if number else None, data_value=exact))
+        rows.append(element("tr", *cells))
+    whole = element(
+        "div",
+        element(
+            "table",
+            element("thead", element("tr", *head)),
+            element("tbody", *rows),
+            class_="sortable" if sortable and len(rows) > 1 else None,
+        ),
+        class_="scroll",
+    )
+    rest = len(frame) - most
+    return join(whole, paragraph(f"The first {most:,} of {len(frame):,} rows are shown.", "note") if rest > 0 else None)
+
+
+def text_of(value):
+    """A cell's text; nothing where there is no value."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return ""
+    return format_number(value) if isinstance(value, (bool, int, float)) else str(value)
+
+
+def local_address(address):
+    """Quote a relative path for a link; nothing for what is empty, absolute or has a scheme (``javascript:``)."""
+    text = text_of(address).replace("\\", "/").strip()
+    if not text or text.startswith("/") or ":" in text:
+        return ""
+    return quote(text, safe="/.#")
+
+
+def count_words(values):
+    """How often each text occurs, the most frequent first: ``7 × out of focus, 2 × truncated file``."""
+    counts = {}
+    for value in values:
+        counts[text_of(value) or "no reason given"] = counts.get(text_of(value) or "no reason given", 0) + 1
+    order = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{number:,} × {name}" for name, number in order[:6])
+    return f"{shown}, and {len(order) - 6} more reasons" if len(order) > 6 else shown
+
+
+def settings_table(settings):
+    """Render nested settings as one table, indented by level.
+
+    Parameters
+    ----------
+    settings : mapping
+        Values are mappings, sequences or plain values.
+
+    Returns
+    -------
+    Markup or None
+        None if there is no setting.
+    """
+    rows = []
+
+    def walk(level, name, value):
+        depth = f"depth-{min(level, 5)}"
+        if isinstance(value, Mapping) and value:
+            rows.append(element("tr", element("th", name, colspan=2, scope="colgroup", class_=depth), class_="branch"))
+            for key, below in value.items():
+                walk(level + 1, str(key), below)
+        elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
+            walk(level, name, {str(i): item for i, item in enumerate(value, 1)})
+        else:
+            rows.append(
+                element("tr", element("th", name, scope="row", class_=depth), element("td", plain_setting(value)))
+            )
+
+    for key, value in settings.items():
+        walk(0, str(key), value)
+    return (
+        element("div", element("table", element("tbody", *rows), class_="settings"), class_="scroll") if rows else None
+    )
+
+
+def plain_setting(value):
+    """Write a setting as the config file would: digits are kept, since a reader may copy them."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Mapping):
+        return "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(plain_setting(item) for item in value) or "none"
+    return str(value)
+
+
+def commands(lines):
+    """Lines to copy into a shell; None if there are none."""
+    return element("pre", element("code", "\n".join(str(line) for line in lines))) if lines else None
+
+
+def color_legend(colors):
+    """Names with their colors, in one line; None if there are none."""
+    if not colors:
+        return None
+    items = [
+        element(
+            "span",
+            element(
+                "svg",
+                element("rect", x=0.5, y=0.5, width=11, height=11, rx=2, fill=color, stroke="#9aa5b1"),
+                width=12,
+                height=12,
+                viewBox="0 0 12 12",
+                aria_hidden="true",
+            ),
+            f" {name}",
+        )
+        for name, color in colors.items()
+    ]
+    return element("p", *items, class_="key")

@@ -1,0 +1,137 @@
+"""plate.zarr images -> one flat-field per channel; and the corrected pixels that every later step reads."""
+
+import hashlib
+
+import numpy as np
+
+from plateloom import illumination
+from plateloom.engine.parts import Outcome, Unit, run_job
+from plateloom.errors import PlateLayoutError
+from plateloom.registry import load_method
+from plateloom.store import plate as store
+from plateloom.store.flatfields import read_flatfields, write_flatfields
+from plateloom.store.layout import plate_folder, plate_store, well_table
+from plateloom.store.provenance import recipe
+from plateloom.store.tables import read_tables
+
+
+def estimate_plate(*, plate, settings, code, assembled, converted, record):
+    """Estimate a plate's flat-fields from a bounded choice of its fields.
+
+    Parameters
+    ----------
+    plate : str
+    settings : dict
+        `method`, `parameters` and `fields` of the config's section.
+    code : str
+    assembled, converted : str and list of str
+        Records.
+    record : str
+    """
+    path = plate_folder(plate) / "illumination.zarr"
+
+    def plan(inputs):
+        wells = wells_of(inputs["converted"])
+        chosen = choose_fields(usable_fields(plate, wells), settings["fields"])
+        made = recipe(
+            "illumination",
+            parameters=settings,
+            code=code,
+            inputs={f"{well}/{field}": wells[well] for well, field in chosen},
+        )
+
+        def work():
+            described = store.describe_image(store.field_path(plate_store(plate), *chosen[0]))
+            results = yield [
+                (shrink_field, str(store.field_path(plate_store(plate), well, field)), settings) for well, field in chosen
+            ]
+            module = load_method(illumination.METHODS, settings["method"], "illumination method")
+            params = module.Params(**settings["parameters"])
+            flatfields, facts = {}, {}
+            for channel in described["channels"]:
+                thumbnails = [found[channel] for found in results if channel in found]
+                if not thumbnails:
+                    flatfields[channel], reason = np.ones(described["shape"][1:], np.float32), "no field has this channel"
+                else:
+                    flatfields[channel], reason = module.estimate(np.stack(thumbnails), described["shape"][1:], params)
+                facts[channel] = reason or f"from {len(thumbnails)} fields"
+            write_flatfields(path, flatfields, made)
+            return Outcome(facts=facts)
+
+        return [Unit("illumination", path, made, work)]
+
+    run_job("illumination", record=record, plan=plan, upstream={"assembled": assembled, "converted": converted}, plate=plate)
+
+
+def shrink_field(path, settings):
+    """Thumbnails of a field's channels; runs in a worker."""
+    module = load_method(illumination.METHODS, settings["method"], "illumination method")
+    params = module.Params(**settings["parameters"])
+    described = store.describe_image(path)
+    return {
+        channel: module.shrink(store.read_image(path, channels=[i])[0], params)
+        for i, channel in enumerate(described["channels"])
+        if channel not in described["missing"]
+    }
+
+
+def choose_fields(fields, count):
+    """Choose fields by a hash of their position on the plate, the same for every plate and whatever else is there.
+
+    A late well rarely enters the choice of a large plate, so it rarely changes the flat-field.
+
+    >>> choose_fields([("A01", 1), ("A02", 1), ("A03", 1)], 2)
+    [('A01', 1), ('A02', 1)]
+    """
+    rank = sorted(fields, key=lambda field: hashlib.sha256(f"{field[0]}/{field[1]}".encode()).digest())
+    return sorted(rank[:count])
+
+
+def wells_of(records):
+    """Wells and fingerprints that part jobs' records list."""
+    return {well: found for part in records for well, found in part["artefacts"].items()}
+
+
+def usable_fields(plate, wells):
+    """Fields that have an image.
+
+    Returns
+    -------
+    list of (str, int)
+        Well and field, sorted.
+    """
+    table = read_tables(
+        [well_table(plate, "fields", well) for well in sorted(wells)], ["Metadata_Well", "Metadata_Field", "Status"]
+    )
+    failed = table[table["Status"] == "failed"]
+    every = set(zip(table["Metadata_Well"], table["Metadata_Field"], strict=True))
+    return sorted(every - set(zip(failed["Metadata_Well"], failed["Metadata_Field"], strict=True)))
+
+
+def read_corrected(plate, well, field, flatfield, *, channels=None, window=(slice(None), slice(None))):
+    """Read a field's pixels, corrected for illumination.
+
+    Parameters
+    ----------
+    plate, well : str
+    field : int
+    flatfield : str
+        Fingerprint of the plate's flat-fields.
+    channels : sequence of str, optional
+        Default: all.
+    window : tuple of slice
+        Rows and columns [px].
+
+    Returns
+    -------
+    ndarray of float32, shape (C, Y, X)
+        0 … 1 of the data type's range.
+    """
+    path = store.field_path(plate_store(plate), well, field)
+    names = store.describe_image(path)["channels"]
+    chosen = names if channels is None else list(channels)
+    pixels = store.read_image(path, channels=[names.index(name) for name in chosen], window=window)
+    flat = read_flatfields(plate_folder(plate) / "illumination.zarr", chosen, flatfield)
+    if flat.shape[1:] != store.image_shape(path)[1:]:
+        raise PlateLayoutError(f"{path}: {store.image_shape(path)[1:]} pixels, the plate's flat-field has {flat.shape[1:]}")
+    return illumination.correct(pixels, flat[(slice(None), *window)])

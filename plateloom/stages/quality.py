@@ -1,0 +1,97 @@
+"""plate.zarr images -> qualities of every field and channel, well by well; then flags against the whole plate."""
+
+import pandas as pd
+
+from plateloom import quality
+from plateloom.engine.parts import Outcome, Unit, remover, run_job
+from plateloom.stages.illumination import usable_fields, wells_of
+from plateloom.store import plate as store
+from plateloom.store.layout import plate_folder, plate_store, well_table
+from plateloom.store.provenance import recipe
+from plateloom.store.tables import read_tables
+
+
+def measure_part(*, plate, part, parts, code, assembled, converted, record):
+    """Measure the raw planes of a part's wells.
+
+    Parameters
+    ----------
+    plate : str
+    part, parts : int
+    code : str
+    assembled, converted : str
+        Records.
+    record : str
+    """
+
+    def plan(inputs):
+        return [_unit(plate, well, found, code) for well, found in wells_of([inputs["converted"]]).items()]
+
+    run_job(
+        "quality",
+        record=record,
+        plan=plan,
+        upstream={"assembled": assembled, "converted": converted},
+        plate=plate,
+        part=part,
+        remove=remover(plate_folder(plate) / "quality", part=part, parts=parts),
+    )
+
+
+def _unit(plate, well, fingerprint, code):
+    path = well_table(plate, "quality", well)
+    made = recipe("quality", parameters={}, code=code, inputs={"images": fingerprint})
+
+    def work():
+        fields = usable_fields(plate, [well])
+        results = yield [(measure_field, str(store.field_path(plate_store(plate), well, f))) for _, f in fields]
+        rows = [
+            {"Metadata_Plate": plate, "Metadata_Well": well, "Metadata_Field": field, **row}
+            for (_, field), found in zip(fields, results, strict=True)
+            for row in found
+        ]
+        columns = ["Metadata_Plate", "Metadata_Well", "Metadata_Field", "Channel"]
+        return Outcome(pd.DataFrame(rows, columns=None if rows else columns))
+
+    return Unit(well, path, made, work)
+
+
+def measure_field(path):
+    """Qualities of a field's channels, one plane in memory at a time; runs in a worker."""
+    described = store.describe_image(path)
+    return [
+        {"Channel": channel, **quality.measure_plane(store.read_image(path, channels=[i])[0])}
+        for i, channel in enumerate(described["channels"])
+        if channel not in described["missing"]
+    ]
+
+
+def flag_plate(*, plate, settings, code, measured, record):
+    """Flag fields that are blurred, saturated, empty or dirty, against the rest of the plate.
+
+    Parameters
+    ----------
+    plate : str
+    settings : dict
+        `parameters` of the config's section.
+    code : str
+    measured : list of str
+        Records of the measurement of every part.
+    record : str
+    """
+    path = plate_folder(plate) / "qc.parquet"
+
+    def plan(inputs):
+        wells = wells_of(inputs["measured"])
+        made = recipe("flagging", parameters=settings, code=code, inputs=wells)
+
+        def work():
+            yield []
+            table = read_tables([well_table(plate, "quality", well) for well in sorted(wells)])
+            flagged = quality.flag_fields(table, quality.Params(**settings["parameters"]))
+            bad = flagged[flagged["Reason"] != ""]
+            return Outcome(flagged, facts={"flagged": len(bad), "planes": len(flagged)})
+
+        return [Unit("qc", path, made, work)]
+
+    run_job("flagging", record=record, plan=plan, upstream={"measured": measured}, plate=plate)

@@ -1,0 +1,1 @@
+"""What lies on disk: fingerprints and records, OME-Zarr plates, parquet tables, and where each of them is."""

@@ -1,0 +1,71 @@
+"""A plate's flat-fields: one array per channel in `illumination.zarr`."""
+
+import functools
+import shutil
+from pathlib import Path
+
+import numpy as np
+import zarr
+from zarr.codecs import ZstdCodec
+
+from plateloom.errors import PlateLayoutError
+from plateloom.store.plate import read_group, write_group
+
+
+def write_flatfields(path, flatfields, record):
+    """Write a plate's flat-fields.
+
+    Parameters
+    ----------
+    path : path
+    flatfields : dict of str to ndarray of float32, shape (Y, X)
+        Per channel, mean 1.
+    record : dict
+        The `plateloom` record; written last.
+    """
+    path = Path(path)
+    (path / "zarr.json").unlink(missing_ok=True)
+    if path.exists():
+        shutil.rmtree(path)
+    for channel, flatfield in flatfields.items():
+        array = zarr.create_array(
+            str(path / channel),
+            shape=flatfield.shape,
+            dtype="float32",
+            chunks=flatfield.shape,
+            compressors=[ZstdCodec(level=3, checksum=True)],
+            zarr_format=3,
+            config={"write_empty_chunks": True},
+        )
+        array[...] = flatfield
+    write_group(path, {"plateloom": record, "channels": list(flatfields)})
+
+
+def read_flatfields(path, channels, fingerprint):
+    """Read flat-fields, once per process.
+
+    Parameters
+    ----------
+    path : path
+    channels : sequence of str
+    fingerprint : str
+        Of the flat-fields that the caller expects.
+
+    Returns
+    -------
+    ndarray of float32, shape (C, Y, X)
+
+    Raises
+    ------
+    PlateLayoutError
+        If other flat-fields lie there.
+    """
+    return np.stack([_read(str(path), channel, fingerprint) for channel in channels])
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path, channel, fingerprint):
+    found = (read_group(path) or {}).get("plateloom", {}).get("fingerprint")
+    if found != fingerprint:
+        raise PlateLayoutError(f"{path!r} holds the flat-fields {found}, expected {fingerprint}; run again")
+    return zarr.open_array(str(Path(path, channel)), mode="r")[...]

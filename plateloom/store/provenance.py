@@ -1,0 +1,171 @@
+"""Fingerprints: what an artefact was made from, as a recipe that can be compared without reading pixels."""
+
+import ast
+import functools
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+FORMAT = 1
+
+
+def digest(value):
+    """Hash any JSON value, independent of the order of its keys.
+
+    Parameters
+    ----------
+    value : JSON value
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits (the first half of SHA-256).
+
+    Examples
+    --------
+    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    True
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def recipe(stage, *, parameters, code, inputs):
+    """State what an artefact is made from.
+
+    Parameters
+    ----------
+    stage : str
+    parameters : dict
+        Every setting that can change the result, and none that cannot.
+    code : str
+        `code_digest` of the stage.
+    inputs : dict of str to str
+        Fingerprints of the artefacts read, or content digests of source files.
+
+    Returns
+    -------
+    dict
+        The `plateloom` record that the artefact carries, its `fingerprint` included. It holds no time, host or
+        version: the same recipe gives the same bytes.
+    """
+    made_from = {"format": FORMAT, "stage": stage, "parameters": parameters, "code": code, "inputs": inputs}
+    return {**made_from, "fingerprint": digest(made_from)}
+
+
+def file_digest(data):
+    """Hash the content of a file, given as bytes; 32 hexadecimal digits."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def code_digest(*modules):
+    """Hash the meaning of modules and of everything of ours that they import.
+
+    Comments, docstrings and layout do not count: the syntax tree does. Imports inside functions are followed;
+    modules named only in a registry are not, so give the chosen method's module as well.
+
+    Parameters
+    ----------
+    *modules : str
+        Dotted module names (``"plateloom.stages.features"``) or paths of scripts.
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits.
+    """
+    seen, waiting = {}, list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen[name], imported = _read_module(name)
+        waiting.extend(imported)
+    # A script is known by its name alone: where the project lies must not matter.
+    return digest(sorted([Path(name).name if os.sep in name else name, tree] for name, tree in seen.items()))
+
+
+@functools.cache
+def _read_module(name):
+    """Digest of one module's syntax tree, and the modules of ours that it imports."""
+    path = Path(name) if os.sep in name else _module_file(name)
+    if path is None:
+        raise ModuleNotFoundError(f"no module {name!r} below {PACKAGE.parent}")
+    tree = ast.parse(path.read_bytes())
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            imported.add(node.module)
+            imported.update(f"{node.module}.{alias.name}" for alias in node.names)
+    ours = sorted(m for m in imported if m.split(".")[0] == PACKAGE.name and _module_file(m))
+    return hashlib.sha256(repr(_meaning(tree)).encode()).hexdigest(), ours
+
+
+def _module_file(name):
+    """Source file of a dotted module name, or None where the name is not a module of ours."""
+    stem = PACKAGE.parent.joinpath(*name.split("."))
+    for path in (stem.with_suffix(".py"), stem / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+def _meaning(node):
+    """Nested tuples of a syntax tree without docstrings, positions and empty fields (which differ between Pythons)."""
+    if isinstance(node, list):
+        return tuple(_meaning(item) for item in node)
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = []
+    for name, value in ast.iter_fields(node):
+        if value in (None, []) or name in ("ctx", "kind", "type_comment"):
+            continue
+        if name == "body" and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = value[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+                value = value[1:]
+        fields.append((name, _meaning(value)))
+    return type(node).__name__, tuple(fields)
+
+
+def write_json(path, value):
+    """Write JSON so that it is there whole or not at all, also after a power cut or on a network file system."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_json(path):
+    """Read JSON; None where the file is missing or not whole."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+
+
+def write_bytes(path, data):
+    """Write a file under a temporary name, flush it to the disk and rename it into place."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@functools.cache
+def _umask():
+    """The process' file mode mask (mkstemp ignores it, and shared folders need it)."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

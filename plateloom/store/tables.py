@@ -1,0 +1,57 @@
+"""Parquet tables that carry their fingerprint in the schema's metadata."""
+
+import io
+import json
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from plateloom.store.provenance import write_bytes
+
+KEY = b"plateloom"
+KEYS = ("Metadata_Plate", "Metadata_Well", "Metadata_Field", "Metadata_ObjectNumber")
+
+
+def write_table(path, table, record):
+    """Write a table whole or not at all; the same table and record give the same bytes.
+
+    Parameters
+    ----------
+    path : path
+    table : DataFrame
+        Its index is not written.
+    record : dict
+        The `plateloom` record (see `provenance.recipe`).
+    """
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    # Columns of text without a value would get the type null, and the files of a dataset would differ in type.
+    for i, field in enumerate(arrow.schema):
+        if pa.types.is_null(field.type):
+            arrow = arrow.set_column(i, field.name, arrow.column(i).cast(pa.string()))
+    arrow = arrow.replace_schema_metadata({KEY: json.dumps(record, sort_keys=True)})
+    buffer = io.BytesIO()
+    pq.write_table(arrow, buffer, compression="zstd")
+    write_bytes(path, buffer.getvalue())
+
+
+def read_record(path):
+    """The record of a table without reading its rows; None where there is no such table, or it is not whole."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return None
+    return json.loads(metadata[KEY]) if KEY in metadata else None
+
+
+def read_table(path, columns=None):
+    """Read one table, or some of its columns, as a DataFrame."""
+    return pq.read_table(path, columns=columns).replace_schema_metadata(None).to_pandas()
+
+
+def read_tables(paths, columns=None):
+    """Read the tables that exist, one below the other in the order given; an empty DataFrame where there is none."""
+    tables = [read_table(path, columns) for path in paths if Path(path).exists()]
+    filled = [table for table in tables if len(table)] or tables[:1]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=columns)

@@ -1,0 +1,104 @@
+# Functions that rules call: targets, settings, code and listings of a screen. No rule stands here.
+
+import os
+import sys
+
+sys.path.insert(0, workflow.basedir)
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    dict.fromkeys([workflow.basedir, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
+)
+
+from plateloom.driver import begin_run as _begin_run, finish_complete_plates, open_screen
+from plateloom.planning import PLATE_NAME, STAGES
+
+SCREEN = open_screen(config, main=workflow.is_main_process)
+PARTS = range(SCREEN.config.parts)
+RECORD = "results/plates/{plate}/records/{stage}/part-{part}.json"
+
+
+def begin_run():
+    """Take the lock of the screen and freeze its config for the run."""
+    _begin_run(SCREEN)
+
+
+def every_target():
+    """Records that a finished screen has: each plate's report, and the screen's."""
+    targets = ["results/screen/records/screen_report.json"]
+    targets += expand(RECORD, plate=SCREEN.complete_plates, stage="report", part=0)
+    return targets
+
+
+def every_part(stage):
+    """Records of all parts of the plate of the rule's wildcard."""
+    return expand(RECORD, stage=stage, part=PARTS, allow_missing=True)
+
+
+def every_plate(stage):
+    """Records of a stage for all parts of all plates that screen-level steps read."""
+    parts = PARTS if STAGES[stage].scope == "part" else [0]
+    return expand(RECORD, stage=stage, part=parts, plate=SCREEN.complete_plates)
+
+
+def if_wanted(stage, records):
+    """Records of a stage, if the screen's config asks for it."""
+    return records if stage in SCREEN.stages() else []
+
+
+def settings_of(stage):
+    """Everything in the config that can change a stage's result."""
+    if stage == "conversion":
+        return lambda wildcards: SCREEN.settings(stage, wildcards.plate)
+    return SCREEN.settings(stage)
+
+
+def code_of(stage):
+    """Digest of a stage's code."""
+    return SCREEN.code(stage)
+
+
+def listing_of(wildcards):
+    """Digest of the source files of a part."""
+    return SCREEN.listing(wildcards.plate, int(wildcards.part))
+
+
+def source_of(wildcards):
+    """Source folder of a plate."""
+    return SCREEN.plates[wildcards.plate].source
+
+
+def reader_of(wildcards):
+    """Reader of a plate."""
+    return SCREEN.plates[wildcards.plate].reader
+
+
+def plate_map_of(wildcards):
+    """A plate's map: its path, and a digest of what it says."""
+    return [SCREEN.plates[wildcards.plate].plate_map, SCREEN.plate_map(wildcards.plate)]
+
+
+def batch_of(wildcards):
+    """The batch that a plate was stained in."""
+    return SCREEN.plates[wildcards.plate].batch
+
+
+def memory_for(gigabytes):
+    """Memory of a job [MB]: more with each attempt."""
+
+    def memory(wildcards, attempt):
+        return int(gigabytes * 1000 * attempt)
+
+    return memory
+
+
+def runtime_for(minutes):
+    """Time limit of a job [min]: more with each attempt."""
+
+    def runtime(wildcards, attempt):
+        return minutes * attempt
+
+    return runtime
+
+
+def gpus_for(stage):
+    """GPUs that a job asks for: one, unless the config says `cpu`."""
+    return 0 if SCREEN.config.engine.device == "cpu" else 1

@@ -1,0 +1,16 @@
+"""Train the autoencoder on crops of cells from all plates."""
+
+from plateloom.engine.parts import start_job
+from plateloom.stages.latent import train_screen
+
+if __name__ == "__main__":  # Dask's worker processes import this file
+    start_job(snakemake)
+    train_screen(
+        plates=snakemake.params.plates,
+        settings=snakemake.params.settings,
+        code=snakemake.params.code,
+        measured=snakemake.input.measured,
+        illuminated=snakemake.input.illuminated,
+        flagged=snakemake.input.flagged,
+        record=snakemake.output.record,
+    )

@@ -1,0 +1,17 @@
+"""Train the classifier on labelled wells or cells."""
+
+from plateloom.engine.parts import start_job
+from plateloom.stages.classification import train_screen
+
+if __name__ == "__main__":  # Dask's worker processes import this file
+    start_job(snakemake)
+    train_screen(
+        plates=snakemake.params.plates,
+        labels=snakemake.params.labels,
+        settings=snakemake.params.settings,
+        code=snakemake.params.code,
+        measured=snakemake.input.measured,
+        profiled=snakemake.input.profiled,
+        flagged=snakemake.input.flagged,
+        record=snakemake.output.record,
+    )
