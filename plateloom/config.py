@@ -77,7 +77,8 @@ class Autoencoder(Section):
 
     enabled: bool = Field(True, description="Train it, and encode every cell.")
     crop_um: float = Field(32.0, gt=0, description="Side of the square cut out round a cell [µm].")
-    cells: int = Field(20000, ge=100, description="Cells that it is trained on, drawn evenly over wells.")
+    wells: int = Field(400, ge=2, description="Wells that the cells are drawn from, chosen by a hash of plate and well.")
+    cells: int = Field(20000, ge=100, description="Cells that it is trained on, drawn evenly over these wells.")
     holdout: float = Field(0.2, gt=0, lt=1, description="Share of the wells kept out of training to test it.")
     plates: list[str] | None = Field(None, description="Plates it is trained on; default: all. Name them to keep it as plates are added.")
     parameters: dict = Field({}, description="Of the network and its training; `plateloom config --methods` lists them.")
@@ -86,7 +87,9 @@ class Autoencoder(Section):
 class Maps(Section):
     """PCA and UMAP of cells and of wells."""
 
-    cells: int = Field(10000, ge=100, description="Cells that the map is fitted on, drawn evenly over wells; all are placed on it.")
+    method: str = Field("umap", description="`umap` or `pca`.")
+    wells: int = Field(400, ge=1, description="Wells that the cells are drawn from, chosen by a hash of plate and well.")
+    cells: int = Field(10000, ge=100, description="Cells that the map is fitted on, drawn evenly over these wells; all are placed on it.")
     plates: list[str] | None = Field(None, description="Plates it is fitted on; default: all.")
     parameters: dict = Field({}, description="Of the map; `plateloom config --methods` lists them.")
 
@@ -210,7 +213,7 @@ def load_config(settings):
 
 
 def method_modules(config, problems=None):
-    """Modules of the chosen methods by config section; unknown names are added to `problems`, or raised.
+    """Modules of the methods that a screen uses, by config section; unknown names are added to `problems`, or raised.
 
     Returns
     -------
@@ -219,20 +222,19 @@ def method_modules(config, problems=None):
     """
     from importlib import import_module
 
-    from plateloom import classification, features, illumination, segmentation
+    from plateloom import classification, features, illumination, latent, segmentation
     from plateloom.registry import load_method
 
     chosen = {
         "illumination": (illumination.METHODS, config.illumination.method, "illumination method"),
         "segmentation": (segmentation.METHODS, config.segmentation.method, "segmentation method"),
-        "classification": (classification.METHODS, config.classification.method, "classification method"),
+        "latent.maps": (latent.MAPS, config.latent.maps.method, "map"),
     }
-    found = {
-        "quality": import_module("plateloom.quality"),
-        "profiling": import_module("plateloom.profiling"),
-        "latent.autoencoder": import_module("plateloom.latent.autoencoder"),
-        "latent.maps": import_module("plateloom.latent.maps"),
-    }
+    if config.classification.labels:
+        chosen["classification"] = (classification.METHODS, config.classification.method, "classification method")
+    found = {"quality": import_module("plateloom.quality"), "profiling": import_module("plateloom.profiling")}
+    if config.latent.autoencoder.enabled:
+        found["latent.autoencoder"] = load_method(latent.METHODS, "autoencoder", "latent method")
     for section, (methods, name, kind) in chosen.items():
         try:
             found[section] = load_method(methods, name, kind)

@@ -1,6 +1,5 @@
 """What Snakemake needs to know of a screen: its plates, each stage's settings, code and listing. Reads no pixel."""
 
-import csv
 import dataclasses
 import functools
 from pathlib import Path
@@ -8,13 +7,12 @@ from pathlib import Path
 from plateloom.config import load_config, method_modules
 from plateloom.errors import ConfigError, DataFault, did_you_mean
 from plateloom.readers import READERS, load_reader
-from plateloom.store.layout import parse_well, part_of, record_path, screen_record, well_name
+from plateloom.store.layout import part_of, record_path, screen_record
 from plateloom.store.provenance import PACKAGE, code_digest, digest, file_digest, read_json
+from plateloom.store.sheets import read_sheet
 
 PLATE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 PLATE_COLUMNS = {"plate", "source", "reader", "plate_map", "batch"}
-MAP_COLUMNS = ("well", "treatment", "dose", "unit", "control")
-CONTROLS = ("negative", "positive", "empty", "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +25,8 @@ class Stage:
         What one job works on.
     script : str
         Also the rule's and the log's name.
+    after : tuple of str
+        Stages whose records it waits for (the nearest ones).
     modules : tuple of str
         What computes; the chosen methods' modules come on top.
     sections : tuple of str
@@ -35,28 +35,33 @@ class Stage:
 
     scope: str
     script: str
+    after: tuple
     modules: tuple
     sections: tuple = ()
 
 
 STAGES = {
-    "conversion": Stage("part", "convert_plate", ("plateloom.stages.conversion",)),
-    "assembly": Stage("plate", "assemble_plate", ("plateloom.stages.conversion",)),
-    "illumination": Stage("plate", "estimate_illumination", ("plateloom.stages.illumination",), ("illumination",)),
-    "quality": Stage("part", "measure_quality", ("plateloom.stages.quality",)),
-    "flagging": Stage("plate", "flag_fields", ("plateloom.stages.quality",)),
-    "segmentation": Stage("part", "segment_plate", ("plateloom.stages.segmentation",), ("segmentation",)),
-    "features": Stage("part", "measure_features", ("plateloom.stages.features",)),
-    "profiling": Stage("plate", "profile_plate", ("plateloom.stages.profiling",)),
-    "profiles": Stage("screen", "profile_screen", ("plateloom.stages.profiling",)),
-    "autoencoder": Stage("screen", "train_autoencoder", ("plateloom.stages.latent",), ("latent.autoencoder",)),
-    "latent": Stage("part", "encode_plate", ("plateloom.stages.latent",), ("latent.autoencoder",)),
-    "map": Stage("screen", "fit_map", ("plateloom.stages.maps",), ("latent.maps",)),
-    "maps": Stage("part", "map_plate", ("plateloom.stages.maps",), ("latent.maps",)),
-    "classifier": Stage("screen", "train_classifier", ("plateloom.stages.classification",), ("classification",)),
-    "classes": Stage("part", "classify_plate", ("plateloom.stages.classification",), ("classification",)),
-    "report": Stage("plate", "report_plate", ("plateloom.stages.report",)),
-    "screen_report": Stage("screen", "report_screen", ("plateloom.stages.report",)),
+    "conversion": Stage("part", "convert_plate", (), ("plateloom.stages.conversion",)),
+    "assembly": Stage("plate", "assemble_plate", ("conversion",), ("plateloom.stages.conversion",)),
+    "illumination": Stage("plate", "estimate_illumination", ("assembly",), ("plateloom.stages.illumination",), ("illumination",)),
+    "quality": Stage("part", "measure_quality", ("assembly",), ("plateloom.stages.quality",)),
+    "flagging": Stage("plate", "flag_fields", ("quality",), ("plateloom.stages.quality",)),
+    "segmentation": Stage("part", "segment_plate", ("illumination",), ("plateloom.stages.segmentation",), ("segmentation",)),
+    "features": Stage("part", "measure_features", ("segmentation",), ("plateloom.stages.features",)),
+    "profiling": Stage("plate", "profile_plate", ("features", "flagging"), ("plateloom.stages.profiling",)),
+    "profiles": Stage("screen", "profile_screen", ("profiling",), ("plateloom.stages.profiling", "plateloom.latent.umap")),
+    "autoencoder": Stage(
+        "screen", "train_autoencoder", ("segmentation", "flagging"), ("plateloom.stages.latent",), ("latent.autoencoder",)
+    ),
+    "latent": Stage("part", "encode_plate", ("autoencoder",), ("plateloom.stages.latent",), ("latent.autoencoder",)),
+    "map": Stage("screen", "fit_map", ("features", "flagging"), ("plateloom.stages.maps",), ("latent.maps",)),
+    "maps": Stage("part", "map_plate", ("map",), ("plateloom.stages.maps",)),
+    "classifier": Stage(
+        "screen", "train_classifier", ("features", "profiling"), ("plateloom.stages.classification",), ("classification",)
+    ),
+    "classes": Stage("part", "classify_plate", ("classifier",), ("plateloom.stages.classification",), ("classification",)),
+    "report": Stage("plate", "report_plate", ("profiles", "maps", "classes"), ("plateloom.stages.report",)),
+    "screen_report": Stage("screen", "report_screen", ("report",), ("plateloom.stages.report",)),
 }
 
 
@@ -153,14 +158,21 @@ class Screen:
             "features": config["features"] | {"channels": config["features"]["channels"] or list(config["channels"])},
             "profiling": config["profiling"],
             "profiles": config["profiling"],
+            "assembly": {"max_failed_fields": config["max_failed_fields"]},
             "autoencoder": latent["autoencoder"],
             "latent": {"crop_um": latent["autoencoder"]["crop_um"]},
             "map": latent["maps"],
             "classifier": config["classification"],
-            "report": {"report": config["report"], "channels": config["channels"]},
-            "screen_report": {"report": config["report"], "channels": config["channels"]},
+            "report": self._page_settings(config),
+            "screen_report": self._page_settings(config),
         }
         return chosen.get(stage, {})
+
+    @staticmethod
+    def _page_settings(config):
+        """What a page shows: everything that can change a result."""
+        science = {name: value for name, value in config.items() if name not in ("engine", "parts", "complete_only", "plates")}
+        return {"report": config["report"], "channels": config["channels"], "config": science}
 
     def code(self, stage):
         """Digest of the code that makes a stage's results."""
@@ -240,7 +252,7 @@ def read_plates(path):
     """
     import re
 
-    rows, problems = _read_table(path, {"plate", "source"}, PLATE_COLUMNS)
+    rows, problems = read_sheet(path, {"plate", "source"}, PLATE_COLUMNS)
     plates, seen = [], {}
     for line, row in rows:
         row = {name: row.get(name, "") for name in PLATE_COLUMNS}
@@ -265,77 +277,3 @@ def read_plates(path):
     if problems:
         raise ConfigError(problems)
     return plates
-
-
-def read_plate_map(path):
-    """Read and check a plate map.
-
-    Parameters
-    ----------
-    path : path
-        Table with a column `well`, and if there are any `treatment`, `dose`, `unit`, `control` and further columns;
-        tabs or commas.
-
-    Returns
-    -------
-    list of dict
-        One row per well; `well` as ``A01``, `dose` a float or NaN, everything else text.
-
-    Raises
-    ------
-    ConfigError
-        Naming every wrong line.
-    """
-    rows, problems = _read_table(path, {"well"}, None)
-    wells, seen = [], {}
-    for line, row in rows:
-        try:
-            well = well_name(*parse_well(row["well"]))
-        except ValueError as error:
-            problems.append(f"{path}:{line}: {error}")
-            continue
-        if well in seen:
-            problems.append(f"{path}:{line}: well {well} stands there twice, first on line {seen[well]}")
-        seen.setdefault(well, line)
-        control = row.get("control", "").lower()
-        if control not in CONTROLS:
-            problems.append(f"{path}:{line}: control {control!r}; expected negative, positive, empty or nothing")
-        try:
-            dose = float(row.get("dose") or "nan")
-        except ValueError:
-            problems.append(f"{path}:{line}: dose {row['dose']!r} is no number")
-            dose = float("nan")
-        defaults = dict.fromkeys(MAP_COLUMNS, "")
-        wells.append(defaults | row | {"well": well, "control": control, "dose": dose})
-    if problems:
-        raise ConfigError(problems)
-    return wells
-
-
-def _read_table(path, required, known):
-    """Rows of a table with tabs or commas as (line, dict), and what is wrong with it."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        return [], [f"no {str(path)!r}"]
-    except UnicodeDecodeError:
-        return [], [f"{path}: not UTF-8 text"]
-    lines = text.splitlines()
-    header = next((line for line in lines if line.strip() and not line.startswith("#")), "")
-    delimiter = "\t" if "\t" in header else ","
-    names, rows, problems = None, [], []
-    for number, cells in enumerate(csv.reader(lines, delimiter=delimiter), start=1):
-        cells = [cell.strip() for cell in cells]
-        if not any(cells) or cells[0].startswith("#"):
-            continue
-        if names is None:
-            names = cells
-            if missing := required - set(names):
-                return [], [f"{path}:{number}: no column {', '.join(sorted(missing))}; found {', '.join(names)}"]
-            unknown = [name for name in names if known and name not in known]
-            problems += [f"{path}:{number}: unknown column {name!r}.{did_you_mean(name, known)}" for name in unknown]
-            continue
-        if len(cells) > len(names):
-            problems.append(f"{path}:{number}: {len(cells)} cells under {len(names)} columns")
-        rows.append((number, dict(zip(names, cells, strict=False))))
-    return rows, problems

@@ -3,7 +3,7 @@
 
 rule train_autoencoder:
     input:
-        measured=every_plate("features"),
+        segmented=every_plate("segmentation"),
         illuminated=every_plate("illumination"),
         flagged=every_plate("flagging"),
     output:
@@ -32,7 +32,7 @@ rule train_autoencoder:
 rule encode_plate:
     input:
         trained="results/screen/records/autoencoder.json",
-        measured="results/plates/{plate}/records/features/part-{part}.json",
+        segmented="results/plates/{plate}/records/segmentation/part-{part}.json",
         illuminated="results/plates/{plate}/records/illumination/part-0.json",
     output:
         record="results/plates/{plate}/records/latent/part-{part}.json",

@@ -12,7 +12,7 @@ if __name__ == "__main__":  # Dask's worker processes import this file
         settings=snakemake.params.settings,
         code=snakemake.params.code,
         trained=snakemake.input.trained,
-        measured=snakemake.input.measured,
+        segmented=snakemake.input.segmented,
         illuminated=snakemake.input.illuminated,
         record=snakemake.output.record,
     )

@@ -9,7 +9,7 @@ if __name__ == "__main__":  # Dask's worker processes import this file
         plates=snakemake.params.plates,
         settings=snakemake.params.settings,
         code=snakemake.params.code,
-        measured=snakemake.input.measured,
+        segmented=snakemake.input.segmented,
         illuminated=snakemake.input.illuminated,
         flagged=snakemake.input.flagged,
         record=snakemake.output.record,

@@ -117,6 +117,10 @@ def test_values_are_those_of_cellprofiler(reference, family):
     assert agreed >= 0.999 * counted
 
 
+def test_every_family_is_compared_with_cellprofiler():
+    assert set(FAMILY_COLUMNS) == set(FAMILIES)
+
+
 def test_a_family_measures_no_column_that_cellprofiler_does_not_know(reference):
     folder, channels, _ = reference
     known = set(pd.read_parquet(folder / "Nuclei.parquet").columns)

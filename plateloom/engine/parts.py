@@ -15,7 +15,7 @@ from plateloom.engine.cluster import open_cluster, peak_memory_mb
 from plateloom.errors import DataFault
 from plateloom.store.layout import part_of
 from plateloom.store.plate import read_group
-from plateloom.store.provenance import read_json, write_json
+from plateloom.store.provenance import digest, read_json, write_json
 from plateloom.store.tables import read_record, write_table
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ def artefact_record(path):
     return (read_group(path) or {}).get("plateloom")
 
 
-def run_job(stage, *, record, plan, upstream=None, plate=None, part=None, facts=None, remove=None):
+def run_job(stage, *, record, plan, code, settings=None, upstream=None, plate=None, part=None, facts=None, remove=None, strict=True):
     """Run one job: a stage on a part of a plate, on a plate, or on the screen.
 
     Parameters
@@ -162,9 +162,15 @@ def run_job(stage, *, record, plan, upstream=None, plate=None, part=None, facts=
         The job's declared output, written last.
     plan : callable(dict of dict) -> list of Unit
         Is given the upstream records and says what the job is to make.
+    code : str
+        Digest of the stage's code; stands in the record, so that `plateloom status` can tell what is stale.
+    settings : dict, optional
+        What the stage was configured with; likewise.
     upstream : dict of str to (path or list of path), optional
         Records that the job depends on. Where one of them is not done, nothing is made and the record says
         `skipped` (a data fault travels down; it is not raised again).
+    strict : bool
+        Whether that holds. Steps of the screen leave out the plates that are not done, and say so: their plan judges.
     plate : str, optional
     part : int, optional
     facts : dict, optional
@@ -183,9 +189,10 @@ def run_job(stage, *, record, plan, upstream=None, plate=None, part=None, facts=
         attempts = lock.previous.get("attempts", 0) + 1
         lock.say(attempts=attempts, log=EXECUTION.log, stage=stage)
         told = _Told(stage, record, plate, part, attempts, started)
+        told.say(code=code, settings=digest(settings or {}))
         inputs = _read_inputs(upstream or {})
         reasons = [reason for found in inputs.values() for reason in _not_done(found)]
-        if reasons:
+        if strict and reasons:
             return told.write(lock, SKIPPED, reason="; ".join(dict.fromkeys(reasons)))
         try:
             units = plan(inputs)

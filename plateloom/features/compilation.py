@@ -21,7 +21,7 @@ def kernel(function):
     def compile_and_call(*arguments):
         return _compile_module(function)(*arguments)
 
-    compile_and_call.kernel = function
+    compile_and_call.uncompiled_kernel = function
     return compile_and_call
 
 
@@ -32,6 +32,6 @@ def _compile_module(function):
     namespace = function.__globals__
     with _compiling:
         for name, value in list(namespace.items()):
-            if hasattr(value, "kernel"):
-                namespace[name] = numba.njit(nogil=True, cache=True, error_model="numpy")(value.kernel)
+            if hasattr(value, "uncompiled_kernel"):
+                namespace[name] = numba.njit(nogil=True, cache=True, error_model="numpy")(value.uncompiled_kernel)
         return namespace[function.__name__]

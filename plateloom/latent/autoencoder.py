@@ -28,7 +28,7 @@ class Params(BaseModel):
     out_px: int = Field(64, ge=SHRINK, description="Side of the crops [px], a multiple of 16")
     width: int = Field(16, ge=1, description="Channels of the first layer; the deepest has four times as many")
     epochs: int = Field(20, ge=1)
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(2e-3, gt=0, description="At the start; falls to 0 along a cosine")
     augment: bool = Field(True, description="Random flips and quarter turns: a cell has no upright position")
     seed: int = Field(0, ge=0)
@@ -82,6 +82,21 @@ class Autoencoder(nn.Module):
             nn.LeakyReLU(0.1),
             nn.ConvTranspose2d(w, channels, 4, 2, 1),
         )
+        self._initialize()
+
+    def _initialize(self):
+        """He initialization; the last layer starts near the mean of the channels, not far from it."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, a=0.1, nonlinearity="leaky_relu")
+            elif isinstance(layer, nn.ConvTranspose2d):
+                taps = 4  # a kernel of 4 with stride 2 feeds each pixel from 2 x 2
+                nn.init.normal_(layer.weight, std=(2 / (taps * layer.in_channels)) ** 0.5)
+            else:
+                continue
+            nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            self.decoder[-1].weight.mul_(0.1)
 
     def standardize(self, crops):
         """Return the crops in units of each channel's standard deviation, in which every error is measured."""

@@ -46,7 +46,7 @@ class HeatMap:
     unit : str, optional
         Printed at the legend.
     group : str, optional
-        Maps of one group stand together under this heading: ``"Cells"``, ``"Image quality"``, ``"Readout"``, ``"Classes"``.
+        Heading under which maps stand together: ``"Cells"``, ``"Image quality"``, ``"Readout"``, ``"Classes"``.
     diverging : bool, optional
         Blue, white, red around 0 instead of viridis: for z-scores.
     limits : tuple of float, optional
@@ -68,8 +68,8 @@ class HeatMap:
 class HillCurve:
     """A fitted curve ``bottom + (top - bottom) / (1 + (ec50 / dose) ** slope)``.
 
-    `bottom` is the response at dose 0 and `top` the one at infinite dose, both in the unit of the readout; `ec50` and its
-    interval (NaN if unknown) in the unit of the dose; `slope` > 0 has no unit.
+    `bottom` is the response at dose 0 and `top` the one at infinite dose, both in the unit of the readout; `ec50` and
+    its interval (NaN if unknown) in the unit of the dose; `slope` > 0 has no unit.
     """
 
     bottom: float
@@ -128,8 +128,8 @@ class Embedding:
     x, y : array of float, shape (N,)
         Positions; not finite ones are left out.
     colorings : mapping of str to array, shape (N,)
-        Name of the coloring (``"treatment"``, ``"plate"``, ``"class"``) to one text per point (the ten most frequent get a
-        color, the rest is grey) or one number per point (viridis).
+        Name of the coloring (``"treatment"``, ``"plate"``, ``"class"``) to one text per point (the ten most frequent
+        get a color, the rest is grey) or one number per point (viridis).
     labels : sequence of str, shape (N,), optional
         Shown when the pointer rests on a point; only where there are at most 2000 points.
     axes : tuple of str, optional
@@ -206,13 +206,20 @@ def format_number(value):
     return f"{number:.1e}" if abs(number) < 1e-3 else f"{number:.3g}"
 
 
-def short_number(value):
-    """Write a value in at most five characters, for the inside of a well."""
-    if abs(value) >= 999_500:
-        return f"{value / 1e6:.3g}M"
-    if abs(value) >= 1000:
-        return f"{value / 1000:.2g}k" if abs(value) < 9950 else f"{value / 1000:.0f}k"
-    return f"{value:.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.2g}"
+def short_number(value, spread=math.inf):
+    """Write a value for the inside of a well, with two digits of the spread of all wells; at most six characters.
+
+    >>> short_number(0.0312, spread=0.2), short_number(12345.0, spread=9000), short_number(912.0)
+    ('0.03', '12k', '912')
+    """
+    decimals = 0 if not 0 < spread < math.inf else min(max(1 - math.floor(math.log10(spread / 2)), 0), 3)
+    text = f"{value:.{decimals}f}"
+    if len(text) <= (5 if "." in text else 4):
+        return text
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size * 0.9995:
+            return f"{value / size:.0f}{letter}" if abs(value) >= 9.95 * size else f"{value / size:.1f}{letter}"
+    return f"{value:.2g}"
 
 
 def shorten(text, characters):
@@ -312,16 +319,38 @@ def nice_ticks(low, high, count=5):
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
+def number_of(value):
+    """A value as float; NaN where there is none (None, NaN, pandas.NA)."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def floats(values):
+    """Values as an array of float; NaN where there is none."""
+    return np.array([number_of(value) for value in values], float)
+
+
 def finite(values):
     """The finite ones of some values, as an array."""
-    array = np.asarray(list(values), float)
+    array = floats(values)
     return array[np.isfinite(array)]
+
+
+def text_of(value):
+    """A value's text; nothing where there is none."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return ""
+    if isinstance(value, (float, np.floating)) and math.isnan(value):
+        return ""
+    return format_number(value) if isinstance(value, (bool, int, float, np.number)) else str(value)
 
 
 def scale_limits(values, limits=None, diverging=False):
     """Ends of a color scale: as given, or from the 1st to the 99th percentile; symmetric if diverging.
 
-    One well out of range must not flatten a whole plate. Without a finite value, or without spread, the ends still differ.
+    One well out of range must not flatten a whole plate. Without finite values or without spread the ends still differ.
     """
     values = finite(values)
     if limits is not None:
@@ -393,7 +422,7 @@ def rounded(value, low, high):
 
 def hatch(x, y, side):
     """Diagonal lines that fill a square, as one path (a pattern would need an id)."""
-    step = max(side / 4, 2.5)
+    step = max(side / 4, 3)
     parts = []
     offset = step
     while offset < 2 * side:
@@ -401,7 +430,7 @@ def hatch(x, y, side):
         x1, y1 = (offset, 0) if offset <= side else (side, offset - side)
         parts.append(f"M{coordinate(x + x0)} {coordinate(y + y0)}L{coordinate(x + x1)} {coordinate(y + y1)}")
         offset += step
-    return element("path", d="".join(parts), stroke="#8a94a0", stroke_width=max(side / 24, 0.7), class_="hatch")
+    return element("path", d="".join(parts), stroke="#66717d", stroke_width=max(side / 24, 0.8), class_="hatch")
 
 
 def control_mark(x, y, side, kind, ink):
@@ -457,14 +486,15 @@ def plate_chart(heat_map, shape, *, states=None, controls=None, hover=None, widt
     side = width / columns
     gap = 1 if side >= 7 else 0.4
     palette = DIVERGING if heat_map.diverging else SEQUENTIAL
-    values = {str(well): float(value) for well, value in dict(heat_map.values).items()}
+    values = {str(well): number_of(value) for well, value in dict(heat_map.values).items()}
     grid = np.full(shape, np.nan)
     known = {}
     for well in [*states, *values]:
-        known[well_position(well, shape)] = well
+        known.setdefault(well_position(well, shape), well)
     for well, value in values.items():
-        if states.get(well) != "failed":
-            grid[well_position(well, shape)] = value
+        at = well_position(well, shape)
+        if states.get(known[at]) != "failed":
+            grid[at] = value
     limits = limits or scale_limits(grid.ravel(), heat_map.limits, heat_map.diverging)
     colors = palette_colors(
         (np.nan_to_num(grid.ravel(), posinf=limits[1], neginf=limits[0]) - limits[0]) / (limits[1] - limits[0]), palette
@@ -492,7 +522,7 @@ def plate_chart(heat_map, shape, *, states=None, controls=None, hover=None, widt
             kind, fill, ink = "value", hex_color(colors[index]), ink_on(colors[index])
             says = f"{format_number(value)} {heat_map.unit}".strip()
             if legend and side >= 30:
-                text = short_number(value) if math.isfinite(value) else "∞"
+                text = short_number(value, limits[1] - limits[0]) if math.isfinite(value) else "∞"
                 middle = {"x": x + side / 2, "y": y + side / 2 + (7 if control else 3.5), "text_anchor": "middle"}
                 marks.append(element("text", text, font_size=9.5, fill=ink, class_="mark", **middle))
         seen.add(kind)
@@ -503,7 +533,7 @@ def plate_chart(heat_map, shape, *, states=None, controls=None, hover=None, widt
         title = ": ".join([name, " · ".join(filter(None, [says, hover.get(name), control and f"{control} control"]))])
         box = {"x": x + gap / 2, "y": y + gap / 2, "width": side - gap, "height": side - gap}
         box |= {"rx": 2} if side >= 15 else {}
-        edge = RULE if kind in ("empty", "failed", "novalue") else None
+        edge = {"empty": RULE, "novalue": RULE, "failed": "#7b8794"}.get(kind)
         wells.append(element("rect", element("title", title), fill=fill, stroke=edge, class_=f"well {kind}", **box))
     height = top + rows * side
     if not legend:
@@ -518,9 +548,12 @@ def plate_chart(heat_map, shape, *, states=None, controls=None, hover=None, widt
     for row in range(rows):
         at = {"x": left - 5, "y": top + (row + 0.5) * side + size * 0.36, "text_anchor": "end", "font_size": size}
         marks.append(element("text", row_letters(row), class_="axis", **at))
-    marks.append(color_bar(left, height + 9, 170, grid.ravel(), limits, heat_map.unit, palette))
-    marks.append(state_legend(left, height + 47, seen, side))
-    return svg(left + width + 4, height + 56, *wells, *marks, label=heat_map.title, class_="plate")
+    valued = np.isfinite(grid).any()
+    if valued:
+        marks.append(color_bar(left, height + 9, 170, grid.ravel(), limits, heat_map.unit, palette))
+    foot = height + (47 if valued else 18)
+    marks.append(state_legend(left, foot, seen, side))
+    return svg(left + width + 4, foot + 9, *wells, *marks, label=heat_map.title, class_="plate")
 
 
 def state_legend(x, y, seen, side):
@@ -543,13 +576,13 @@ def state_legend(x, y, seen, side):
             if side < 15:
                 x -= 4
         else:
-            items.append(element("rect", x=x, y=y - 7, width=9, height=9, class_="legend", **paint))
+            items.append(element("rect", x=x, y=y - 8, width=11, height=11, class_="legend", **paint))
         if kind == "failed":
-            items.append(hatch(x, y - 7, 9))
+            items.append(hatch(x, y - 8, 11))
         if kind == "novalue":
-            items.append(element("line", x1=x + 2, x2=x + 7, y1=y - 2.5, y2=y - 2.5, stroke="#9aa5b1"))
-        items.append(element("text", text, x=x + 14, y=y + 1, class_="tick"))
-        x += 14 + len(text) * 10 * CHARACTER + 10
+            items.append(element("line", x1=x + 3, x2=x + 8, y1=y - 2.5, y2=y - 2.5, stroke="#9aa5b1"))
+        items.append(element("text", text, x=x + 16, y=y + 1, class_="tick"))
+        x += 16 + len(text) * 10 * CHARACTER + 10
     return Markup("").join(items)
 
 
@@ -559,7 +592,7 @@ def plate_picture(heat_map, shape, *, width, limits):
     alpha = np.zeros(shape, np.uint8)
     for well, value in dict(heat_map.values).items():
         at = well_position(well, shape)
-        grid[at], alpha[at] = float(value), 255
+        grid[at], alpha[at] = number_of(value), 255
     where = (np.nan_to_num(grid.ravel(), posinf=limits[1], neginf=limits[0]) - limits[0]) / (limits[1] - limits[0])
     rgb = palette_colors(where, DIVERGING if heat_map.diverging else SEQUENTIAL).reshape(*shape, 3)
     rgb[np.isnan(grid)] = 228
@@ -587,7 +620,7 @@ def interval_chart(labels, values, lows, highs, *, label, limits=None, zones=())
     values, lows, highs : array of float, shape (N,)
         NaN: not defined; an interval of NaN is left out.
     label : str
-        Name of the axis.
+        What a screen reader says.
     limits : tuple of float, optional
         Ends of the axis; what lies beyond is drawn as a triangle at its end.
     zones : sequence of (low, high, text, color)
@@ -597,7 +630,7 @@ def interval_chart(labels, values, lows, highs, *, label, limits=None, zones=())
     -------
     Markup
     """
-    values, lows, highs = (np.asarray(column, float) for column in (values, lows, highs))
+    values, lows, highs = (floats(column) for column in (values, lows, highs))
     if limits is None:
         ends = finite([*values, *lows, *highs, 0.0])
         pad = (ends.max() - ends.min()) * 0.08 or 1.0
@@ -636,11 +669,14 @@ def interval_chart(labels, values, lows, highs, *, label, limits=None, zones=())
         if limits[0] <= values[i] <= limits[1]:
             drawn.append(element("circle", says, cx=x, cy=y, r=4.5, fill=INK))
         else:
-            tip = -6 if values[i] < limits[0] else 6
-            drawn.append(element("path", says, d=f"M{coordinate(x + tip)} {y}l{-tip * 1.4} -5v10z", fill=INK))
+            inward = 9 if values[i] < limits[0] else -9
+            drawn.append(element("path", says, d=f"M{coordinate(x)} {coordinate(y)}l{inward} -5v10z", fill=INK))
+            at_x, anchor = x + inward * 1.6, "start" if inward > 0 else "end"
+            drawn.append(
+                element("text", format_number(values[i]), x=at_x, y=y + 3.5, text_anchor=anchor, class_="tick")
+            )
     drawn.append(element("line", x1=left, x2=left + width, y1=height, y2=height, class_="frame"))
-    drawn.append(element("text", label, x=left + width / 2, y=height + 30, text_anchor="middle", class_="axis"))
-    return svg(left + width + 16, height + 36, *drawn, label=label)
+    return svg(left + width + 16, height + 22, *drawn, label=label)
 
 
 def plates_chart(names, values, lows=None, highs=None, *, label, lines=(), from_zero=False, width=980):
@@ -665,14 +701,14 @@ def plates_chart(names, values, lows=None, highs=None, *, label, lines=(), from_
     -------
     Markup
     """
-    values = np.asarray(values, float)
-    lows = np.full(len(values), np.nan) if lows is None else np.asarray(lows, float)
-    highs = np.full(len(values), np.nan) if highs is None else np.asarray(highs, float)
+    values = floats(values)
+    lows = np.full(len(values), np.nan) if lows is None else floats(lows)
+    highs = np.full(len(values), np.nan) if highs is None else floats(highs)
     ends = finite([*values, *lows, *highs, *lines, *([0.0] if from_zero else [])])
     low, high = (float(ends.min()), float(ends.max())) if len(ends) else (0.0, 1.0)
     pad = (high - low) * 0.08 or 1.0
     low, high = (low if from_zero else low - pad), high + pad
-    left, top, tall = 64, 10, 150
+    left, top, tall = 72, 10, 150
     inner = width - left - 10
     pitch = inner / max(len(names), 1)
     few = pitch >= 13
@@ -684,7 +720,7 @@ def plates_chart(names, values, lows=None, highs=None, *, label, lines=(), from_
         return bottom - (value - low) / (high - low) * tall
 
     drawn = []
-    for tick in nice_ticks(low, high, 4):
+    for tick in nice_ticks(low, high, 5):
         drawn.append(element("line", x1=left, x2=left + inner, y1=y_of(tick), y2=y_of(tick), class_="gridline"))
         drawn.append(
             element("text", format_number(tick), x=left - 6, y=y_of(tick) + 3.5, text_anchor="end", class_="tick")
@@ -720,7 +756,7 @@ def plates_chart(names, values, lows=None, highs=None, *, label, lines=(), from_
                 )
             )
     if not few:
-        says = f"{len(names)} plates in the order of the table"
+        says = f"{len(names)} plates, in the order of the screen"
         drawn.append(element("text", says, x=left + inner / 2, y=bottom + 18, text_anchor="middle", class_="tick"))
     drawn.append(element("line", x1=left, x2=left + inner, y1=bottom, y2=bottom, class_="frame"))
     turn = f"rotate(-90 12 {top + tall / 2})"
@@ -730,10 +766,7 @@ def plates_chart(names, values, lows=None, highs=None, *, label, lines=(), from_
 
 def dose_limits(curves):
     """Ends of the vertical axis that all curves of one readout share."""
-    values = [
-        finite([*np.asarray(curve.values, float), *(edge for band in curve.controls.values() for edge in band)])
-        for curve in curves
-    ]
+    values = [finite([*curve.values, *(edge for band in curve.controls.values() for edge in band)]) for curve in curves]
     values = np.concatenate(values) if values else np.zeros(0)
     if not len(values):
         return 0.0, 1.0
@@ -756,7 +789,7 @@ def dose_chart(curve, *, limits=None, groups=None):
     -------
     Markup
     """
-    doses, values = np.asarray(curve.doses, float), np.asarray(curve.values, float)
+    doses, values = floats(curve.doses), floats(curve.values)
     usable = np.isfinite(doses) & np.isfinite(values) & (doses >= 0)
     low, high = limits or dose_limits([curve])
     positive = doses[usable & (doses > 0)]
@@ -776,7 +809,7 @@ def dose_chart(curve, *, limits=None, groups=None):
         return bottom - (min(max(value, low), high) - low) / (high - low) * tall
 
     drawn = []
-    for tick in nice_ticks(low, high, 4):
+    for tick in nice_ticks(low, high, 5):
         drawn.append(element("line", x1=left, x2=left + inner, y1=y_of(tick), y2=y_of(tick), class_="gridline"))
         drawn.append(
             element("text", format_number(tick), x=left - 6, y=y_of(tick) + 3.5, text_anchor="end", class_="tick")
@@ -842,7 +875,8 @@ def dose_chart(curve, *, limits=None, groups=None):
     name = f"dose [{curve.dose_unit}]" if curve.dose_unit else "dose"
     drawn.append(element("text", name, x=left + inner / 2, y=bottom + 32, text_anchor="middle", class_="axis"))
     turn = f"rotate(-90 10 {top + tall / 2})"
-    name = shorten(f"{curve.readout} [{curve.unit}]" if curve.unit else curve.readout, 30)
+    name = f"{curve.readout} [{curve.unit}]" if curve.unit else curve.readout
+    name = name if len(name) <= 26 else shorten(curve.unit or name, 26)
     drawn.append(element("text", name, x=10, y=top + tall / 2, text_anchor="middle", transform=turn, class_="axis"))
     return svg(left + inner + 18, bottom + 38, *drawn, label=f"{curve.treatment}: {curve.readout} over dose")
 
@@ -860,7 +894,7 @@ def category_colors(categories):
     return dict(zip(chosen, CATEGORIES, strict=False))
 
 
-def embedding_chart(embedding, coloring, *, side=300):
+def embedding_chart(embedding, coloring, *, side=290):
     """Draw one coloring of a map of wells or cells.
 
     Parameters
@@ -877,7 +911,7 @@ def embedding_chart(embedding, coloring, *, side=300):
         With up to 2000 points one circle each; more are one picture, drawn in random order (seed 0) so that no group
         covers another.
     """
-    x, y = np.asarray(embedding.x, float), np.asarray(embedding.y, float)
+    x, y = floats(embedding.x), floats(embedding.y)
     usable = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     given = np.asarray(embedding.colorings[coloring])
     numeric = given.dtype.kind in "fiu"
@@ -899,7 +933,7 @@ def embedding_chart(embedding, coloring, *, side=300):
         legend.append(color_bar(left, foot, 170, values, limits, "", SEQUENTIAL))
         foot += 26
     else:
-        texts = np.array(["" if value is None or value != value else str(value) for value in given.tolist()], object)
+        texts = np.array([text_of(value) for value in given.tolist()], object)
         chosen = category_colors(texts)
         colors = [OTHER, *chosen.values()]
         index = {name: i for i, name in enumerate(chosen, 1)}
@@ -924,7 +958,7 @@ def embedding_chart(embedding, coloring, *, side=300):
         radius = 4 if len(x) <= 150 else 3 if len(x) <= 600 else 2
         for i in np.random.default_rng(0).permutation(len(x)):
             says = embedding.labels[usable[i]] if embedding.labels is not None else ""
-            value = format_number(given[i]) if numeric else str(given[i])
+            value = text_of(given[i])
             title = element("title", " · ".join(filter(None, [str(says), value])))
             place = {"cx": left + across[i] * side, "cy": top + down[i] * side}
             circles.append(element("circle", title, r=radius, fill=colors[codes[i]], class_="point", **place))
@@ -1026,7 +1060,7 @@ def confusion_chart(classes, confusion):
         x = left + (j + 0.5) * side + 4
         turn = f"rotate(-45 {coordinate(x)} {coordinate(bottom + 14)})"
         drawn.append(element("text", name, x=x, y=bottom + 14, text_anchor="end", transform=turn))
-    foot = bottom + 14 + room * 0.74 + 18
+    foot = bottom + 14 + room * 0.72 + 14
     middle = left + number * side / 2
     drawn.append(element("text", "predicted class", x=middle, y=foot, text_anchor="middle", class_="axis"))
     turn = f"rotate(-90 12 {coordinate(top + number * side / 2)})"
@@ -1035,7 +1069,19 @@ def confusion_chart(classes, confusion):
     return svg(left + number * side + 6, foot + 8, *drawn, label="confusion matrix")
 
 
-def line_chart(x, lines, *, x_label, y_label, points=False, connect=True, diagonal=False, references=None, width=430):
+def line_chart(
+    x,
+    lines,
+    *,
+    x_label,
+    y_label,
+    points=False,
+    connect=True,
+    diagonal=False,
+    references=None,
+    colors=CATEGORIES,
+    width=430,
+):
     """Draw one or several lines over a common axis.
 
     Parameters
@@ -1050,6 +1096,8 @@ def line_chart(x, lines, *, x_label, y_label, points=False, connect=True, diagon
         Draw y = x on the range 0 … 1: for calibration.
     references : mapping of str to float, optional
         Named horizontal lines.
+    colors : sequence of str, optional
+        One for each line; the legend is drawn for the first ten lines only, as are the lines.
     width : float, optional
         [px]
 
@@ -1057,8 +1105,8 @@ def line_chart(x, lines, *, x_label, y_label, points=False, connect=True, diagon
     -------
     Markup
     """
-    x = np.asarray(x, float)
-    lines = {name: np.asarray(values, float) for name, values in lines.items()}
+    x = floats(x)
+    lines = {name: floats(values) for name, values in lines.items()}
     references = {name: value for name, value in (references or {}).items() if math.isfinite(value)}
     left, top, tall = 62, 26, 180
     inner = width - left - 14
@@ -1080,7 +1128,7 @@ def line_chart(x, lines, *, x_label, y_label, points=False, connect=True, diagon
         return left + (horizontal - x0) / (x1 - x0) * inner, bottom - (vertical - y0) / (y1 - y0) * tall
 
     drawn = []
-    for tick in nice_ticks(y0, y1, 4):
+    for tick in nice_ticks(y0, y1, 5):
         y = at(x0, tick)[1]
         drawn.append(element("line", x1=left, x2=left + inner, y1=y, y2=y, class_="gridline"))
         drawn.append(element("text", format_number(tick), x=left - 6, y=y + 3.5, text_anchor="end", class_="tick"))
@@ -1096,7 +1144,7 @@ def line_chart(x, lines, *, x_label, y_label, points=False, connect=True, diagon
         text = f"{name} {format_number(value)}"
         drawn.append(element("text", text, x=left + inner - 2, y=y - 4, text_anchor="end", class_="tick"))
     legend = left
-    for (name, values), color in zip(lines.items(), CATEGORIES, strict=False):
+    for (name, values), color in zip(lines.items(), colors, strict=False):
         path, pen = [], "M"
         for horizontal, vertical in zip(x, values, strict=True):
             if not (math.isfinite(horizontal) and math.isfinite(vertical)):

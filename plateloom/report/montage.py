@@ -51,8 +51,8 @@ def composite_image(image, colors, windows, *, width_px=(320, 640)):
     colors : sequence of str, shape (C,)
         ``#rrggbb`` of each channel.
     windows : sequence of (low, high), shape (C, 2)
-        Intensities drawn as black and as the full color. Take the same ones for all wells of a plate, or wells cannot be
-        compared.
+        Intensities drawn as black and as the full color. Take the same ones for all wells of a plate, or wells cannot
+        be compared.
     width_px : tuple of int, optional
         A narrower image is enlarged, and a wider one reduced, by the smallest whole factor that brings it there.
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from plateloom.report.charts import element, format_number
+from plateloom.report.charts import element, format_number, number_of, text_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_ROWS = 500
@@ -159,7 +159,10 @@ def table(frame, *, empty, most=MOST_ROWS, links=None, sortable=True):
     numeric = [frame[name].dtype.kind in "fiu" for name in columns]
     head = [
         element(
-            "th", HEADINGS.get(str(name), str(name).removeprefix("Metadata_")), scope="col", class_="n" if n else None
+            "th",
+            HEADINGS.get(str(name), str(name).removeprefix("Metadata_").replace("_", " ")),
+            scope="col",
+            class_="n" if n else None,
         )
         for name, n in zip(columns, numeric, strict=True)
     ]
@@ -167,12 +170,12 @@ def table(frame, *, empty, most=MOST_ROWS, links=None, sortable=True):
     for i, row in enumerate(frame.head(most).itertuples(index=False, name=None)):
         cells = []
         for j, (name, value, number) in enumerate(zip(columns, row, numeric, strict=True)):
-            text = format_number(value) if number else text_of(value)
+            text = format_number(number_of(value)) if number else text_of(value)
             if name == "status" and text in STATES:
                 text = element("span", text, class_=f"state {text}")
             if j == 0 and links is not None and (address := local_address(links[i])):
                 text = element("a", text, href=address)
-            exact = repr(float(value)) if number and not math.isnan(value) else None
+            exact = repr(number_of(value)) if number and not math.isnan(number_of(value)) else None
             cells.append(element("td", text, class_="n" if number else None, data_value=exact))
         rows.append(element("tr", *cells))
     whole = element(
@@ -187,15 +190,6 @@ def table(frame, *, empty, most=MOST_ROWS, links=None, sortable=True):
     )
     rest = len(frame) - most
     return join(whole, paragraph(f"The first {most:,} of {len(frame):,} rows are shown.", "note") if rest > 0 else None)
-
-
-def text_of(value):
-    """A cell's text; nothing where there is no value."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if type(value).__name__ in ("NAType", "NaTType"):
-        return ""
-    return format_number(value) if isinstance(value, (bool, int, float)) else str(value)
 
 
 def local_address(address):

@@ -18,8 +18,10 @@ from plateloom.report.charts import (
     finite,
     format_number,
     interval_chart,
+    number_of,
     plate_chart,
     shorten,
+    text_of,
     well_position,
 )
 from plateloom.report.montage import Tile
@@ -34,7 +36,6 @@ from plateloom.report.page import (
     render_page,
     settings_table,
     table,
-    text_of,
 )
 
 if TYPE_CHECKING:
@@ -228,9 +229,7 @@ def well_words(report):
 
 def dose_text(dose, unit):
     """A dose with its unit; nothing where there is none."""
-    if dose is None or not math.isfinite(dose):
-        return ""
-    return f"{format_number(dose)} {unit}".strip()
+    return f"{format_number(number_of(dose))} {unit}".strip() if math.isfinite(number_of(dose)) else ""
 
 
 def heat_maps_section(report):
@@ -262,7 +261,7 @@ def quality_section(quality):
     figures = []
     for statistic in dict.fromkeys(str(name) for name in quality["statistic"]):
         rows = quality[quality["statistic"] == statistic]
-        primed = statistic.rstrip("'′").lower() in ("z", "robust z", "z-prime", "robust z-prime")
+        primed = is_z_prime(statistic)
         drawing = interval_chart(
             [str(name) for name in rows["readout"]],
             *(rows[name] if name in rows else [math.nan] * len(rows) for name in ("value", "low", "high")),
@@ -272,6 +271,11 @@ def quality_section(quality):
         )
         figures.append(element("figure", element("figcaption", statistic), drawing))
     return join(grid(figures), table(quality, empty="No statistic was computed."))
+
+
+def is_z_prime(statistic):
+    """Whether a statistic is Z' or robust Z', which have an upper end at 1 and customary thresholds."""
+    return str(statistic).lower().removeprefix("robust ") in ("z'", "z′", "z’", "z-prime", "z prime")
 
 
 def montage_section(tiles, colors, dose_unit):
@@ -285,14 +289,14 @@ def montage_section(tiles, colors, dose_unit):
         switch = element("label", box, "Show outlines", class_="toggle")
     figures = []
     for tile in tiles:
-        height, width = tile.picture.shape[:2]
-        size = f'width="{int(width)}" height="{int(height)}"'
-        said = f"{tile.well} {tile.treatment}".strip()
+        height, width = (int(size) for size in tile.picture.shape[:2])
         # An outline drawn into the picture would be blurred by lossy compression.
         address = data_uri(tile.picture, lossy=tile.outlines is not None)
-        layers = [Markup('<img src="{}" alt="{}" %s>' % size).format(address, said)]
+        picture = Markup('<img src="{}" alt="{}" width="{}" height="{}">')
+        layers = [picture.format(address, f"{tile.well} {tile.treatment}".strip(), width, height)]
         if tile.outlines is not None:
-            layers.append(Markup('<img class="outlines" src="{}" alt="" %s>' % size).format(data_uri(tile.outlines)))
+            outlines = Markup('<img class="outlines" src="{}" alt="" width="{}" height="{}">')
+            layers.append(outlines.format(data_uri(tile.outlines), width, height))
         control = {"negative": "negative control", "positive": "positive control"}.get(tile.control, "")
         name = " · ".join(filter(None, [tile.well, tile.treatment, dose_text(tile.dose, dose_unit)]))
         count = "" if tile.cells is None else f"{tile.cells:,} {'cell' if tile.cells == 1 else 'cells'}"
@@ -302,10 +306,10 @@ def montage_section(tiles, colors, dose_unit):
                 element("div", *layers, class_="layers"),
                 element("p", element("strong", name)),
                 element("p", " · ".join(filter(None, [count, control, tile.caption]))),
-                class_="tile",
+                class_="tile" if width <= 960 else "tile wide",
             )
         )
-    return join(color_legend(colors), switch, grid(figures, "grid tight"))
+    return join(color_legend(colors), switch, grid(figures, "grid montage"))
 
 
 def dose_section(curves):
@@ -317,10 +321,11 @@ def dose_section(curves):
         groups = {}
     bands = {name for curve in curves for name in curve.controls}
     words = "Points are wells, thick bars medians, the line is the fitted Hill curve with its EC50 dashed."
-    if any(0 in list(curve.doses) for curve in curves):
+    if any(0 in finite(curve.doses) for curve in curves):
         words += " Dose 0 stands left of the broken axis."
     if bands:
-        words += f" Shaded bands with a letter are the controls ({', '.join(f'{n[:1].upper()}: {n}' for n in sorted(bands))})."
+        letters = ", ".join(f"{name[:1].upper()}: {name}" for name in sorted(bands))
+        words += f" Shaded bands with a letter are the controls ({letters})."
     parts = [paragraph(words, "quiet"), color_legend(groups)]
     for readout in dict.fromkeys(curve.readout for curve in curves):
         chosen = [curve for curve in curves if curve.readout == readout]
@@ -330,7 +335,7 @@ def dose_section(curves):
             title = element("figcaption", shorten(curve.treatment, 80), element("span", ec50_text(curve), class_="sub"))
             drawing = dose_chart(curve, limits=limits, groups=groups)
             figures.append(element("figure", title, drawing, class_="w300"))
-        parts += [element("h3", readout), grid(figures)]
+        parts += [element("h3", readout), grid(figures, "grid level")]
     return join(*parts)
 
 

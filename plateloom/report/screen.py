@@ -9,6 +9,8 @@ import numpy as np
 from markupsafe import Markup
 
 from plateloom.report.charts import (
+    CATEGORIES,
+    OTHER,
     DoseResponse,
     Embedding,
     HeatMap,
@@ -17,6 +19,7 @@ from plateloom.report.charts import (
     element,
     embedding_chart,
     figure,
+    floats,
     format_number,
     line_chart,
     plate_chart,
@@ -24,6 +27,7 @@ from plateloom.report.charts import (
     plates_chart,
     scale_chart,
     scale_limits,
+    text_of,
 )
 from plateloom.report.montage import pair_image
 from plateloom.report.page import (
@@ -35,9 +39,8 @@ from plateloom.report.page import (
     render_page,
     settings_table,
     table,
-    text_of,
 )
-from plateloom.report.plate import column_sum, dose_section
+from plateloom.report.plate import column_sum, dose_section, is_z_prime
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -220,7 +223,7 @@ def render_screen(report):
     contents = {
         "plates": plates_section(report.plates),
         "quality": quality_section(report),
-        "heat_maps": join(*(maps_of_plates(heat_map, report.shapes) for heat_map in report.heat_maps))
+        "heat_maps": join(*(maps_of_plates(heat_map, report.shapes, report.plates) for heat_map in report.heat_maps))
         if report.heat_maps
         else None,
         "replicability": replicability_section(report.replicability),
@@ -267,10 +270,17 @@ def screen_verdict(plates):
         rows = [row for row in bad if text_of(row["status"]) == state]
         names = [text_of(row["Metadata_Plate"]) for row in rows]
         rest = f" and {len(names) - 15} more" if len(names) > 15 else ""
-        verb = "plate is" if len(names) == 1 else "plates are"
-        said.append((f"{len(names)} {verb} {state}: {', '.join(names[:15])}{rest}.", "bad"))
+        if len(rows) <= 3:
+            reasons = [text_of(row.get("reason")) for row in rows]
+            names = [f"{name} ({why})" if why else name for name, why in zip(names, reasons, strict=True)]
+        noun = "plate" if len(rows) == 1 else "plates"
+        verb = "" if state == "failed" else " is" if len(rows) == 1 else " are"
+        verb += f" {state or 'without a status'}"
+        said.append((f"{len(rows)} {noun}{verb}: {', '.join(names[:15])}{rest}.", "bad"))
     if said:
-        return [*said, (f"Everything below rests on the {len(plates) - len(bad)} complete plates.", "plain")]
+        rest = len(plates) - len(bad)
+        words = f"Everything below rests on the {rest} complete {'plate' if rest == 1 else 'plates'}."
+        return [*said, (words if rest else "No plate is complete.", "plain")]
     return [(f"All {len(plates)} plates are complete.", "good")]
 
 
@@ -298,8 +308,8 @@ def quality_section(report):
             found = {text_of(row["Metadata_Plate"]): row for row in rows.to_dict("records")}
             listed = names or list(found)
             columns = ([found.get(name, {}).get(key, math.nan) for name in listed] for key in ("value", "low", "high"))
-            primed = "z" in str(statistic).lower()
-            drawing = plates_chart(listed, *columns, label=str(statistic), lines=(0.0, 0.5) if primed else (0.0,))
+            lines = (0.0, 0.5) if is_z_prime(statistic) else (0.0,)
+            drawing = plates_chart(listed, *columns, label=str(statistic), lines=lines)
             parts.append(figure(f"{statistic}, {readout}", drawing))
     if names and "cells" in plates:
         drawing = plates_chart(names, plates["cells"], label="cells", from_zero=True)
@@ -311,7 +321,7 @@ def quality_section(report):
     return join(paragraph(words, "quiet"), grid(parts), whole)
 
 
-def maps_of_plates(heat_map, shapes):
+def maps_of_plates(heat_map, shapes, plates):
     """All plates side by side with one color scale."""
     lacking = sorted(set(heat_map.plates) - set(shapes))
     if lacking:
@@ -319,7 +329,7 @@ def maps_of_plates(heat_map, shapes):
     values = [value for wells in heat_map.plates.values() for value in dict(wells).values()]
     limits = scale_limits(values, heat_map.limits, heat_map.diverging)
     number = sum(shapes[plate][0] * shapes[plate][1] for plate in heat_map.plates)
-    width = 200 if number <= MOST_RECTANGLES else 150
+    width = 184
     figures = []
     for plate, wells in heat_map.plates.items():
         one = HeatMap(title=str(plate), values=wells, unit=heat_map.unit, diverging=heat_map.diverging)
@@ -328,11 +338,17 @@ def maps_of_plates(heat_map, shapes):
         else:
             drawing = plate_picture(one, shapes[plate], width=width, limits=limits)
         figures.append(element("figure", element("figcaption", plate), drawing, class_="small"))
+    absent = [
+        f"{text_of(row['Metadata_Plate'])} ({text_of(row['status']) or 'no status'})"
+        for row in plates.to_dict("records")
+        if row["Metadata_Plate"] not in heat_map.plates
+    ]
     return join(
         element("h3", heat_map.title),
         paragraph(heat_map.note, "quiet") if heat_map.note else None,
         scale_chart(values, limits, heat_map.unit, heat_map.diverging),
         grid(figures, "grid tight"),
+        paragraph(f"Without a map: {', '.join(absent)}.", "quiet") if absent else None,
     )
 
 
@@ -342,9 +358,9 @@ def replicability_section(replicability):
         return None
     drawing = None
     if {"mean_average_precision", "corrected_p_value"} <= set(replicability):
-        precision = np.asarray(replicability["mean_average_precision"], float)
+        precision = floats(replicability["mean_average_precision"])
         order = np.argsort(-precision, kind="stable")
-        chance = np.asarray(replicability["corrected_p_value"], float)[order]
+        chance = floats(replicability["corrected_p_value"])[order]
         clear = np.where(chance < 0.05, precision[order], np.nan)
         unclear = np.where(chance < 0.05, np.nan, precision[order])
         found = int(np.isfinite(clear).sum())
@@ -357,6 +373,7 @@ def replicability_section(replicability):
             y_label="mean average precision",
             points=len(precision) <= 400,
             connect=False,
+            colors=(CATEGORIES[0], OTHER),
         )
         drawing = join(paragraph(words), grid([element("figure", chart)]))
     return join(drawing, table(replicability, empty="No treatment has replicates."))
@@ -371,7 +388,7 @@ def maps_section(embeddings):
             for name in embedding.colorings
         ]
         note = paragraph(embedding.note, "quiet") if embedding.note else None
-        parts += [element("h3", embedding.title), note, grid(figures)]
+        parts += [element("h3", embedding.title), note, grid(figures, "grid tight")]
     return join(*parts) if parts else None
 
 
@@ -417,7 +434,7 @@ def autoencoder_section(autoencoder):
     words = f"Held-out {autoencoder.error} {format_number(held)}; predicting the mean crop gives {format_number(mean)}."
     if math.isfinite(held) and math.isfinite(mean) and mean > 0:
         gain = 1 - held / mean
-        words += f" The autoencoder explains {gain:.0%} of it." if gain > 0 else " It is no better than the mean crop."
+        words += f" That is {gain:.0%} less." if gain > 0 else " It is no better than the mean crop."
     if autoencoder.scheme:
         words += f" Held out: {autoencoder.scheme}."
     parts = [paragraph(words)]

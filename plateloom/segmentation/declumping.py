@@ -3,7 +3,7 @@
 Every kernel here is *bounded*: what it says about a pixel depends on a window of known width around it, and ties are broken
 by raster order. A tile with a halo of that width therefore gives exactly what the whole image gives.
 
-1. `fill_holes` closes holes whose bounding box is small.
+1. `box_sum` gives local means, `fill_holes` closes holes whose bounding box is small.
 2. `squared_distance` is the distance to the background, up to a cap.
 3. `climb` sends each pixel uphill on a landscape (distance, intensity or both) until a peak. A peak that rises too little
    above the pass to a higher one is no nucleus of its own: the climb goes on over the pass.
@@ -14,6 +14,50 @@ import numpy as np
 from numba import njit
 
 NOT_IN_MASK = -1
+
+
+@njit(cache=True, nogil=True)
+def box_sum(values, half_px):
+    """Sum over a square window around each pixel.
+
+    Parameters
+    ----------
+    values : ndarray of int64, shape (Y, X)
+        Whole numbers: their running sums are exact, wherever they were begun.
+    half_px : int
+        The window reaches this far [px] to each side, and ends at the edge of the array.
+
+    Returns
+    -------
+    ndarray of int64, shape (Y, X)
+    """
+    height, width = values.shape
+    rows = np.empty((height, width), np.int64)
+    for y in range(height):
+        total = np.int64(0)
+        for x in range(min(half_px, width)):
+            total += values[y, x]
+        for x in range(width):
+            if x + half_px < width:
+                total += values[y, x + half_px]
+            if x - half_px - 1 >= 0:
+                total -= values[y, x - half_px - 1]
+            rows[y, x] = total
+    sums = np.empty((height, width), np.int64)
+    column = np.zeros(width, np.int64)
+    for y in range(min(half_px, height)):
+        for x in range(width):
+            column[x] += rows[y, x]
+    for y in range(height):
+        if y + half_px < height:
+            for x in range(width):
+                column[x] += rows[y + half_px, x]
+        if y - half_px - 1 >= 0:
+            for x in range(width):
+                column[x] -= rows[y - half_px - 1, x]
+        for x in range(width):
+            sums[y, x] = column[x]
+    return sums
 
 
 @njit(cache=True, nogil=True)
@@ -149,7 +193,7 @@ def climb(landscape, mask, distance, prominence, weak_distance, window_px, reach
     Parameters
     ----------
     landscape : ndarray of int32, shape (Y, X)
-        Positive heights.
+        Heights, all positive within the mask.
     mask : ndarray of bool, shape (Y, X)
     distance : ndarray of int32, shape (Y, X)
         Squared distance to the background [px²], see `squared_distance`.
@@ -254,21 +298,47 @@ def climb(landscape, mask, distance, prominence, weak_distance, window_px, reach
 
 
 @njit(cache=True, nogil=True)
-def finish_nuclei(peak_of, levels, background, trim, min_contrast, min_area, max_area):
+def _flood_outside(box, outside, stack, h, w):
+    """Mark the pixels of a framed box that the frame reaches without crossing a kept (3) pixel."""
+    stack[0], n = 0, 1
+    outside[0] = True
+    while n > 0:
+        n -= 1
+        at = stack[n]
+        y, x = at // w, at % w
+        for side in range(4):
+            if side == 0:
+                there = at - w if y > 0 else at
+            elif side == 1:
+                there = at + w if y < h - 1 else at
+            elif side == 2:
+                there = at - 1 if x > 0 else at
+            else:
+                there = at + 1 if x < w - 1 else at
+            if box[there] != 3 and not outside[there]:
+                outside[there] = True
+                stack[n] = there
+                n += 1
+
+
+@njit(cache=True, nogil=True)
+def finish_nuclei(peak_of, image, background, trim, min_contrast, ring_px, min_area, max_area):
     """Trim each nucleus to a fraction of its own brightness, make it whole, and drop what is no nucleus.
 
     Parameters
     ----------
     peak_of : ndarray of int32, shape (Y, X)
         What `climb` returned.
-    levels : ndarray of int32, shape (Y, X)
-        Smoothed nuclei channel [levels].
-    background : ndarray of int32, shape (Y, X)
-        Level of the background around each pixel [levels].
+    image : ndarray of float32, shape (Y, X)
+        Smoothed nuclei channel.
+    background : float
+        Intensity of the background.
     trim : float in [0, 1)
         A pixel stays if it is above the background by this fraction of the nucleus' brightness above the background.
     min_contrast : float
-        Nuclei less bright than this above the background [levels] are dropped.
+        A nucleus must be brighter by this than the darkest tenth of what surrounds it.
+    ring_px : int
+        How far beyond a nucleus' bounding box its surroundings reach [px].
     min_area, max_area : int
         Nuclei smaller or larger than this [px] are dropped.
 
@@ -278,10 +348,9 @@ def finish_nuclei(peak_of, levels, background, trim, min_contrast, min_area, max
         1 + flat index of the nucleus' first pixel in raster order; 0 is background.
     """
     height, width = peak_of.shape
-    peaks, level, ground = peak_of.ravel(), levels.ravel(), background.ravel()
+    peaks, value = peak_of.ravel(), image.ravel()
     number = np.zeros(height * width, np.int32)
-    count = 0
-    members = 0
+    count, members = 0, 0
     for i in range(height * width):
         if peaks[i] != NOT_IN_MASK:
             members += 1
@@ -305,37 +374,49 @@ def finish_nuclei(peak_of, levels, background, trim, min_contrast, min_area, max
     ids = np.zeros(height * width, np.int32)
     for k in range(1, count + 1):
         own = pixels[starts[k] : starts[k + 1]]
-        size = len(own)
-        if size < min_area:
+        if len(own) < min_area:
             continue
-        total = 0
+        # Brightness: the mean of the pixels above the mean, which blurred edges and dark nucleoli do not lower.
+        mean = 0.0
         for i in own:
-            total += level[i] - ground[i]
-        mean = total / size
-        upper, n_upper = 0, 0
+            mean += value[i]
+        mean /= len(own)
+        brightness, n_bright = 0.0, 0
         for i in own:
-            if level[i] - ground[i] >= mean:
-                upper += level[i] - ground[i]
-                n_upper += 1
-        brightness = upper / n_upper
-        if brightness < min_contrast:
-            continue
-        limit = trim * brightness
+            if value[i] >= mean:
+                brightness += value[i]
+                n_bright += 1
+        brightness = brightness / n_bright if n_bright > 0 else mean
+        limit = background + trim * (brightness - background)
 
-        # The box of the nucleus with a frame of one pixel: 0 other, 1 dim, 2 bright, 3 kept, 4 outside.
         top, bottom, left, right = height, 0, width, 0
         for i in own:
             y, x = i // width, i % width
             top, bottom, left, right = min(top, y), max(bottom, y), min(left, x), max(right, x)
+        ring = np.empty((bottom - top + 1 + 2 * ring_px) * (right - left + 1 + 2 * ring_px), np.float32)
+        n = 0
+        for y in range(max(top - ring_px, 0), min(bottom + ring_px + 1, height)):
+            for x in range(max(left - ring_px, 0), min(right + ring_px + 1, width)):
+                if peaks[y * width + x] != peaks[own[0]]:
+                    ring[n] = value[y * width + x]
+                    n += 1
+        if n > 0 and brightness - np.partition(ring[:n], n // 10)[n // 10] < min_contrast:
+            continue
+
+        # The nucleus' box in a frame of one pixel: 0 other, 1 dim, 2 bright, 3 kept.
         h, w = bottom - top + 3, right - left + 3
         box = np.zeros(h * w, np.uint8)
-        seed, seed_level = -1, -1
+        seed, seed_value = -1, np.float32(-np.inf)
         for i in own:
             at = (i // width - top + 1) * w + i % width - left + 1
-            bright = level[i] - ground[i] >= limit
+            bright = value[i] >= limit
             box[at] = 2 if bright else 1
-            if bright and (i == peaks[i] or (seed_level < 2**30 and level[i] > seed_level)):
-                seed, seed_level = at, (2**30 if i == peaks[i] else level[i])
+            if i == peaks[i] and bright:
+                seed, seed_value = at, np.float32(np.inf)
+            elif bright and value[i] > seed_value:
+                seed, seed_value = at, value[i]
+        if seed < 0:
+            continue
         stack = np.empty(h * w, np.int32)
         stack[0], n = seed, 1
         box[seed] = 3
@@ -348,41 +429,17 @@ def finish_nuclei(peak_of, levels, background, trim, min_contrast, min_area, max
                         box[at + dy + dx] = 3
                         stack[n] = at + dy + dx
                         n += 1
-        # Dim pixels that the frame cannot reach are holes.
         outside = np.zeros(h * w, np.bool_)
-        stack[0], n = 0, 1
-        outside[0] = True
-        while n > 0:
-            n -= 1
-            at = stack[n]
-            y, x = at // w, at % w
-            if y > 0 and box[at - w] != 3 and not outside[at - w]:
-                outside[at - w] = True
-                stack[n] = at - w
-                n += 1
-            if y < h - 1 and box[at + w] != 3 and not outside[at + w]:
-                outside[at + w] = True
-                stack[n] = at + w
-                n += 1
-            if x > 0 and box[at - 1] != 3 and not outside[at - 1]:
-                outside[at - 1] = True
-                stack[n] = at - 1
-                n += 1
-            if x < w - 1 and box[at + 1] != 3 and not outside[at + 1]:
-                outside[at + 1] = True
-                stack[n] = at + 1
-                n += 1
+        _flood_outside(box, outside, stack, h, w)
         area, first = 0, -1
         for i in own:
-            at = (i // width - top + 1) * w + i % width - left + 1
-            if not outside[at]:
+            if not outside[(i // width - top + 1) * w + i % width - left + 1]:
                 area += 1
                 if first < 0:
                     first = i
         if area < min_area or area > max_area:
             continue
         for i in own:
-            at = (i // width - top + 1) * w + i % width - left + 1
-            if not outside[at]:
+            if not outside[(i // width - top + 1) * w + i % width - left + 1]:
                 ids[i] = first + 1
     return ids.reshape(height, width)

@@ -1,137 +1,194 @@
-"""Thresholds from a histogram of intensities, so that the sum over tiles gives the threshold of the image."""
+"""Thresholds from a histogram of intensities, so that the sum over tiles gives the threshold of the image.
+
+The bins are as wide as a fixed fraction (1/2048) of the intensity: a dim image is resolved as finely as a bright one, whatever
+the camera's bit depth was.
+"""
 
 import numpy as np
 
-LEVELS = 65536
+BINS_PER_OCTAVE = 2048
+OCTAVES = 22
+BINS = BINS_PER_OCTAVE * OCTAVES
+BRIGHTEST = 2.0
+"""Intensities from here on share the last bin; illumination correction may lift some above 1."""
+
+_SHIFT = 12  # of a float32's 23 bits of mantissa, leaves the 11 that number the bins of an octave
+_FIRST = (np.float32(BRIGHTEST).view(np.int32) >> _SHIFT) - BINS
 
 
-def count_levels(levels):
-    """Count how many pixels have each level.
-
-    Parameters
-    ----------
-    levels : ndarray of int32
-        Intensities [levels], 0 … `LEVELS` - 1.
+def bin_values():
+    """Return the intensity in the middle of each bin.
 
     Returns
     -------
-    ndarray of int64, shape (65536,)
-        Number of pixels at each level; histograms of tiles add up to that of the image.
+    ndarray of float64, shape (45056,)
+        Intensities; 0 for the first bin, which holds everything too dim for the others.
     """
-    return np.bincount(levels.ravel(), minlength=LEVELS).astype(np.int64)
+    edges = np.arange(_FIRST, _FIRST + BINS + 1, dtype=np.int32) << _SHIFT
+    edges = edges.view(np.float32).astype(np.float64)
+    values = (edges[:-1] + edges[1:]) / 2
+    values[0] = 0.0
+    return values
 
 
-def find_background(histogram, *, fraction=0.25):
-    """Find level and spread of the background: the narrowest stretch of levels that holds a fraction of the pixels.
+def count_intensities(intensities):
+    """Count how many pixels fall into each bin.
+
+    Parameters
+    ----------
+    intensities : ndarray of float32
+        Intensities; negative ones fall into the first bin, those above `BRIGHTEST` into the last.
+
+    Returns
+    -------
+    ndarray of int64, shape (45056,)
+        Number of pixels per bin; histograms of tiles add up to that of the image.
+    """
+    bits = np.ascontiguousarray(intensities, dtype=np.float32).view(np.int32).ravel() >> _SHIFT
+    return np.bincount(np.clip(bits - _FIRST, 0, BINS - 1), minlength=BINS).astype(np.int64)
+
+
+def quantile(histogram, values, fraction):
+    """Return the value below which a fraction of the pixels lie.
+
+    Parameters
+    ----------
+    histogram : ndarray of int64, shape (B,)
+    values : ndarray of float64, shape (B,)
+        Intensity of each bin, ascending.
+    fraction : float in [0, 1]
+
+    Returns
+    -------
+    float
+        An intensity; 0 if there are no pixels.
+    """
+    cumulative = np.cumsum(histogram)
+    if cumulative[-1] == 0:
+        return 0.0
+    return float(values[np.searchsorted(cumulative, max(fraction * cumulative[-1], 1), side="left")])
+
+
+def find_background(histogram, values, *, fraction=0.25):
+    """Find level and spread of the background: the narrowest range of intensities that holds a fraction of the pixels.
 
     The spread is taken from below the background's level, where there are no objects. No assumption is made of how
     many pixels are background, but that they are at least the fraction and vary less than the objects do.
 
     Parameters
     ----------
-    histogram : ndarray of int64, shape (L,)
+    histogram : ndarray of int64, shape (B,)
+    values : ndarray of float64, shape (B,)
+        Intensity of each bin, ascending.
     fraction : float in (0, 1)
-        Fraction of the pixels in the stretch.
+        Fraction of the pixels in the range.
 
     Returns
     -------
     level : float
-        Level of the background [levels].
+        Intensity of the background.
     spread : float
-        Standard deviation of the background's pixels [levels]; 0 for a constant image.
+        Standard deviation of the background's pixels; 0 for a constant image.
 
     Examples
     --------
-    >>> find_background(np.array([0, 5, 10, 5, 0, 0, 1, 1, 1]))
+    >>> find_background(np.array([0, 5, 10, 5, 0, 0, 1, 1, 1]), np.arange(9.0))
     (2.0, 1.0)
     """
-    total = histogram.sum()
-    if total == 0:
+    filled = np.flatnonzero(histogram)
+    if len(filled) == 0:
         return 0.0, 0.0
-    cumulative = np.concatenate([[0], np.cumsum(histogram)])
-    wanted = max(1, int(np.ceil(fraction * total)))
-    # For each first level the last one that completes the stretch.
-    starts = np.flatnonzero(histogram)
-    ends = np.searchsorted(cumulative, cumulative[starts] + wanted, side="left")
-    possible = ends < len(cumulative)
-    starts, ends = starts[possible], ends[possible]
-    widths = ends - starts
-    narrowest = np.flatnonzero(widths == widths.min())
-    # Of equally narrow stretches the fullest is nearest the mode.
-    inside = cumulative[ends[narrowest]] - cumulative[starts[narrowest]]
-    best = narrowest[np.argmax(inside)]
-    first, last = starts[best], ends[best]
-    middle = cumulative[first] + (cumulative[last] - cumulative[first]) / 2
-    level = float(np.searchsorted(cumulative, middle, side="left") - 1)
-    below = cumulative[int(level)] + histogram[int(level)] / 2
-    # 31.7 % of the lower half of a normal distribution lies below one standard deviation.
-    low = float(np.searchsorted(cumulative, 0.3173 * below, side="left") - 1)
-    return level, max(level - low, 0.0)
+    counts, values = histogram[filled], values[filled]
+    up_to = np.concatenate([[0], np.cumsum(counts)])
+    wanted = max(1, int(np.ceil(fraction * up_to[-1])))
+    first = np.arange(len(counts))
+    after = np.searchsorted(up_to, up_to[:-1] + wanted, side="left")
+    first, after = first[after <= len(counts)], after[after <= len(counts)]
+    width = values[after - 1] - values[first]
+    narrowest = np.flatnonzero(width == width.min())
+    best = narrowest[np.argmax(up_to[after[narrowest]] - up_to[first[narrowest]])]
+    middle = (up_to[first[best]] + up_to[after[best]]) / 2
+    at = int(np.searchsorted(up_to[1:], middle, side="left"))
+    # 31.7 % of the lower half of a normal distribution lie more than one standard deviation below its middle.
+    low = int(np.searchsorted(up_to[1:], 0.3173 * (up_to[at] + counts[at] / 2), side="left"))
+    return float(values[at]), float(values[at] - values[low])
 
 
-def otsu(histogram, *, log=False, offset=0.0):
-    """Find the level that best splits a histogram into two classes, by Otsu's criterion.
+def otsu(histogram, values):
+    """Find the intensity that splits the pixels into the two classes of least variance (Otsu).
 
     Parameters
     ----------
-    histogram : ndarray of int64, shape (L,)
-    log : bool
-        Split the logarithms of the levels above `offset`, which suits objects of very different brightness.
-    offset : float
-        Level that counts as zero for the logarithm [levels].
+    histogram : ndarray of int64, shape (B,)
+    values : ndarray of float64, shape (B,)
+        Intensity of each bin, ascending.
 
     Returns
     -------
     float
-        Pixels above this level [levels] are foreground.
-
-    Examples
-    --------
-    >>> otsu(np.array([0, 9, 9, 0, 0, 0, 0, 4, 4]))
-    4.5
-    """
-    levels = np.flatnonzero(histogram)
-    if len(levels) < 2:
-        return float(levels[0]) if len(levels) else 0.0
-    counts = histogram[levels].astype(np.float64)
-    values = np.log(np.maximum(levels - offset, 1.0)) if log else levels.astype(np.float64)
-    below = np.cumsum(counts)[:-1]
-    above = counts.sum() - below
-    sum_below = np.cumsum(counts * values)[:-1]
-    mean_below = sum_below / below
-    mean_above = ((counts * values).sum() - sum_below) / above
-    at = int(np.argmax(below * above * (mean_above - mean_below) ** 2))
-    return float(levels[at] + levels[at + 1]) / 2
-
-
-def minimum_cross_entropy(histogram, *, offset=0.0):
-    """Find the level that splits a histogram with the least cross entropy (Li).
-
-    Parameters
-    ----------
-    histogram : ndarray of int64, shape (L,)
-    offset : float
-        Level that counts as zero [levels]; lower levels are raised to it.
-
-    Returns
-    -------
-    float
-        Pixels above this level [levels] are foreground.
+        Pixels above this intensity are foreground.
 
     Notes
     -----
-    The minimum is searched over all levels: the usual iteration stops at whichever minimum lies next to its start.
-    Li and Tam, doi:10.1016/S0167-8655(98)00057-9.
+    Otsu, doi:10.1109/TSMC.1979.4310076.
+
+    Examples
+    --------
+    >>> otsu(np.array([0, 9, 9, 0, 0, 0, 0, 4, 4]), np.arange(9.0))
+    4.5
     """
-    levels = np.flatnonzero(histogram)
-    if len(levels) < 2:
-        return float(levels[0]) if len(levels) else 0.0
-    counts = histogram[levels].astype(np.float64)
-    values = np.maximum(levels - offset, 0.0) + 1.0
-    below = np.cumsum(counts)[:-1]
-    above = counts.sum() - below
-    sum_below = np.cumsum(counts * values)[:-1]
-    sum_above = (counts * values).sum() - sum_below
-    entropy = -sum_below * np.log(sum_below / below) - sum_above * np.log(sum_above / above)
-    at = int(np.argmin(entropy))
-    return float(levels[at] + levels[at + 1]) / 2
+    return _best_split(histogram, values, _between_class_variance)
+
+
+def minimum_cross_entropy(histogram, values):
+    """Find the intensity that splits the pixels into two classes with the least cross entropy (Li).
+
+    It sees dim objects beside bright ones better than Otsu's does.
+
+    Parameters
+    ----------
+    histogram : ndarray of int64, shape (B,)
+    values : ndarray of float64, shape (B,)
+        Intensity of each bin, ascending; negative ones count as zero.
+
+    Returns
+    -------
+    float
+        Pixels above this intensity are foreground.
+
+    Notes
+    -----
+    All splits are tried: the usual iteration stops at whichever minimum lies next to its start. Li and Tam,
+    doi:10.1016/S0167-8655(98)00057-9.
+
+    Examples
+    --------
+    >>> minimum_cross_entropy(np.array([0, 9, 9, 0, 0, 0, 0, 4, 4]), np.arange(9.0))
+    4.5
+    """
+    return _best_split(histogram, values, _negative_cross_entropy)
+
+
+def _best_split(histogram, values, criterion):
+    """The intensity between two filled bins that has the highest criterion."""
+    filled = np.flatnonzero(histogram)
+    if len(filled) < 2:
+        return float(values[filled[0]]) if len(filled) else 0.0
+    counts, values = histogram[filled].astype(np.float64), values[filled]
+    at = int(np.argmax(criterion(counts, values)))
+    return float((values[at] + values[at + 1]) / 2)
+
+
+def _between_class_variance(counts, values):
+    below, sums = np.cumsum(counts), np.cumsum(counts * values)
+    above = below[-1] - below[:-1]
+    gap = (sums[-1] - sums[:-1]) / above - sums[:-1] / below[:-1]
+    return below[:-1] * above * gap**2
+
+
+def _negative_cross_entropy(counts, values):
+    # A floor keeps the logarithm finite where all pixels below the split are zero.
+    values = np.maximum(values, 0.0) + 1e-3 * max(values[-1], 1e-12)
+    below, sums = np.cumsum(counts), np.cumsum(counts * values)
+    above, sums_above = below[-1] - below[:-1], sums[-1] - sums[:-1]
+    return sums[:-1] * np.log(sums[:-1] / below[:-1]) + sums_above * np.log(sums_above / above)

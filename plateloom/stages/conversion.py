@@ -51,6 +51,8 @@ def convert_part(*, plate, part, parts, source, reader, listing, settings, code,
         "conversion",
         record=record,
         plan=plan,
+        code=code,
+        settings=settings,
         plate=plate,
         part=part,
         facts={"listing": listing},
@@ -246,4 +248,4 @@ def assemble_plate(*, plate, max_failed_fields, code, converted, record):
 
         return [Unit("plate", plate_store(plate), made, work)]
 
-    run_job("assembly", record=record, plan=plan, upstream={"converted": converted}, plate=plate)
+    run_job("assembly", record=record, plan=plan, code=code, settings={"max_failed_fields": max_failed_fields}, upstream={"converted": converted}, plate=plate)

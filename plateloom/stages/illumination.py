@@ -60,7 +60,7 @@ def estimate_plate(*, plate, settings, code, assembled, converted, record):
 
         return [Unit("illumination", path, made, work)]
 
-    run_job("illumination", record=record, plan=plan, upstream={"assembled": assembled, "converted": converted}, plate=plate)
+    run_job("illumination", record=record, plan=plan, code=code, settings=settings, upstream={"assembled": assembled, "converted": converted}, plate=plate)
 
 
 def shrink_field(path, settings):

@@ -31,6 +31,7 @@ def measure_part(*, plate, part, parts, code, assembled, converted, record):
         "quality",
         record=record,
         plan=plan,
+        code=code,
         upstream={"assembled": assembled, "converted": converted},
         plate=plate,
         part=part,
@@ -94,4 +95,4 @@ def flag_plate(*, plate, settings, code, measured, record):
 
         return [Unit("qc", path, made, work)]
 
-    run_job("flagging", record=record, plan=plan, upstream={"measured": measured}, plate=plate)
+    run_job("flagging", record=record, plan=plan, code=code, settings=settings, upstream={"measured": measured}, plate=plate)

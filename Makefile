@@ -1,0 +1,56 @@
+# `make demo` runs the main job on a simulated screen; `make test` runs the tests. Both set up .venv first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test bbbc013 lint format lock docs clean
+
+$(READY): requirements.txt pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Plateloom needs Python 3.11 or newer, found ' + sys.version)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+demo: $(READY)
+	test -e screens/demo/config.yaml || $(BIN)/plateloom simulate screens/demo
+	$(BIN)/plateloom run screens/demo --quiet rules
+	@echo "Open screens/demo/results/screen/report.html"
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+
+# A real plate: 48 wells of BBBC013 (FKHR-GFP translocation); SOURCE is the folder of its images.
+bbbc013: $(READY)
+	@test -n "$(SOURCE)" || { echo "usage: make bbbc013 SOURCE=folder of the BBBC013 images"; exit 2; }
+	@test -d "$(SOURCE)" || { echo "no folder '$(SOURCE)'"; exit 2; }
+	$(BIN)/python config/examples/bbbc013/prepare.py "$(SOURCE)" screens/bbbc013
+	$(BIN)/plateloom run screens/bbbc013 --quiet rules
+	@echo "Open screens/bbbc013/results/screen/report.html"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile rules
+	test -e screens/demo/config.yaml || $(BIN)/plateloom simulate screens/demo
+	$(BIN)/snakemake --directory screens/demo --lint
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile rules
+
+# Pinned versions of everything below requirements.in, resolved in an empty environment.
+lock:
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet torch==2.13.0
+	build/lock/bin/pip install --quiet -r requirements.in
+	{ echo "# Written by 'make lock' from requirements.in."; build/lock/bin/pip freeze | sed 's/^torch==\([0-9.]*\).*/torch==\1/'; } > requirements.txt
+
+docs: $(READY)
+	$(BIN)/plateloom config > config/config.yaml
+
+clean:
+	rm -rf screens .pytest_cache .ruff_cache build

@@ -1,0 +1,48 @@
+"""Gradient boosting on histograms: tens of thousands of labeled cells and more."""
+
+from pydantic import BaseModel, ConfigDict, Field
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
+
+
+class Params(BaseModel):
+    """Settings of gradient boosting."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n_rounds: int = Field(100, ge=1)
+    learning_rate: float = Field(0.1, gt=0)
+    max_leaves: int = Field(15, ge=2)
+    min_cells_per_leaf: int = Field(20, ge=1)
+    seed: int = Field(0, ge=0)
+
+
+def build(params):
+    """Build the pipeline: median for gaps, standard scaling, boosted trees with balanced class weights.
+
+    Parameters
+    ----------
+    params : Params
+
+    Returns
+    -------
+    sklearn.pipeline.Pipeline
+        Not fitted.
+
+    Notes
+    -----
+    Early stopping is off: scikit-learn would hold out random cells for it, of the very wells that it learns from.
+    """
+    boosting = HistGradientBoostingClassifier(
+        max_iter=params.n_rounds,
+        learning_rate=params.learning_rate,
+        max_leaf_nodes=params.max_leaves,
+        min_samples_leaf=params.min_cells_per_leaf,
+        early_stopping=False,
+        class_weight="balanced",
+        random_state=params.seed,
+    )
+    imputer = SimpleImputer(strategy="median", keep_empty_features=True)
+    return Pipeline([("imputer", imputer), ("scaler", StandardScaler()), ("estimator", boosting)])

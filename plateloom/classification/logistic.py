@@ -1,0 +1,36 @@
+"""Logistic regression: few labeled cells, classes that a plane separates."""
+
+from pydantic import BaseModel, ConfigDict, Field
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
+
+
+class Params(BaseModel):
+    """Settings of logistic regression."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    inverse_penalty: float = Field(0.1, gt=0, description="C of scikit-learn: smaller is smoother")
+    max_iterations: int = Field(2000, ge=1)
+    seed: int = Field(0, ge=0)
+
+
+def build(params):
+    """Build the pipeline: median for gaps, standard scaling, L2-penalized regression with balanced class weights.
+
+    Parameters
+    ----------
+    params : Params
+
+    Returns
+    -------
+    sklearn.pipeline.Pipeline
+        Not fitted.
+    """
+    regression = LogisticRegression(
+        C=params.inverse_penalty, max_iter=params.max_iterations, class_weight="balanced", random_state=params.seed
+    )
+    imputer = SimpleImputer(strategy="median", keep_empty_features=True)
+    return Pipeline([("imputer", imputer), ("scaler", StandardScaler()), ("estimator", regression)])

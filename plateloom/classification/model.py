@@ -1,0 +1,281 @@
+"""A trained classifier: what it is, how it is applied, how it is stored (skops; never pickle, which runs what it is given)."""
+
+import hashlib
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from plateloom.classification import METHODS
+from plateloom.classification.evaluation import check_labels, fit_quietly
+from plateloom.errors import ModelMismatchError
+from plateloom.registry import load_method
+
+# What skops may build beyond its own list of scikit-learn and numpy types; one line per method that needs it.
+TRUSTED = (
+    "numpy.dtype",
+    "sklearn.tree._tree.Tree",  # random_forest
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",  # gradient_boosting
+)
+FORMAT = "plateloom-classifier-1"
+BLOCK = 512  # rows per matrix product; always full, so that no row's rounding depends on how many others came with it
+REFERENCE_CELLS = 2000
+NEIGHBOR = 5
+NOVEL = 0.99
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained classifier.
+
+    Attributes
+    ----------
+    pipeline : sklearn.pipeline.Pipeline
+        Imputer, scaler, estimator; its classes are positions in ``card["classes"]``.
+    card : dict
+        JSON: `classes`, `features`, `schema` (their hash), `method`, `params`, `groups`, `counts` (cells per class), `metrics` (of
+        `evaluate`, or None), `versions`, `warnings`.
+    novelty : dict of str to ndarray
+        `mean`, `axes`, `reference`, `unit`: see `predict`.
+    """
+
+    pipeline: object
+    card: dict
+    novelty: dict
+
+
+def train(X, y, groups, *, features, method, params, metrics=None, versions=None, threads=1):
+    """Train on all labeled cells.
+
+    Parameters
+    ----------
+    X : array of float, shape (N, F)
+        Features of the labeled cells; NaN is imputed.
+    y : array of str, shape (N,)
+        Their classes.
+    groups : array of str, shape (N,)
+        Their wells or plates, as for `evaluate`.
+    features : sequence of str, length F
+        Names of the columns.
+    method : str
+        A name in `plateloom.classification.METHODS`.
+    params : Params
+        Of that method.
+    metrics : dict, optional
+        What `evaluate` returned for the same cells: goes on the card.
+    versions : dict, optional
+        Versions of software: goes on the card.
+    threads : int
+        Of no influence on the result.
+
+    Returns
+    -------
+    Classifier
+    """
+    X, y, groups = check_labels(X, y, groups)
+    features = list(features)
+    if X.shape[1] != len(features):
+        raise ValueError(f"Found {X.shape[1]} columns and {len(features)} names.")
+    classes, truth = np.unique(y, return_inverse=True)
+    module = load_method(METHODS, method, "classification method")
+    pipeline, notes = fit_quietly(module.build(params), X, truth, threads=threads)
+    card = {
+        "classes": [str(name) for name in classes],
+        "features": features,
+        "schema": schema_hash(features),
+        "method": method,
+        "params": params.model_dump(mode="json"),
+        "groups": sorted(set(groups.tolist())),
+        "counts": {str(name): int((y == name).sum()) for name in classes},
+        "metrics": metrics,
+        "versions": dict(versions or {}),
+        "warnings": notes,
+    }
+    return Classifier(pipeline, card, _fit_novelty(_scaled(pipeline, X), groups))
+
+
+def predict(model, table):
+    """Classify cells.
+
+    Parameters
+    ----------
+    model : Classifier
+    table : DataFrame, shape (N, ...)
+        Exactly the model's features in their order; `Metadata_*` columns are left out of account.
+
+    Returns
+    -------
+    DataFrame, shape (N, 2 + number of classes)
+        Index of the table; `Class` (str), `Probability_{class}` (float32) per class, `Novelty` (float32): how far the cell is
+        from the labeled ones; above 1 it is farther than 99 % of labeled cells are from those of other groups, and its class means little.
+        A cell without any value has class None and NaN.
+
+    Raises
+    ------
+    ModelMismatchError
+        If the features are not those that the model was trained on.
+
+    Notes
+    -----
+    Novelty is the distance to the 5th nearest of up to 2,000 labeled cells among the principal components (95 % of the variance, at
+    most 20) of the scaled features, with the length of what the components leave over as one more coordinate, divided by the
+    0.99 quantile of the same distance between labeled cells of different groups: cells of other wells are expected to differ a little.
+    """
+    features = [name for name in table.columns if not str(name).startswith("Metadata_")]
+    card = model.card
+    if features != card["features"]:
+        odd = sorted(set(features) ^ set(card["features"]))[:3] or "their order"
+        raise ModelMismatchError(
+            f"The model was trained on the {len(card['features'])} features {card['schema']}, the table has the "
+            f"{len(features)} features {schema_hash(features)}; they differ in {odd}."
+        )
+    X = table[features].to_numpy(float)
+    X = np.where(np.isfinite(X), X, np.nan)
+    probability = np.full((len(X), len(card["classes"])), np.nan, dtype=np.float32)
+    novelty = np.full(len(X), np.nan, dtype=np.float32)
+    names = np.full(len(X), None, dtype=object)
+    usable = np.isfinite(X).any(axis=1)
+    if usable.any():
+        scaled = _scaled(model.pipeline, X[usable])
+        estimated = model.pipeline["estimator"].predict_proba(scaled)
+        probability[usable] = estimated
+        names[usable] = np.asarray(card["classes"], dtype=object)[estimated.argmax(axis=1)]
+        novelty[usable] = _distance(_coordinates(scaled, model.novelty), model.novelty["reference"]) / model.novelty["unit"]
+    columns = {"Class": pd.Series(names, index=table.index, dtype=object)}
+    columns |= {f"Probability_{name}": probability[:, c] for c, name in enumerate(card["classes"])}
+    return pd.DataFrame(columns | {"Novelty": novelty}, index=table.index)
+
+
+def dumps(model):
+    """Serialize a classifier.
+
+    Parameters
+    ----------
+    model : Classifier
+
+    Returns
+    -------
+    bytes
+        A skops archive.
+    """
+    import skops.io
+
+    card = json.dumps(model.card, sort_keys=True, allow_nan=False)
+    return skops.io.dumps({"format": FORMAT, "card": card, "pipeline": model.pipeline, "novelty": dict(model.novelty)})
+
+
+def loads(data, *, sha256=None):
+    """Read a classifier back.
+
+    Parameters
+    ----------
+    data : bytes
+        From `dumps`.
+    sha256 : str, optional
+        The digest that the bytes must have.
+
+    Returns
+    -------
+    Classifier
+
+    Raises
+    ------
+    ModelMismatchError
+        If the digest differs, the bytes are no skops archive (a pickle is not looked into), or the archive wants to build
+        anything but the few types that our methods need.
+    """
+    import skops.io
+
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and found != sha256.lower():
+        raise ModelMismatchError(f"The model file has the SHA-256 {found}, expected {sha256}. It was changed or exchanged.")
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        raise ModelMismatchError("This is no skops archive. Pickle and joblib files are not read: they run what they hold.")
+    try:
+        unknown = sorted(set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED))
+        if unknown:
+            raise ModelMismatchError(f"The model file wants to build {', '.join(unknown)}, which no method of ours needs.")
+        parts = skops.io.loads(data, trusted=list(TRUSTED))
+    except (KeyError, ValueError, TypeError, AttributeError, ImportError, zipfile.BadZipFile) as error:
+        if isinstance(error, ModelMismatchError):
+            raise
+        raise ModelMismatchError(f"The model file cannot be read: {error}") from error
+    if not isinstance(parts, dict) or parts.get("format") != FORMAT:
+        raise ModelMismatchError(f"The archive holds no classifier of ours (format {FORMAT!r}).")
+    card = json.loads(parts["card"])
+    if card["schema"] != schema_hash(card["features"]):
+        raise ModelMismatchError(f"The card says schema {card['schema']}, its features have {schema_hash(card['features'])}.")
+    return Classifier(parts["pipeline"], card, parts["novelty"])
+
+
+def schema_hash(features):
+    """Digest an ordered list of feature names.
+
+    Parameters
+    ----------
+    features : sequence of str
+
+    Returns
+    -------
+    str
+        12 hexadecimal digits.
+    """
+    return hashlib.sha256("\n".join(features).encode()).hexdigest()[:12]
+
+
+def _scaled(pipeline, X):
+    """Imputed and scaled, as the estimator gets them."""
+    return pipeline["scaler"].transform(pipeline["imputer"].transform(X))
+
+
+def _fit_novelty(scaled, groups):
+    """Principal axes, reference cells, and the distance that counts as 1."""
+    mean = scaled.mean(axis=0)
+    centered = scaled - mean
+    variance, axes = np.linalg.eigh(centered.T @ centered)
+    variance, axes = variance[::-1].clip(min=0), axes[:, ::-1]
+    share = np.cumsum(variance) / max(variance.sum(), np.finfo(float).tiny)
+    kept = min(int(np.searchsorted(share, 0.95)) + 1, 20, len(variance))
+    space = {"mean": mean, "axes": np.ascontiguousarray(axes[:, :kept])}
+    chosen = np.arange(len(scaled))
+    if len(chosen) > REFERENCE_CELLS:
+        chosen = np.sort(np.random.default_rng(0).choice(len(scaled), REFERENCE_CELLS, replace=False))
+    reference = _coordinates(scaled[chosen], space)
+    _, member = np.unique(groups[chosen], return_inverse=True)
+    apart = np.full(len(reference), np.nan)
+    for group in np.unique(member):
+        own, others = member == group, member != group
+        if others.any():
+            apart[own] = _distance(reference[own], reference[others])
+    apart = apart[np.isfinite(apart)]
+    unit = float(np.quantile(apart, NOVEL)) if len(apart) else 0.0
+    return {**space, "reference": reference, "unit": np.float64(unit if unit > 0 else 1.0)}
+
+
+def _coordinates(scaled, space):
+    """Principal components, and the length of what they leave over, shape (N, K + 1)."""
+    coordinates = np.empty((len(scaled), space["axes"].shape[1] + 1))
+    for start in range(0, len(scaled), BLOCK):
+        rows = scaled[start : start + BLOCK]
+        centered = np.zeros((BLOCK, scaled.shape[1]))
+        centered[: len(rows)] = rows - space["mean"]
+        components = centered @ space["axes"]
+        rest = np.sqrt(((centered - components @ space["axes"].T) ** 2).sum(axis=1))
+        coordinates[start : start + BLOCK] = np.column_stack([components, rest])[: len(rows)]
+    return coordinates
+
+
+def _distance(coordinates, reference):
+    """Distance to the 5th nearest reference cell (the last, if there are fewer), shape (N,)."""
+    k = min(NEIGHBOR, len(reference)) - 1
+    distance = np.empty(len(coordinates))
+    for start in range(0, len(coordinates), BLOCK):
+        rows = coordinates[start : start + BLOCK]
+        block = np.zeros((BLOCK, coordinates.shape[1]))
+        block[: len(rows)] = rows
+        squares = (block**2).sum(axis=1)[:, None] - 2 * block @ reference.T + (reference**2).sum(axis=1)
+        distance[start : start + BLOCK] = np.sqrt(np.partition(squares, k, axis=1)[:, k].clip(min=0))[: len(rows)]
+    return distance

@@ -1,0 +1,47 @@
+"""Illumination: one flat-field per plate and channel, estimated from the plate's own fields.
+
+A method is a module with `Params`; ``shrink(plane, params)``, a small float32 thumbnail of one field, made where the field is
+read; and ``estimate(thumbnails, shape, params)``, which returns the flat-field and a reason, empty unless it fell back to 1.
+"""
+
+import numpy as np
+
+METHODS = {
+    "median": "plateloom.illumination.median",
+    "none": "plateloom.illumination.none",
+}
+
+
+def correct(image, flatfield, *, offset=0.0):
+    """Scale an image to 0 … 1 and divide it by its flat-field.
+
+    Parameters
+    ----------
+    image : ndarray of unsigned integer or float, shape (C, Y, X) or (Y, X)
+        Integers [counts] are divided by the largest value of their type; floats are taken as they are.
+    flatfield : ndarray of float32, shape (C, Y, X) or (Y, X)
+        Mean 1, positive.
+    offset : float
+        What the camera reads in the dark, in the unit of the image; taken off before the division. Left in, it makes the
+        background of dark corners too bright.
+
+    Returns
+    -------
+    ndarray of float32, shape of the image
+        Within 0 … 1.
+
+    Examples
+    --------
+    >>> image = np.array([[100, 200]], dtype=np.uint8)
+    >>> correct(image, np.array([[0.8, 1.2]], dtype=np.float32))
+    array([[0.49019608, 0.6535948 ]], dtype=float32)
+    """
+    image, flatfield = np.asarray(image), np.asarray(flatfield, dtype=np.float32)
+    if image.shape[-2:] != flatfield.shape[-2:]:
+        raise ValueError(f"Image of {image.shape[-2:]} px and flat-field of {flatfield.shape[-2:]} px do not match.")
+    scale = np.iinfo(image.dtype).max if image.dtype.kind in "ui" else 1
+    scaled = image.astype(np.float32)
+    if offset:
+        scaled -= np.float32(offset)
+    scaled /= flatfield * np.float32(scale)
+    return np.clip(scaled, 0, 1, out=scaled)

@@ -1,0 +1,247 @@
+"""Flat-field as what all fields of a plate share: the typical brightness at each place, made smooth.
+
+A plain median over fields fails where cells cover about half of them: it jumps between background and cells. Here the logs of
+the fields are aligned instead: the smooth surface is sought after whose removal the brightness has the same distribution
+everywhere on the field, which, like a median, does not mind the few fields that are unlike the others.
+"""
+
+import numpy as np
+from numpy.polynomial import legendre
+from pydantic import BaseModel, ConfigDict, Field
+from scipy.ndimage import gaussian_filter1d
+
+_BANDWIDTHS = (0.4, 0.2, 0.1, 0.06, 0.03)  # of the distribution, in log units: from coarse to fine, against local optima
+_STEPS = 8
+_PATCHES = 200  # independent pieces in a field, as far as its own level is concerned
+_LEVEL_SPREAD = 0.1  # prior of a field's own level, in log units
+_OFFSET_SHARE, _OFFSET_SPREAD = 0.7, 0.2  # prior of the camera's offset, as a share of the darkest block
+
+
+class Params(BaseModel):
+    """Parameters of the estimate."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    thumbnail: int = Field(64, ge=8, le=256, description="Width and height of a field's thumbnail [blocks].")
+    degree: int = Field(4, ge=1, le=6, description="Degree of the polynomial in y and x that the log flat-field is.")
+    min_fields: int = Field(4, ge=2, description="From fewer fields no flat-field is estimated: it is 1.")
+    max_range: float = Field(
+        4.0, gt=1, description="Brightest over darkest place; a flat-field beyond is implausible, and 1 is taken instead."
+    )
+    camera_offset: float | None = Field(
+        None, ge=0, description="What the camera reads in the dark [counts]; default: estimated."
+    )
+
+
+def shrink(plane, params):
+    """Shrink one raw plane to block means.
+
+    Parameters
+    ----------
+    plane : ndarray of integer or float, shape (Y, X)
+        Raw [counts].
+    params : Params
+
+    Returns
+    -------
+    ndarray of float32, shape (G, G)
+        Means of G × G blocks [counts], G being ``params.thumbnail``; a plane of fewer pixels repeats them.
+    """
+    total = np.asarray(plane)
+    count = 1
+    for axis in (0, 1):
+        size = total.shape[axis]
+        starts = np.arange(params.thumbnail) * size // params.thumbnail
+        total = np.add.reduceat(total, starts, axis=axis, dtype=np.float64)
+        widths = np.maximum(np.diff(starts, append=size), 1)
+        count = count * (widths[:, None] if axis == 0 else widths)
+    return (total / count).astype(np.float32)
+
+
+def estimate(thumbnails, shape, params):
+    """Estimate the flat-field of a channel from thumbnails of a plate's fields.
+
+    Parameters
+    ----------
+    thumbnails : ndarray of float32, shape (K, G, G)
+        As `shrink` made them [counts]. Their order has no influence, to the last bit. Those with a value that is not finite
+        are left out.
+    shape : tuple of int (Y, X)
+        Of the flat-field [px].
+    params : Params
+
+    Returns
+    -------
+    flatfield : ndarray of float32, shape (Y, X)
+        Smooth, positive, mean 1.
+    reason : str
+        Why the flat-field is 1 everywhere although a shading was looked for; else empty.
+
+    Notes
+    -----
+    The model is ``counts = offset + flatfield * level of the field * content``, the content having one unknown distribution
+    on the whole plate. Polynomial and levels are its maximum-likelihood location parameters in the log, the distribution
+    being re-estimated in every step (close to Likar et al. 2001, doi:10.1109/42.974934, which minimizes entropy). The
+    offset is the one for which background and cells show the same shading.
+
+    From few fields the estimate is noisy; the log flat-field is multiplied by ``1 - noise / total`` variance, the noise being
+    seen where two halves of the fields disagree. So it fades to 1 where the fields do not tell more.
+    """
+    flat = np.ones(shape, dtype=np.float32)
+    stack = _sorted_fields(thumbnails)
+    if len(stack) < params.min_fields:
+        return flat, f"only {len(stack)} fields, at least {params.min_fields} are needed"
+    if np.ptp(stack, axis=(1, 2)).max() <= 1e-6 * np.abs(stack).max():
+        return flat, ""
+    surface = _Surface(stack.shape[1:], params.degree)
+    offset = _offset(stack, params)
+    counts = _above(stack, offset)
+    coefficients = _align(counts, surface)[0]
+    first, second = (_align(counts[half::2], surface)[0] for half in (0, 1))
+    total, noise = (coefficients**2).sum(), ((first - second) ** 2).sum() / 4
+    coefficients = coefficients * max(0.0, 1 - noise / max(total, 1e-12))
+
+    flat = np.exp(surface.at(shape, coefficients))
+    reach = flat.max() / flat.min()
+    if not reach <= params.max_range:
+        reason = f"implausible flat-field: brightest over darkest place is {reach:.3g}, at most {params.max_range:g}"
+        return np.ones(shape, dtype=np.float32), reason
+    return (flat / flat.mean()).astype(np.float32), ""
+
+
+def estimate_offset(thumbnails, params):
+    """Estimate what the camera reads in the dark [counts].
+
+    Parameters
+    ----------
+    thumbnails : ndarray of float32, shape (K, G, G)
+        As `shrink` made them [counts].
+    params : Params
+
+    Returns
+    -------
+    float
+        Somewhat above half of the darkest block where the light is too even, or cells too few, to tell more;
+        ``params.camera_offset`` if that is set.
+    """
+    return _offset(_sorted_fields(thumbnails), params)
+
+
+def _sorted_fields(thumbnails):
+    """The usable fields as float64, in an order that follows from their content alone."""
+    stack = [np.ascontiguousarray(one, dtype=np.float32) for one in thumbnails if np.isfinite(one).all()]
+    stack.sort(key=lambda one: one.tobytes())
+    return np.array(stack, dtype=np.float64)
+
+
+def _above(stack, offset):
+    """Log of the counts above the offset, shape (K, blocks); what lies at or below it is lifted to a floor."""
+    counts = stack.reshape(len(stack), -1) - offset
+    return np.log(np.maximum(counts, max(1e-3 * np.median(counts), 1e-9)))
+
+
+class _Surface:
+    """Polynomials in y and x, orthonormal on the blocks of a thumbnail, without the constant."""
+
+    def __init__(self, grid, degree):
+        self.degree = degree
+        self.mixing, tables = [], []
+        for size in grid:
+            table = legendre.legvander((np.arange(size) + 0.5) / size * 2 - 1, degree)
+            mixing = np.linalg.inv(np.linalg.qr(table)[1])
+            self.mixing.append(mixing)
+            tables.append(table @ mixing)
+        self.pairs = [(i, j) for i in range(degree + 1) for j in range(degree + 1 - i)][1:]
+        self.basis = np.stack([np.outer(tables[0][:, i], tables[1][:, j]).ravel() for i, j in self.pairs])
+
+    def project(self, values):
+        """Coefficients of a map; einsum and not a matrix product, whose last bits depend on the number of threads."""
+        return np.einsum("pn,n->p", self.basis, values)
+
+    def on_blocks(self, coefficients):
+        return np.einsum("pn,p->n", self.basis, coefficients)
+
+    def at(self, shape, coefficients):
+        """The surface on the pixels of a field."""
+        square = np.zeros((self.degree + 1, self.degree + 1))
+        for (i, j), value in zip(self.pairs, coefficients, strict=True):
+            square[i, j] = value
+        rows, columns = (
+            legendre.legvander((np.arange(size) + 0.5) / size * 2 - 1, self.degree) @ mixing
+            for size, mixing in zip(shape, self.mixing, strict=True)
+        )
+        return np.einsum("yi,ix->yx", rows, np.einsum("ij,xj->ix", square, columns))
+
+
+def _align(values, surface):
+    """Coefficients of the log flat-field, and the log content that is left without it and without the fields' levels."""
+    coefficients = np.zeros(len(surface.pairs))
+    levels = np.zeros((len(values), 1))
+    content = values
+    for bandwidth in _BANDWIDTHS:
+        for _ in range(_STEPS):
+            score = _score(content, bandwidth)
+            information = max((score**2).mean(), 1e-9)
+            step = surface.project(score.mean(0)) / information
+            coefficients = coefficients + step
+            pull = _PATCHES * score.mean(1, keepdims=True) - levels / _LEVEL_SPREAD**2
+            levels = levels + pull / (_PATCHES * information + 1 / _LEVEL_SPREAD**2)
+            levels -= np.median(levels)
+            content = values - surface.on_blocks(coefficients) - levels
+            if np.abs(step).max() < 2e-4 * np.sqrt(values.shape[1]):
+                break
+    return coefficients, content
+
+
+def _score(content, bandwidth):
+    """Derivative of the negative log density at each value, the density being that of all values, smoothed."""
+    low, high = np.quantile(content, [0.001, 0.999]) + np.array([-3, 3]) * bandwidth
+    count = int((high - low) / (bandwidth / 4)) + 1
+    width = (high - low) / count
+    density = np.histogram(content, count, (low, high))[0].astype(np.float64)
+    density = gaussian_filter1d(density, bandwidth / width, mode="constant") + 1e-3 * width * content.size
+    slope = -np.gradient(np.log(density), width)
+    return np.interp(content, low + (np.arange(count) + 0.5) * width, slope)
+
+
+def _offset(stack, params):
+    """Offset [counts]: posterior mean over a grid, given that cells should show the shading of everything."""
+    if params.camera_offset is not None:
+        return params.camera_offset
+    darkest = np.quantile(stack, 0.0005)
+    if len(stack) < params.min_fields or darkest <= 0:
+        return 0.0
+    surface = _Surface(stack.shape[1:], params.degree)
+    shares = np.linspace(0, 0.9, 7)
+    misfit = np.array([_misfit(stack, share * darkest, surface) for share in shares])
+    weights = np.exp(-0.5 * (np.minimum(misfit, 20) + ((shares - _OFFSET_SHARE) / _OFFSET_SPREAD) ** 2))
+    return float(darkest * (weights * shares).sum() / weights.sum())
+
+
+def _misfit(stack, offset, surface):
+    """Squared slope, in standard errors, of what shading is left in cells; 0 where no cells stand out."""
+    coefficients, content = _align(_above(stack, offset), surface)
+    cells = content > _threshold(np.clip(content, *np.quantile(content, [0.001, 0.995])))
+    if not cells.any() or cells.all() or np.median(content[cells]) - np.median(content[~cells]) < 0.25:
+        return 0.0
+    center = np.median(content[cells])
+    spread = np.median(np.abs(content[cells] - center))
+    content = np.where(cells, np.minimum(content - center, 4 * spread), 0)
+    content -= cells * (content.sum() / cells.sum())
+    shading = np.where(cells, surface.on_blocks(coefficients), 0)
+    shading -= cells * (shading.sum() / cells.sum())
+    up, across = (shading * content).sum(1), (shading**2).sum(1)
+    slope = up.sum() / max(across.sum(), 1e-12)
+    variance = ((up - slope * across) ** 2).sum() / max(across.sum(), 1e-12) ** 2
+    return float(slope**2 / max(variance, 1e-12))
+
+
+def _threshold(values):
+    """Otsu's threshold."""
+    count, edges = np.histogram(values, 256)
+    centers = (edges[1:] + edges[:-1]) / 2
+    below = np.cumsum(count)
+    share = below / below[-1]
+    mean = np.cumsum(count * centers) / below[-1]
+    between = (mean[-1] * share - mean) ** 2 / np.maximum(share * (1 - share), 1e-12)
+    return centers[between[:-1].argmax()]

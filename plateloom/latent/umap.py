@@ -1,0 +1,65 @@
+"""A map by UMAP of the principal components of a sample."""
+
+import warnings
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from plateloom.latent.pca import first_two
+
+FEWEST = 5  # below this there is no neighborhood to preserve
+
+
+class Params(BaseModel):
+    """Settings of a map by UMAP."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n_components: int = Field(20, ge=1, description="Principal components that UMAP starts from")
+    clip: float = Field(10.0, gt=0, description="Scaled features are clipped here [robust standard deviations]")
+    n_neighbors: int = Field(15, ge=2, description="Adapted where the sample is smaller")
+    min_dist: float = Field(0.1, ge=0, lt=1)
+    seed: int = Field(0, ge=0)
+
+
+def embed(components, params):
+    """Lay the sample out.
+
+    Parameters
+    ----------
+    components : ndarray of float32, shape (n, K)
+        Principal components of the sample.
+    params : Params
+
+    Returns
+    -------
+    embedding : ndarray of float32, shape (n, 2), or None
+        None: the sample is too small, the map is the first two components.
+    reason : str
+        Why it is another map than asked for; '' if it is not.
+
+    Notes
+    -----
+    UMAP starts from the first two principal components: repeatable, and it keeps the large distances better than a random start
+    (Kobak & Linderman 2021, doi:10.1038/s41587-020-00809-z).
+    """
+    if len(components) < FEWEST:
+        return None, f"{len(components)} rows, UMAP needs at least {FEWEST}: the map shows the first two principal components"
+    start = first_two(components)
+    largest = np.abs(start).max()
+    start = 10 * start / largest if largest > 0 else start
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Tensorflow not installed")
+        warnings.filterwarnings("ignore", message="n_jobs value .* overridden")
+        import umap
+
+        model = umap.UMAP(
+            n_components=2,
+            n_neighbors=min(params.n_neighbors, len(components) - 1),
+            min_dist=params.min_dist,
+            init=start,
+            random_state=params.seed,
+            n_jobs=1,
+        )
+        embedding = model.fit_transform(components)
+    return np.ascontiguousarray(embedding, dtype=np.float32), ""

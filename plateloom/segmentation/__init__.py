@@ -1,0 +1,172 @@
+"""Segmentation: images -> label images of nuclei, cells and cytoplasm.
+
+A method is a module with a pydantic model ``Params`` and a class ``Method``. The class works on tiles, so that an image of any
+size can be segmented piece by piece with the labels of the whole; `segment_image` shows in which order. It is made once
+per image and pickles small::
+
+    method = module.Method(params, channels, pixel_size_um=0.65, shape=(Y, X))
+    method.halo_px                                          {"measure": 9, "seed": 120, "grow": 100} [px]
+    method.measure(view, origin, core)                      what a tile adds to the knowledge of the whole image
+    method.combine(measurements)                            thresholds: a small dict that JSON can hold
+    method.seed(view, origin, core, thresholds)             int64 ids of the core's nuclei, unique in the whole image
+    number(ids of all tiles), relabel(ids, numbers)         ids -> labels 1 … N
+    method.grow(view, nuclei, origin, core, thresholds)     uint32 labels of the core's cells
+
+A *view* is a tile with its halo, float32 (C, H, W); *origin* is where it begins in the image [px]; *core* is the part of it
+that the tile answers for. Views end at the edge of the image.
+"""
+
+from plateloom.registry import load_method
+
+METHODS = {"watershed": "plateloom.segmentation.watershed"}
+
+COMPARTMENTS = ("Nuclei", "Cells", "Cytoplasm")
+
+
+def segment_image(image, channels, *, method="watershed", params=None, pixel_size_um, tile_px=None):
+    """Find the nuclei and cells of an image.
+
+    Parameters
+    ----------
+    image : ndarray of float32, shape (C, Y, X)
+        Illumination-corrected intensities in [0, 1]. Its bit depth and brightness do not matter.
+    channels : sequence of str, length C
+        Names of the channels.
+    method : str
+        A name of `METHODS`.
+    params : Params or dict, optional
+        Parameters of the method; defaults for what is not given.
+    pixel_size_um : float
+        Width of a pixel [µm/px].
+    tile_px : int, optional
+        Work tile by tile, in squares of this width [px]. The labels are the same.
+
+    Returns
+    -------
+    dict of str to ndarray of uint32, shape (Y, X)
+        Labels of ``Nuclei``, ``Cells`` and ``Cytoplasm`` (cells without their nuclei). One cell has one value in all
+        of them; values are 1 … N in the raster order of the nuclei's first pixels; 0 is background.
+
+    Raises
+    ------
+    UnknownMethodError
+        If the method is not registered.
+    ValueError
+        If a channel is missing, or the image has not one name per channel or is not finite.
+    """
+    import numpy as np
+
+    image = np.asarray(image, dtype=np.float32)
+    if image.ndim != 3 or len(image) != len(channels):
+        raise ValueError(f"Expected an image (C, Y, X) with a channel for each of {list(channels)}, found {image.shape}.")
+    module = load_method(METHODS, method, "segmentation method")
+    if not isinstance(params, module.Params):
+        params = module.Params(**(params or {}))
+    shape = image.shape[1:]
+    work = module.Method(params, channels, pixel_size_um=pixel_size_um, shape=shape)
+
+    cores = _cut(shape, tile_px)
+    views = {phase: [_with_halo(core, shape, halo) for core in cores] for phase, halo in work.halo_px.items()}
+
+    thresholds = work.combine([work.measure(image[:, *where], origin, core) for where, origin, core in views["measure"]])
+    ids = np.zeros(shape, np.int64)
+    for place, (where, origin, core) in zip(cores, views["seed"], strict=True):
+        ids[place] = work.seed(image[:, *where], origin, core, thresholds)
+    nuclei = relabel(ids, number([ids]))
+    cells = np.zeros(shape, np.uint32)
+    for place, (where, origin, core) in zip(cores, views["grow"], strict=True):
+        cells[place] = work.grow(image[:, *where], nuclei[where], origin, core, thresholds)
+    return {"Nuclei": nuclei, "Cells": cells, "Cytoplasm": subtract_nuclei(cells, nuclei)}
+
+
+def number(ids):
+    """Collect the ids of all tiles in the order of their labels.
+
+    Parameters
+    ----------
+    ids : iterable of ndarray of int64
+        What ``seed`` returned for the tiles, or the unique values of it; 0 is background.
+
+    Returns
+    -------
+    ndarray of int64, shape (N,)
+        Sorted ids; the label of an id is 1 + its place here.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> number([np.array([0, 40, 7]), np.array([7, 90])])
+    array([ 7, 40, 90])
+    """
+    import numpy as np
+
+    found = [np.unique(some) for some in ids]
+    found = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+    return found[found != 0].astype(np.int64)
+
+
+def relabel(ids, numbers):
+    """Turn ids into labels.
+
+    Parameters
+    ----------
+    ids : ndarray of int64, shape (Y, X)
+        Ids of nuclei; 0 is background.
+    numbers : ndarray of int64, shape (N,)
+        What `number` returned.
+
+    Returns
+    -------
+    ndarray of uint32, shape (Y, X)
+        Labels 1 … N; 0 is background.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> relabel(np.array([[0, 40, 7]]), np.array([7, 40, 90]))
+    array([[0, 2, 1]], dtype=uint32)
+    """
+    import numpy as np
+
+    labels = np.zeros(ids.shape, np.uint32)
+    inside = ids != 0
+    labels[inside] = np.searchsorted(numbers, ids[inside]) + 1
+    return labels
+
+
+def subtract_nuclei(cells, nuclei):
+    """Return the cytoplasm: cells without their nuclei.
+
+    Parameters
+    ----------
+    cells, nuclei : ndarray of uint32, shape (Y, X)
+        Labels; 0 is background.
+
+    Returns
+    -------
+    ndarray of uint32, shape (Y, X)
+        Labels of the cytoplasm; a cell that is all nucleus has none.
+    """
+    import numpy as np
+
+    return np.where(nuclei == 0, cells, 0).astype(np.uint32)
+
+
+def _cut(shape, tile_px):
+    """Cut an image into squares: a list of (slice, slice)."""
+    height, width = shape
+    step = max(height, width, 1) if tile_px is None else tile_px
+    return [
+        (slice(y, min(y + step, height)), slice(x, min(x + step, width)))
+        for y in range(0, height, step)
+        for x in range(0, width, step)
+    ]
+
+
+def _with_halo(core, shape, halo_px):
+    """Widen a tile by its halo as far as the image goes: where the view is, its origin, the core within it."""
+    starts = [max(part.start - halo_px, 0) for part in core]
+    stops = [min(part.stop + halo_px, size) for part, size in zip(core, shape, strict=True)]
+    where = tuple(slice(start, stop) for start, stop in zip(starts, stops, strict=True))
+    inner = tuple(slice(part.start - start, part.stop - start) for part, start in zip(core, starts, strict=True))
+    return where, tuple(starts), inner

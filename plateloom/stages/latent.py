@@ -1,0 +1,329 @@
+"""Crops of cells of the screen -> autoencoder; every cell -> its latent columns, well by well."""
+
+import functools
+import io
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from plateloom.engine import parts as engine
+from plateloom.engine.parts import Outcome, Unit, remover, run_job
+from plateloom.errors import ModelMismatchError, PlateLayoutError
+from plateloom.stages.illumination import read_corrected
+from plateloom.stages.sampling import inputs_of, sample_rows, wells_to_learn_from
+from plateloom.store import plate as store
+from plateloom.store.layout import model_folder, plate_folder, plate_store, well_table
+from plateloom.store.provenance import file_digest, read_json, recipe, write_bytes, write_json
+from plateloom.store.tables import read_table
+
+log = logging.getLogger(__name__)
+
+
+def train_screen(*, plates, settings, code, segmented, illuminated, flagged, record):
+    """Train the autoencoder on crops drawn evenly over wells; whole wells are held out to test it.
+
+    Parameters
+    ----------
+    plates : list of str
+        Plates that are complete.
+    settings : dict
+        The config's section `latent.autoencoder`.
+    code : str
+    segmented, illuminated, flagged : list of str
+        Records of all plates.
+    record : str
+    """
+    folder = model_folder("autoencoder")
+
+    def plan(inputs):
+        chosen = [plate for plate in plates if not settings["plates"] or plate in settings["plates"]]
+        flatfields = {
+            found["plate"]: found["artefacts"]["illumination"] for found in inputs["illuminated"] if found["status"] == "done"
+        }
+        wells = wells_to_learn_from(inputs["segmented"], plates=chosen, count=settings["wells"])
+        if len(wells) < 2:
+            raise PlateLayoutError("fewer than two wells are complete, so nothing can be held out")
+        made = recipe("autoencoder", parameters=settings, code=code, inputs=inputs_of(wells))
+        return [Unit("autoencoder", folder / "model.json", made, lambda: _train(folder, wells, flatfields, settings, made))]
+
+    run_job(
+        "autoencoder",
+        record=record,
+        plan=plan,
+        code=code,
+        settings=settings,
+        upstream={"segmented": segmented, "illuminated": illuminated, "flagged": flagged},
+        strict=False,
+    )
+
+
+def _train(folder, wells, flatfields, settings, made):
+    """Draw crops through Dask, train with a checkpoint per epoch, save; the unit of `train_screen`."""
+    import torch
+    from safetensors.torch import load_file, save
+
+    from plateloom.latent import autoencoder
+    from plateloom.latent.crops import intensity_range, normalize_crops
+
+    params = autoencoder.Params(**settings["parameters"])
+    work = folder / f".work-{made['fingerprint']}"
+    for old in folder.glob(".work-*"):
+        if old != work:
+            shutil.rmtree(old)
+    work.mkdir(parents=True, exist_ok=True)
+    quota = -(-settings["cells"] // len(wells))
+    counts = yield [
+        (crop_well, well["plate"], well["well"], well["excluded"], flatfields[well["plate"]], quota, settings["crop_um"], params.out_px, str(work))
+        for well in wells
+    ]
+    held = max(1, round(settings["holdout"] * len(wells)))
+    drawn = {"holdout": wells[:held], "train": wells[held:]}
+    number = dict(zip([(well["plate"], well["well"]) for well in wells], counts, strict=True))
+    if not any(number[well["plate"], well["well"]] for well in drawn["train"]):
+        raise PlateLayoutError("no cell to train on")
+    low, high = intensity_range(np.concatenate([_crops(work, well)[:8] for well in drawn["train"]]))
+    channels = _channels(drawn["train"])
+    sets = {}
+    for name, members in drawn.items():
+        shape = (sum(number[well["plate"], well["well"]] for well in members), len(channels), params.out_px, params.out_px)
+        sets[name] = np.lib.format.open_memmap(work / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape)
+        position = 0
+        for well in members:
+            crops = _crops(work, well)
+            sets[name][position : position + len(crops)] = normalize_crops(crops, low, high)
+            position += len(crops)
+    device = choose_device(engine.EXECUTION.device)
+    torch.set_num_threads(engine.EXECUTION.threads)
+    checkpoint = work / "checkpoint.safetensors"
+    resumed = load_file(checkpoint) if checkpoint.exists() else None
+
+    def on_epoch(state, history):
+        write_bytes(checkpoint, save(state))
+        log.info("epoch %(epoch)d: train %(train).4f, held out %(holdout).4f", history[-1])
+
+    trained = autoencoder.train(
+        sets["train"], params=params, device=device, holdout=sets["holdout"], resume=resumed, on_epoch=on_epoch
+    )
+    config, tensors = autoencoder.to_tensors(trained.model)
+    examples = np.asarray(sets["holdout"][:: max(1, len(sets["holdout"]) // 12)][:12], np.float32)
+    pairs = np.stack([examples, autoencoder.reconstruct(trained.model, examples)]).astype(np.float16)
+    write_bytes(folder / "examples.safetensors", save({"pairs": torch.from_numpy(pairs)}))
+    data = save(tensors)
+    write_bytes(folder / "model.safetensors", data)
+    card = {
+        "plateloom": made,
+        "config": config,
+        "content": file_digest(data),
+        "channels": channels,
+        "crop_um": settings["crop_um"],
+        "low": low.tolist(),
+        "high": high.tolist(),
+        "history": trained.history,
+        "baseline": trained.baseline,
+        "wells": {name: [f"{well['plate']}/{well['well']}" for well in members] for name, members in drawn.items()},
+        "cells": {name: len(crops) for name, crops in sets.items()},
+    }
+    write_json(folder / "model.json", card)
+    shutil.rmtree(work)
+    return Outcome(
+        facts={
+            "device": device,
+            "epochs": len(trained.history),
+            "resumed_after_epoch": 0 if resumed is None else len(resumed["history"]),
+            "held_out_error": trained.history[-1]["holdout"],
+            "mean_crop_error": trained.baseline,
+            "cells": card["cells"],
+        }
+    )
+
+
+def crop_well(plate, well, excluded, flatfield, quota, crop_um, out_px, folder):
+    """Cut out some cells of a well and leave them in a file; runs in a worker.
+
+    Returns
+    -------
+    int
+        Number of cells.
+    """
+    from plateloom.latent.crops import crop_cells
+
+    path = Path(folder) / f"{plate}-{well}.npy"
+    if path.exists():  # drawn before the job was interrupted; the folder's name holds the recipe
+        return len(np.load(path, mmap_mode="r"))
+    fields = read_table(well_table(plate, "segmentation", well))
+    fields = fields[(fields["Status"] == "done") & ~fields["Metadata_Field"].isin(excluded)]
+    counts = fields["Count_Nuclei"].to_numpy(int)
+    chosen = sample_rows(f"{plate}/{well}", int(counts.sum()), quota)
+    crops, before = [], 0
+    for field, count in zip(fields["Metadata_Field"].astype(int), counts, strict=True):
+        mine = chosen[(chosen >= before) & (chosen < before + count)] - before
+        before += count
+        if len(mine):
+            path_of_field = store.field_path(plate_store(plate), well, field)
+            described = store.describe_image(path_of_field)
+            _, centers = find_centers(path_of_field)
+            image = read_corrected(plate, well, field, flatfield)
+            size = round(crop_um / described["pixel_size_um"])
+            crops.append(crop_cells(image, centers[mine], size_px=size, out_px=out_px))
+    empty = np.zeros((0, len(_channels([{"plate": plate, "well": well}])), out_px, out_px), np.float32)
+    buffer = io.BytesIO()
+    np.save(buffer, np.concatenate(crops) if crops else empty)
+    write_bytes(path, buffer.getvalue())
+    return sum(len(found) for found in crops)
+
+
+def find_centers(path):
+    """Labels and centers (row, column) [px] of a field's nuclei."""
+    from scipy import ndimage
+
+    labels = store.read_labels(path, "Nuclei")
+    values = np.unique(labels)
+    values = values[values > 0]
+    return values, np.reshape(ndimage.center_of_mass(labels > 0, labels, values), (-1, 2))
+
+
+def _crops(folder, well):
+    return np.load(folder / f"{well['plate']}-{well['well']}.npy", mmap_mode="r")
+
+
+@functools.cache
+def _channels_of_plate(plate):
+    first = next(iter(sorted(Path(plate_store(plate)).glob("*/*/*/zarr.json"))))
+    return store.describe_image(first.parent)["channels"]
+
+
+def _channels(wells):
+    """Channels of the plates of these wells; they must be the same."""
+    found = {tuple(_channels_of_plate(well["plate"])) for well in wells}
+    if len(found) > 1:
+        raise ModelMismatchError(f"the plates have different channels: {sorted(found)}")
+    return list(found.pop())
+
+
+def choose_device(policy):
+    """The device to compute on.
+
+    Parameters
+    ----------
+    policy : {'require', 'prefer', 'cpu'}
+
+    Raises
+    ------
+    RuntimeError
+        If a GPU is required and there is none.
+    """
+    import torch
+
+    if policy != "cpu" and torch.cuda.is_available():
+        return "cuda"
+    if policy == "require":
+        raise RuntimeError("engine.device is `require`, but torch sees no GPU here")
+    return "cpu"
+
+
+def encode_part(*, plate, part, parts, settings, code, trained, segmented, illuminated, record):
+    """Encode the cells of a part's wells.
+
+    Parameters
+    ----------
+    plate : str
+    part, parts : int
+    settings : dict
+    code : str
+    trained, segmented, illuminated : str
+        Records.
+    record : str
+    """
+
+    def plan(inputs):
+        model = inputs["trained"]["artefacts"]["autoencoder"]
+        flatfield = inputs["illuminated"]["artefacts"]["illumination"]
+        return [
+            _unit(plate, well, labels, flatfield, model, settings, code)
+            for well, labels in inputs["segmented"]["artefacts"].items()
+        ]
+
+    run_job(
+        "latent",
+        record=record,
+        plan=plan,
+        code=code,
+        settings=settings,
+        upstream={"trained": trained, "segmented": segmented, "illuminated": illuminated},
+        plate=plate,
+        part=part,
+        remove=remover(plate_folder(plate) / "latent", part=part, parts=parts),
+    )
+
+
+def _unit(plate, well, labels, flatfield, model, settings, code):
+    made = recipe("latent", parameters=settings, code=code, inputs={"labels": labels, "illumination": flatfield, "model": model})
+
+    def work():
+        fields = read_table(well_table(plate, "segmentation", well), ["Metadata_Field", "Status"])
+        fields = fields.loc[fields["Status"] == "done", "Metadata_Field"].astype(int)
+        device = engine.EXECUTION.device
+        tables = yield [(encode_field, plate, well, field, flatfield, model, device) for field in [*fields, None]]
+        return Outcome(pd.concat([table for table in tables if len(table)] or tables[-1:], ignore_index=True))
+
+    return Unit(well, well_table(plate, "latent", well), made, work)
+
+
+def encode_field(plate, well, field, flatfield, fingerprint, policy):
+    """Latent columns of one field's cells; runs in a worker. Field None gives a table without rows."""
+    from plateloom.latent import autoencoder
+    from plateloom.latent.crops import crop_cells, normalize_crops
+
+    model, card = load_autoencoder(fingerprint, choose_device(policy))
+    side = card["config"]["out_px"]
+    values, latent = np.zeros(0, np.int64), np.zeros((0, card["config"]["latent_dim"]), np.float32)
+    if field is not None:
+        path = store.field_path(plate_store(plate), well, field)
+        described = store.describe_image(path)
+        values, centers = find_centers(path)
+        if len(values) and not described["missing"]:
+            size = round(card["crop_um"] / described["pixel_size_um"])
+            image = read_corrected(plate, well, field, flatfield, channels=card["channels"])
+            blocks = []
+            for start in range(0, len(values), 256):
+                crops = crop_cells(image, centers[start : start + 256], size_px=size, out_px=side)
+                blocks.append(autoencoder.encode(model, normalize_crops(crops, card["low"], card["high"])))
+            latent = np.concatenate(blocks)
+        else:  # a latent vector needs every channel
+            latent = np.full((len(values), card["config"]["latent_dim"]), np.nan, np.float32)
+    columns = [f"Latent_Autoencoder_{i:02d}" for i in range(latent.shape[1])]
+    keys = pd.DataFrame(
+        {
+            "Metadata_Plate": pd.Series([plate] * len(values), dtype="str"),
+            "Metadata_Well": pd.Series([well] * len(values), dtype="str"),
+            "Metadata_Field": np.full(len(values), field or 0, np.int64),
+            "Metadata_ObjectNumber": values.astype(np.int64),
+        }
+    )
+    return keys.join(pd.DataFrame(latent, columns=columns))
+
+
+@functools.lru_cache(maxsize=1)
+def load_autoencoder(fingerprint, device="cpu"):
+    """The screen's autoencoder and its card, if it is the one expected.
+
+    Raises
+    ------
+    ModelMismatchError
+        If another model lies there, or its file was altered.
+    """
+    from safetensors.torch import load
+
+    from plateloom.latent import autoencoder
+
+    folder = model_folder("autoencoder")
+    card = read_json(folder / "model.json")
+    if card is None or card["plateloom"]["fingerprint"] != fingerprint:
+        raise ModelMismatchError(f"{folder} does not hold the model {fingerprint}; run again")
+    data = (folder / "model.safetensors").read_bytes()
+    if file_digest(data) != card["content"]:
+        raise ModelMismatchError(f"{folder / 'model.safetensors'} was altered: expected {card['content']}")
+    return autoencoder.from_tensors(card["config"], load(data)).to(device), card

@@ -1,0 +1,426 @@
+"""Latent spaces: crops, the autoencoder and the maps."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
+from plateloom.errors import ModelMismatchError
+from plateloom.latent import MAPS, METHODS, autoencoder
+from plateloom.latent.crops import crop_cells, intensity_range, normalize_crops
+from plateloom.latent.maps import Map, fit_map
+from plateloom.registry import load_method
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_learning_the_names_of_the_methods_imports_nothing_heavy():
+    code = (
+        "import sys, plateloom.latent, plateloom.classification, plateloom.profiling;"
+        "heavy = {'torch', 'sklearn', 'umap', 'scipy', 'numba', 'skops', 'pycytominer'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------- crops
+
+
+def test_a_crop_of_the_same_size_is_the_window_itself():
+    image = np.random.default_rng(0).random((2, 40, 50)).astype(np.float32)
+    crops = crop_cells(image, [[20.0, 25.0], [11.4, 30.6]], size_px=9, out_px=9)
+    np.testing.assert_array_equal(crops[0], image[:, 16:25, 21:30])
+    np.testing.assert_array_equal(crops[1], image[:, 7:16, 27:36])
+    assert crops.dtype == np.float32
+
+
+def test_what_lies_outside_the_image_is_zero():
+    image = np.ones((1, 10, 10), np.float32)
+    crops = crop_cells(image, [[0.0, 0.0], [9.0, 9.0], [100.0, 5.0]], size_px=5, out_px=5)
+    expected = np.zeros((5, 5))
+    expected[2:, 2:] = 1
+    np.testing.assert_array_equal(crops[0, 0], expected)
+    np.testing.assert_array_equal(crops[1, 0], expected[::-1, ::-1])
+    assert crops[2].sum() == 0
+
+
+def test_shrinking_averages_and_enlarging_interpolates():
+    image = np.random.default_rng(1).random((1, 12, 12)).astype(np.float32)
+    half = crop_cells(image, [[5.5, 5.5]], size_px=12, out_px=6)
+    np.testing.assert_allclose(half[0, 0], image[0].reshape(6, 2, 6, 2).mean(axis=(1, 3)), rtol=1e-6)
+    ramp = np.broadcast_to(np.arange(6, dtype=np.float32), (1, 6, 6))
+    double = crop_cells(ramp, [[2.5, 2.5]], size_px=6, out_px=12)[0, 0, 0]
+    np.testing.assert_allclose(double, np.clip(np.arange(12) / 2 - 0.25, 0, 5), atol=1e-6)
+    odd = crop_cells(np.full((1, 30, 30), 0.7), [[14.0, 14.0]], size_px=23, out_px=16)
+    np.testing.assert_allclose(odd, 0.7, rtol=1e-6)
+
+
+def test_a_mask_leaves_the_own_cell_and_if_asked_the_background():
+    image = np.ones((1, 5, 5), np.float32)
+    labels = np.zeros((5, 5), int)
+    labels[2, 2], labels[2, 3] = 7, 8
+    own = crop_cells(image, [[2, 2]], size_px=5, out_px=5, labels=labels, label_values=[7])
+    assert own.sum() == 1 and own[0, 0, 2, 2] == 1
+    kept = crop_cells(image, [[2, 2]], size_px=5, out_px=5, labels=labels, label_values=[7], keep_background=True)
+    assert kept.sum() == 24 and kept[0, 0, 2, 3] == 0
+
+
+def test_no_cells_give_no_crops_with_all_dimensions():
+    assert crop_cells(np.ones((3, 8, 8)), np.empty((0, 2)), size_px=4, out_px=2).shape == (0, 3, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"centers": [[np.nan, 1]]}, "not finite"),
+        ({"size_px": 0}, "at least 1"),
+        ({"labels": np.ones((8, 8), int)}, "one label value"),
+        ({"labels": np.ones((4, 8), int), "label_values": [1]}, "shape"),
+        ({"image": np.ones((8, 8))}, "(C, Y, X)"),
+    ],
+)
+def test_impossible_crops_are_refused(arguments, message):
+    settings = {"image": np.ones((1, 8, 8)), "centers": [[1, 1]], "size_px": 4, "out_px": 4} | arguments
+    with pytest.raises(ValueError) as raised:
+        crop_cells(settings.pop("image"), settings.pop("centers"), **settings)
+    assert message in str(raised.value)
+
+
+def test_normalization_stretches_each_channel_and_leaves_one_without_range_empty():
+    crops = np.stack([np.linspace(1, 3, 16).reshape(4, 4), np.full((4, 4), 5.0)])[None]
+    low, high = intensity_range(crops, (0, 100))
+    np.testing.assert_allclose(low, [1, 5])
+    np.testing.assert_allclose(high, [3, 5])
+    stretched = normalize_crops(crops, low, high)
+    np.testing.assert_allclose(stretched[0, 0], np.linspace(0, 1, 16).reshape(4, 4), atol=1e-6)
+    assert stretched[0, 1].sum() == 0 and stretched.dtype == np.float32
+    assert normalize_crops(crops, [2, 0], [2.5, 5]).max() == 1 and normalize_crops(crops, [2, 0], [2.5, 5]).min() == 0
+    assert intensity_range(np.zeros((2, 3, 4, 4)))[1].tolist() == [0, 0, 0]
+
+
+# ---------------------------------------------------------------------------------------------------------- autoencoder
+
+
+def make_crops(count, seed, side=64, dtype=np.float32):
+    """Tilted nuclei in cell bodies; a marker that sits in one or the other. Returns crops and where the marker is."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side].astype(np.float32) / side * 64 - 31.5
+    crops = np.zeros((count, 3, side, side), np.float32)
+    marker = random.uniform(0, 1, count)
+    for n in range(count):
+        angle, a, b = random.uniform(0, np.pi), random.uniform(7, 12), random.uniform(5, 9)
+        u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+        radius = np.hypot(u / a, v / b)
+        nucleus = 1 / (1 + np.exp((radius - 1) * 8))
+        cell = 1 / (1 + np.exp((radius - random.uniform(1.8, 2.5)) * 5))
+        crops[n, 0] = nucleus * random.uniform(0.5, 1)
+        crops[n, 1] = cell * (1 - 0.6 * nucleus) * random.uniform(0.3, 0.8)
+        crops[n, 2] = (marker[n] * nucleus + (1 - marker[n]) * (cell - nucleus).clip(0)) * 0.8
+    crops += random.normal(0, 0.03, crops.shape).astype(np.float32)
+    crops = crops.clip(0, 1)
+    return (crops if dtype == np.float32 else (crops * 255).astype(dtype)), marker
+
+
+SMALL = {"out_px": 32, "latent_dim": 6, "width": 4, "epochs": 4, "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    crops, _ = make_crops(600, 0, side=32)
+    holdout, _ = make_crops(150, 1, side=32)
+    params = autoencoder.Params(out_px=32, latent_dim=16, width=12, epochs=12, batch_size=16)
+    return autoencoder.train(crops, params=params, holdout=holdout), holdout
+
+
+def test_unseen_crops_are_reconstructed_far_better_than_by_the_mean_crop(trained):
+    result, holdout = trained
+    assert result.history[-1]["holdout"] <= 0.3 * result.baseline
+    assert [row["epoch"] for row in result.history] == list(range(1, 13))
+    standardized = (holdout - autoencoder.reconstruct(result.model, holdout)) / result.model.scale.numpy()
+    assert np.mean(standardized.astype(float) ** 2) == pytest.approx(result.history[-1]["holdout"], rel=1e-4)
+
+
+def test_the_baseline_is_the_plain_error_of_the_mean_training_crop(trained):
+    result, holdout = trained
+    mean = make_crops(600, 0, side=32)[0].astype(float).mean(axis=0)
+    expected = (((holdout - mean) / result.model.scale.numpy()) ** 2).mean()
+    assert result.baseline == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_latent_numbers_hold_the_phenotype(trained):
+    result, _ = trained
+    crops, marker = make_crops(300, 2, side=32)
+    latent = autoencoder.encode(result.model, crops)
+    assert latent.shape == (300, 16) and latent.dtype == np.float32
+    design = np.column_stack([latent, np.ones(300)])
+    weights = np.linalg.lstsq(design[:200], marker[:200], rcond=None)[0]
+    assert np.corrcoef(design[200:] @ weights, marker[200:])[0, 1] > 0.9
+
+
+def test_encoding_does_not_depend_on_the_batches(trained):
+    result, holdout = trained
+    whole = autoencoder.encode(result.model, holdout, batch_size=150)
+    for size in (1, 7, 64):
+        np.testing.assert_allclose(autoencoder.encode(result.model, holdout, batch_size=size), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("killed_after", [1, 3])
+def test_a_killed_training_resumes_as_if_it_had_never_stopped(killed_after):
+    crops, _ = make_crops(100, 3, side=32)
+    params = autoencoder.Params(**SMALL)
+    whole = autoencoder.train(crops, params=params, holdout=crops[:20])
+    saved = {}
+
+    class Killed(Exception):
+        pass
+
+    def checkpoint(state, history):
+        saved["bytes"] = save_safetensors(state)
+        if len(history) == killed_after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        autoencoder.train(crops, params=params, holdout=crops[:20], on_epoch=checkpoint)
+    resumed = autoencoder.train(crops, params=params, holdout=crops[:20], resume=load_safetensors(saved["bytes"]))
+    assert resumed.history == whole.history
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=0, atol=1e-6)
+    finished = autoencoder.train(crops, params=params, holdout=crops[:20], resume=whole.state)
+    assert finished.history == whole.history
+
+
+def test_the_same_seed_gives_the_same_model_and_another_seed_another():
+    crops, _ = make_crops(40, 4, side=32)
+    runs = [autoencoder.train(crops, params=autoencoder.Params(**SMALL | {"epochs": 1, "seed": seed})) for seed in (0, 0, 1)]
+    codes = [autoencoder.encode(run.model, crops) for run in runs]
+    np.testing.assert_array_equal(codes[0], codes[1])
+    assert np.abs(codes[0] - codes[2]).max() > 1e-3
+
+
+def test_training_leaves_the_random_numbers_of_the_caller_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    autoencoder.train(make_crops(20, 4, side=32)[0], params=autoencoder.Params(**SMALL | {"epochs": 1}))
+    torch.testing.assert_close(torch.rand(3), expected)
+
+
+def test_a_state_of_other_parameters_or_crops_is_not_resumed():
+    crops, _ = make_crops(40, 4, side=32)
+    params = autoencoder.Params(**SMALL | {"epochs": 2})
+    state = autoencoder.train(crops, params=params).state
+    with pytest.raises(ModelMismatchError, match="other parameters or other crops"):
+        autoencoder.train(crops, params=params.model_copy(update={"learning_rate": 0.1}), resume=state)
+    with pytest.raises(ModelMismatchError):
+        autoencoder.train(crops[:30], params=params, resume=state)
+
+
+def test_a_memory_map_of_bytes_is_trained_on_batch_by_batch(tmp_path):
+    crops, _ = make_crops(64, 5, side=32, dtype=np.uint8)
+    np.save(tmp_path / "crops.npy", crops)
+    mapped = np.load(tmp_path / "crops.npy", mmap_mode="r")
+    largest = []
+
+    class Watched:
+        shape, dtype = mapped.shape, mapped.dtype
+
+        def __len__(self):
+            return len(mapped)
+
+        def __getitem__(self, index):
+            rows = mapped[index]
+            largest.append(len(rows))
+            return rows
+
+    params = autoencoder.Params(**SMALL | {"epochs": 1})
+    result = autoencoder.train(Watched(), params=params)
+    assert max(largest) <= params.batch_size
+    codes = autoencoder.encode(result.model, mapped)
+    np.testing.assert_allclose(codes, autoencoder.encode(result.model, crops.astype(np.float32) / 255), atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_any_number_of_channels_is_trained_and_encoded(channels):
+    crops = np.random.default_rng(0).random((10, channels, 16, 16), dtype=np.float32)
+    crops[:, 0] = 0  # an empty channel is no reason to fail
+    result = autoencoder.train(crops, params=autoencoder.Params(out_px=16, latent_dim=3, width=2, epochs=1))
+    assert autoencoder.encode(result.model, crops).shape == (10, 3)
+    assert autoencoder.reconstruct(result.model, crops).shape == crops.shape
+    assert autoencoder.encode(result.model, crops[:0]).shape == (0, 3)
+    with pytest.raises(ModelMismatchError, match="channels"):
+        autoencoder.encode(result.model, np.zeros((2, channels + 1, 16, 16), np.float32))
+
+
+def test_a_model_goes_through_safetensors_unchanged(trained):
+    result, holdout = trained
+    config, tensors = autoencoder.to_tensors(result.model)
+    again = autoencoder.from_tensors(config, load_safetensors(save_safetensors(tensors)))
+    np.testing.assert_array_equal(autoencoder.encode(again, holdout), autoencoder.encode(result.model, holdout))
+    with pytest.raises(ModelMismatchError):
+        autoencoder.from_tensors(config | {"latent_dim": 5}, tensors)
+    with pytest.raises(ModelMismatchError):
+        autoencoder.from_tensors({"channels": 3}, tensors)
+
+
+def test_turning_is_the_symmetry_of_the_square():
+    crops = torch.arange(9.0).reshape(1, 1, 3, 3).repeat(8, 1, 1, 1)
+    turned = autoencoder.turn_crops(crops, np.arange(8))
+    assert len({tuple(crop.flatten().tolist()) for crop in turned}) == 8
+    torch.testing.assert_close(turned[0], crops[0])
+    torch.testing.assert_close(turned[2], crops[2].flip((1, 2)))
+
+
+def test_unusable_crops_and_settings_are_refused():
+    params = autoencoder.Params(**SMALL)
+    with pytest.raises(ValueError, match="No crops"):
+        autoencoder.train(np.zeros((0, 3, 32, 32)), params=params)
+    with pytest.raises(ValueError, match="Expected"):
+        autoencoder.train(np.zeros((5, 3, 64, 64)), params=params)
+    with pytest.raises(ValueError, match="NaN"):
+        autoencoder.train(np.full((5, 3, 32, 32), np.nan), params=params)
+    with pytest.raises(ValidationError, match="multiple of 16"):
+        autoencoder.Params(out_px=50)
+    with pytest.raises(ValidationError):
+        autoencoder.Params(dropout=0.5)
+
+
+# ----------------------------------------------------------------------------------------------------------------- maps
+
+
+def make_clusters(seed=0, per_cluster=60, features=12):
+    """Three clusters with gaps, a constant and an empty column; returns the table, its names and the clusters."""
+    random = np.random.default_rng(seed)
+    centers = np.random.default_rng(99).normal(0, 6, (3, features))
+    X = np.concatenate([random.normal(center, 1, (per_cluster, features)) for center in centers])
+    X = np.column_stack([X, np.full(len(X), 0.1), np.full(len(X), np.nan)])
+    X[random.random(X.shape) < 0.02] = np.nan
+    names = [f"Cells_AreaShape_F{i}" for i in range(features)] + ["Cells_A_Constant", "Cells_A_Empty"]
+    return X, names, np.repeat(np.arange(3), per_cluster)
+
+
+@pytest.fixture(scope="module", params=sorted(MAPS))
+def fitted(request):
+    X, names, clusters = make_clusters()
+    params = load_method(MAPS, request.param, "map").Params()
+    return fit_map(X, features=names, method=request.param, params=params), X, names, clusters
+
+
+def test_every_map_keeps_neighbors_together(fitted):
+    fitted_map, X, names, clusters = fitted
+    unseen, _, truth = make_clusters(seed=1)
+    placed = fitted_map.transform(unseen, features=names)
+    assert placed.shape == (len(unseen), 2) and placed.dtype == np.float32 and np.isfinite(placed).all()
+    reference = fitted_map.transform(X, features=names)
+    nearest = ((placed[:, None] - reference[None]) ** 2).sum(axis=2).argmin(axis=1)
+    assert np.mean(clusters[nearest] == truth) > 0.98
+
+
+def test_every_map_places_a_row_the_same_whatever_else_is_in_the_call(fitted):
+    fitted_map, _, names, _ = fitted
+    unseen, _, _ = make_clusters(seed=2, per_cluster=400)
+    whole = fitted_map.transform(unseen, features=names)
+    order = np.random.default_rng(0).permutation(len(unseen))
+    np.testing.assert_array_equal(fitted_map.transform(unseen[order], features=names), whole[order])
+    parts = [fitted_map.transform(unseen[start : start + 77], features=names) for start in range(0, len(unseen), 77)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    np.testing.assert_array_equal(fitted_map.transform(unseen[:1], features=names), whole[:1])
+    assert fitted_map.transform(unseen[:0], features=names).shape == (0, 2)
+
+
+def test_every_map_survives_npz_without_pickle(fitted, tmp_path):
+    fitted_map, X, names, _ = fitted
+    arrays, config, features = fitted_map.to_arrays()
+    np.savez(tmp_path / "map.npz", **arrays)
+    with np.load(tmp_path / "map.npz", allow_pickle=False) as stored:
+        again = Map.from_arrays(dict(stored), config, features)
+    np.testing.assert_array_equal(again.transform(X, features=names), fitted_map.transform(X, features=names))
+    with pytest.raises(ModelMismatchError):
+        Map.from_arrays(arrays, config, features[:-1])
+    with pytest.raises(ModelMismatchError):
+        Map.from_arrays({"mean": arrays["mean"]}, config, features)
+
+
+def test_every_map_refuses_another_schema_and_names_both(fitted):
+    fitted_map, X, names, _ = fitted
+    with pytest.raises(ModelMismatchError, match="they differ in"):
+        fitted_map.transform(X[:, 1:], features=names[1:])
+    with pytest.raises(ModelMismatchError, match="the order"):
+        fitted_map.transform(X, features=names[::-1])
+    with pytest.raises(ValueError, match="Expected"):
+        fitted_map.transform(X, features=names[1:])
+
+
+def test_every_map_drops_what_does_not_vary_and_marks_rows_without_values(fitted):
+    fitted_map, X, names, _ = fitted
+    assert fitted_map.config["dropped"] == ["Cells_A_Constant", "Cells_A_Empty"]
+    rows = X[:3].copy()
+    rows[1] = np.nan
+    placed = fitted_map.transform(rows, features=names)
+    assert np.isnan(placed[1]).all() and np.isfinite(placed[[0, 2]]).all()
+    rows[0, -2] = 1e9  # a dropped feature is of no influence
+    np.testing.assert_array_equal(fitted_map.transform(rows, features=names)[0], placed[0])
+
+
+def test_every_map_is_the_same_when_fitted_again(fitted):
+    fitted_map, X, names, _ = fitted
+    method = fitted_map.config["method"]
+    again = fit_map(X, features=names, method=method, params=load_method(MAPS, method, "map").Params())
+    for name, value in again.to_arrays()[0].items():
+        np.testing.assert_array_equal(value, getattr(fitted_map, name))
+
+
+def test_pca_agrees_with_scikit_learn():
+    from sklearn.decomposition import PCA
+
+    random = np.random.default_rng(0)
+    for rows in (200, 8):  # more and fewer rows than features
+        X = random.normal(size=(rows, 10)) @ random.normal(size=(10, 10))
+        names = [f"Cells_A_F{i}" for i in range(10)]
+        fitted_map = fit_map(X, features=names, method="pca", params=load_method(MAPS, "pca", "map").Params(clip=1e6))
+        scaled = (X - np.median(X, axis=0)) / (1.482602218505602 * np.median(np.abs(X - np.median(X, axis=0)), axis=0))
+        oracle = PCA(2, svd_solver="full").fit(scaled)
+        expected = oracle.transform(scaled)
+        signs = np.sign((expected * fitted_map.transform(X, features=names)).sum(axis=0))
+        np.testing.assert_allclose(fitted_map.transform(X, features=names), expected * signs, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(fitted_map.config["explained"], oracle.explained_variance_ratio_, rtol=1e-8)
+        assert (fitted_map.axes[np.abs(fitted_map.axes).argmax(axis=0), [0, 1]] > 0).all()
+
+
+def test_umap_places_the_rows_of_the_sample_where_they_were_fitted():
+    X, names, _ = make_clusters()
+    fitted_map = fit_map(X, features=names, method="umap", params=load_method(MAPS, "umap", "map").Params())
+    np.testing.assert_allclose(fitted_map.transform(X, features=names), fitted_map.embedding, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [2, 4, 5, 9])
+def test_a_handful_of_wells_still_gets_a_map(rows):
+    X, names, _ = make_clusters()
+    X = X[:rows]
+    fitted_map = fit_map(X, features=names, method="umap", params=load_method(MAPS, "umap", "map").Params())
+    assert np.isfinite(fitted_map.transform(X, features=names)).all()
+    assert ("needs at least 5" in fitted_map.config["reason"]) == (rows < 5)
+
+
+def test_a_map_of_nothing_is_refused_with_the_reason():
+    params = load_method(MAPS, "umap", "map").Params()
+    with pytest.raises(ValueError, match="No rows"):
+        fit_map(np.empty((0, 2)), features=["a", "b"], params=params)
+    with pytest.raises(ValueError, match="None of 2 features varies"):
+        fit_map(np.ones((9, 2)), features=["a", "b"], params=params)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_has_the_functions_that_the_package_promises(name):
+    module = load_method(METHODS, name, "latent method")
+    assert all(callable(getattr(module, f)) for f in ("train", "encode", "reconstruct", "to_tensors", "from_tensors", "Params"))
