@@ -4,6 +4,7 @@ Columns follow CellProfiler: ``Metadata_*`` keys, everything else that is numeri
 keeps its row (NaN, count 0): that nothing survived is a result.
 """
 
+import hashlib
 import re
 from typing import Literal
 
@@ -76,6 +77,26 @@ def feature_columns(table):
         and not pd.api.types.is_bool_dtype(table[name])
         and not POSITION.search(name)
     ]
+
+
+def schema_hash(features):
+    """Digest an ordered list of feature names: what a model was fitted on, and what it is applied to.
+
+    Parameters
+    ----------
+    features : sequence of str
+
+    Returns
+    -------
+    str
+        12 hexadecimal digits.
+
+    Examples
+    --------
+    >>> schema_hash(["a", "b"]) == schema_hash(["b", "a"])
+    False
+    """
+    return hashlib.sha256("\n".join(features).encode()).hexdigest()[:12]
 
 
 def aggregate_well(cells, features=None, *, statistic="median"):

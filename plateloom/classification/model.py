@@ -12,6 +12,7 @@ import pandas as pd
 from plateloom.classification import METHODS
 from plateloom.classification.evaluation import check_labels, fit_quietly
 from plateloom.errors import ModelMismatchError
+from plateloom.profiling import schema_hash
 from plateloom.registry import load_method
 
 # What skops may build beyond its own list of scikit-learn and numpy types; one line per method that needs it.
@@ -209,21 +210,6 @@ def loads(data, *, sha256=None):
     if card["schema"] != schema_hash(card["features"]):
         raise ModelMismatchError(f"The card says schema {card['schema']}, its features have {schema_hash(card['features'])}.")
     return Classifier(parts["pipeline"], card, parts["novelty"])
-
-
-def schema_hash(features):
-    """Digest an ordered list of feature names.
-
-    Parameters
-    ----------
-    features : sequence of str
-
-    Returns
-    -------
-    str
-        12 hexadecimal digits.
-    """
-    return hashlib.sha256("\n".join(features).encode()).hexdigest()[:12]
 
 
 def _scaled(pipeline, X):

@@ -1,6 +1,5 @@
 """Maps of two coordinates: fitted on a sample of rows, then applied to any number of them, each on its own."""
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy as np
 from plateloom.errors import ModelMismatchError
 from plateloom.latent import MAPS
 from plateloom.latent.pca import first_two
+from plateloom.profiling import schema_hash
 from plateloom.registry import load_method
 
 BLOCK = 512  # rows per matrix product; always full, so that no row's rounding depends on how many others came with it
@@ -229,26 +229,6 @@ def fit_map(sample, *, features, method="umap", params):
     if embedding is None:
         return projected
     return Map(config, features, median, scale, mean, axes, components, embedding)
-
-
-def schema_hash(features):
-    """Digest an ordered list of feature names.
-
-    Parameters
-    ----------
-    features : sequence of str
-
-    Returns
-    -------
-    str
-        12 hexadecimal digits.
-
-    Examples
-    --------
-    >>> schema_hash(["a", "b"]) == schema_hash(["b", "a"])
-    False
-    """
-    return hashlib.sha256("\n".join(features).encode()).hexdigest()[:12]
 
 
 def fuzzy_weights(distance):

@@ -58,7 +58,9 @@ def segment_image(image, channels, *, method="watershed", params=None, pixel_siz
 
     image = np.asarray(image, dtype=np.float32)
     if image.ndim != 3 or len(image) != len(channels):
-        raise ValueError(f"Expected an image (C, Y, X) with a channel for each of {list(channels)}, found {image.shape}.")
+        raise ValueError(
+            f"Expected an image (C, Y, X) with a channel for each of {list(channels)}, found {image.shape}."
+        )
     module = load_method(METHODS, method, "segmentation method")
     if not isinstance(params, module.Params):
         params = module.Params(**(params or {}))
@@ -68,7 +70,9 @@ def segment_image(image, channels, *, method="watershed", params=None, pixel_siz
     cores = _cut(shape, tile_px)
     views = {phase: [_with_halo(core, shape, halo) for core in cores] for phase, halo in work.halo_px.items()}
 
-    thresholds = work.combine([work.measure(image[:, *where], origin, core) for where, origin, core in views["measure"]])
+    thresholds = work.combine(
+        [work.measure(image[:, *where], origin, core) for where, origin, core in views["measure"]]
+    )
     ids = np.zeros(shape, np.int64)
     for place, (where, origin, core) in zip(cores, views["seed"], strict=True):
         ids[place] = work.seed(image[:, *where], origin, core, thresholds)

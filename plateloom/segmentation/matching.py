@@ -1,5 +1,7 @@
 """Compare two label images object by object."""
 
+import numpy as np
+
 
 def match_objects(labels, truth, *, min_iou=0.5):
     """Count the objects that two label images agree on.
@@ -11,22 +13,18 @@ def match_objects(labels, truth, *, min_iou=0.5):
     truth : ndarray of int, shape (Y, X)
         Objects that are there; 0 is background.
     min_iou : float in [0.5, 1]
-        A found and a true object are the same from this intersection over union on. From 0.5 on no object can
-        match two others, but for exact ties at 0.5, where the larger true label wins nothing: each counts once.
+        A found and a true object are the same from this intersection over union on. Above 0.5 no object can match two.
 
     Returns
     -------
     tp, fp, fn : int
-        Objects found and true, found but not true, true but not found.
+        True positives (objects that match), false positives (found only) and false negatives (true only).
 
     Examples
     --------
-    >>> import numpy as np
     >>> match_objects(np.array([[1, 1, 0, 2]]), np.array([[7, 7, 7, 0]]))
     (1, 1, 0)
     """
-    import numpy as np
-
     labels, truth = np.asarray(labels), np.asarray(truth)
     if labels.shape != truth.shape:
         raise ValueError(f"The label images have different shapes, {labels.shape} and {truth.shape}.")

@@ -39,10 +39,14 @@ class Params(BaseModel):
     )
     nucleus_diameter_um: float = Field(12.0, gt=0, description="Diameter of a typical nucleus [µm].")
     nucleus_diameter_min_um: float | None = Field(
-        None, gt=0, description="Nuclei of less area than a disc of this diameter [µm] are dropped; none: 0.4 × typical."
+        None,
+        gt=0,
+        description="Nuclei of less area than a disc of this diameter [µm] are dropped; none: 0.4 × typical.",
     )
     nucleus_diameter_max_um: float | None = Field(
-        None, gt=0, description="Nuclei of more area than a disc of this diameter [µm] are dropped; none: 2.2 × typical."
+        None,
+        gt=0,
+        description="Nuclei of more area than a disc of this diameter [µm] are dropped; none: 2.2 × typical.",
     )
     smoothing_um: float | None = Field(
         None, ge=0, description="Gaussian sigma of the smoothing before thresholds [µm]; none: 0.05 × typical diameter."
@@ -85,9 +89,12 @@ class Params(BaseModel):
         description="How far a neck or line must fall below the lesser of two peaks to part them, as a fraction of that "
         "peak (dimensionless); higher splits less.",
     )
-    fill_holes: bool = Field(True, description="Fill holes in nuclei and cells up to the typical nucleus' radius (yes/no).")
+    fill_holes: bool = Field(
+        True, description="Fill holes in nuclei and cells up to the typical nucleus' radius (yes/no)."
+    )
     border: Literal["keep", "drop"] = Field(
-        "keep", description="What to do with a nucleus that touches the edge of the image."
+        "keep",
+        description="Keep or drop a nucleus that touches the edge of the image; cells nearby may grow into what was dropped.",
     )
     cells_distance_um: float | None = Field(
         None,
@@ -146,7 +153,9 @@ class Watershed:
         for role in ("nuclei_channel", "cells_channel"):
             name = getattr(params, role)
             if name is not None and name not in channels:
-                raise ValueError(f"{role} is {name!r}, but the image has the channels {', '.join(map(repr, channels))}.")
+                raise ValueError(
+                    f"{role} is {name!r}, but the image has the channels {', '.join(map(repr, channels))}."
+                )
         if not pixel_size_um > 0:
             raise ValueError(f"pixel_size_um is {pixel_size_um!r}, expected a width above 0.")
         self.params, self.shape = params, tuple(int(size) for size in shape)
@@ -213,7 +222,9 @@ class Watershed:
         measured = {}
         for name, index in self._roles():
             if not np.isfinite(view[index][core]).all():
-                raise ValueError(f"The {name} channel has pixels that are not finite numbers; mend or leave out the field.")
+                raise ValueError(
+                    f"The {name} channel has pixels that are not finite numbers; mend or leave out the field."
+                )
             smooth = gaussian_filter(view[index], self.smoothing_px, truncate=_TRUNCATE)
             lag = self._lag_px()
             rows, columns = core
@@ -388,8 +399,11 @@ class Watershed:
         """Where the image is above the mean of its window by the local threshold; sums are of whole numbers."""
         whole = np.rint(smooth.astype(np.float64) * 2**24).astype(np.int64)
         total = box_sum(whole, self.window_px)
-        count = box_sum(np.ones(smooth.shape, np.int64), self.window_px)
-        mean = total / count / 2**24
+        rows, columns = (
+            np.minimum(np.arange(size) + self.window_px + 1, size) - np.maximum(np.arange(size) - self.window_px, 0)
+            for size in smooth.shape
+        )
+        mean = total / np.outer(rows, columns) / 2**24
         return smooth - background > self.params.local_threshold * (mean - background)
 
     def _landscape(self, smooth, mask, distance, background):
@@ -427,15 +441,16 @@ class Watershed:
         for axis, name in enumerate(("y", "x")):
             size = view.shape[1 + axis]
             before, after = core[axis].start, size - core[axis].stop
-            found = min(
-                before if origin[axis] > 0 else need, after if origin[axis] + size < self.shape[axis] else need
-            )
+            found = min(before if origin[axis] > 0 else need, after if origin[axis] + size < self.shape[axis] else need)
             if found < need:
-                setting = "nucleus_diameter_max_um" if phase != "grow" else "cells_distance_um"
-                wide = self.max_diameter_px if phase != "grow" else self.distance_px
+                setting, wide = {
+                    "measure": ("smoothing_um", self.smoothing_px),
+                    "seed": ("nucleus_diameter_max_um", self.max_diameter_px),
+                    "grow": ("cells_distance_um", self.distance_px),
+                }[phase]
                 raise TileOverlapError(
-                    f"A tile at {tuple(origin)} has a halo of {found} px along {name}, but to {phase} objects of up to "
-                    f"{wide:.0f} px a halo of {need} px is needed: widen the halo to {need} px or lower {setting!r}."
+                    f"The tile at {tuple(origin)} has a halo of {found} px along {name}, but with {setting} = {wide:.0f} px "
+                    f"the phase {phase!r} needs a halo of {need} px: widen the halo to {need} px or lower {setting}."
                 )
 
 

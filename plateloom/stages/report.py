@@ -474,13 +474,14 @@ def _classifier(records, notes):
     if not records or records[0]["status"] != "done":
         notes["classifier"] = records[0]["reason"] if records else "No labels were given (classification.labels)."
         return None
-    card = read_json(model_folder("classifier") / "model.json")["card"]
-    found = card["evaluation"]
+    found = read_json(model_folder("classifier") / "model.json")["card"]["metrics"]
     return report.ClassifierReport(
         classes=found["classes"],
         confusion=np.array(found["confusion"]),
         per_class=pd.DataFrame(found["per_class"]),
         balanced_accuracy=_number(found["balanced_accuracy"]),
+        low=_number(found["balanced_accuracy_low"]),
+        high=_number(found["balanced_accuracy_high"]),
         scheme=found["scheme"],
     )
 

@@ -1,0 +1,150 @@
+"""The house rules: imports flow down, scripts are thin, one word per step, registries are light."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "plateloom"
+RULE_FILES = sorted((ROOT / "rules").glob("*.smk"))
+SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+
+# From the top down; a module imports from its own wing and from those below it.
+WINGS = [
+    {"cli", "status", "driver", "planning", "config"},
+    {"stages"},
+    {"engine", "readers", "illumination", "quality", "segmentation", "features", "profiling", "latent", "classification", "report", "simulation"},
+    {"store"},
+    {"errors", "registry", "tiling"},
+]
+COMPUTE = WINGS[2] - {"engine", "readers"}
+REGISTRIES = [
+    "plateloom.readers",
+    "plateloom.illumination",
+    "plateloom.segmentation",
+    "plateloom.features",
+    "plateloom.latent",
+    "plateloom.classification",
+]
+
+
+def wing_of(module):
+    """Level of a module of ours, and its wing's name."""
+    name = module.split(".")[1] if "." in module else ""
+    for level, wing in enumerate(WINGS):
+        if name in wing:
+            return level, name
+    raise AssertionError(f"{module} belongs to no wing")
+
+
+def imports_of(path):
+    """Dotted names of our modules that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("plateloom."))
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "plateloom":
+                yield from (f"plateloom.{alias.name}" for alias in node.names if alias.name != "__version__")
+            elif node.module.startswith("plateloom."):
+                yield node.module
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_flow_down(path):
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    if module == "plateloom":
+        return
+    level, wing = wing_of(module)
+    for imported in imports_of(path):
+        other_level, other = wing_of(imported)
+        assert other_level >= level, f"{module} imports {imported}, which lies above it"
+        if wing in COMPUTE and other in WINGS[2]:
+            assert other == wing or (wing, other) == ("quality", "illumination"), f"{module} imports {imported} beside it"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_compute_knows_no_dask_no_zarr_no_config_and_no_store(path):
+    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if first not in COMPUTE:
+        return
+    text = path.read_text()
+    for name in ("dask", "distributed", "zarr", "snakemake", "plateloom.store", "plateloom.config"):
+        assert not re.search(rf"^\s*(import|from) {re.escape(name)}\b", text, re.M), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_thin(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 30
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        assert not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.For | ast.While | ast.Try), f"line {node.lineno}"
+    assert 'if __name__ == "__main__":' in text
+    assert "snakemake.config" not in text
+    assert not re.search(r"snakemake\.\w+\[", text)
+
+
+@pytest.mark.parametrize("path", RULE_FILES, ids=lambda path: path.name)
+def test_rule_script_log_and_benchmark_have_one_name(path):
+    text = path.read_text()
+    for name, body in re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", text, re.S | re.M):
+        assert f'"../scripts/{name}.py"' in body
+        assert (ROOT / "scripts" / f"{name}.py").exists()
+        assert re.search(rf'log:\s+"logs/{name}[/.]', body)
+        assert re.search(rf'benchmark:\s+"benchmarks/{name}[/.]', body)
+        assert re.search(r'record="results/.*\.json"', body), "the declared output is a record"
+        assert "lambda" not in body and "run:" not in body
+        assert "code=code_of(" in body
+
+
+def test_every_script_has_a_rule():
+    rules = {name for path in RULE_FILES for name in re.findall(r"^rule (\w+):", path.read_text(), re.M)}
+    assert {path.stem for path in SCRIPTS} == rules
+
+
+@pytest.mark.parametrize("path", [path for path in RULE_FILES if path.stem != "common"], ids=lambda path: path.name)
+def test_a_step_keeps_one_word_through_every_folder(path):
+    step = path.stem
+    assert (PACKAGE / "stages" / f"{step}.py").exists()
+    assert (ROOT / "tests" / f"test_{step}.py").exists()
+
+
+def test_stages_rules_and_scripts_agree():
+    from plateloom.planning import STAGES
+
+    rules = {name: path for path in RULE_FILES for name in re.findall(r"^rule (\w+):", path.read_text(), re.M)}
+    assert {stage.script for stage in STAGES.values()} == set(rules)
+    for name, stage in STAGES.items():
+        body = rules[stage.script].read_text().split(f"rule {stage.script}:")[1]
+        where = f"results/screen/records/{name}.json" if stage.scope == "screen" else f"records/{name}/part-"
+        assert where in body.split("log:")[0].split("output:")[1]
+        assert stage.modules[0] in (ROOT / "scripts" / f"{stage.script}.py").read_text()
+
+
+@pytest.mark.parametrize("package", REGISTRIES)
+def test_listing_methods_imports_nothing_heavy(package):
+    heavy = "numpy pandas scipy skimage sklearn torch numba zarr dask umap".split()
+    code = f"import sys, {package}; print(sorted(set(sys.modules) & set({heavy!r})))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    light = {"numpy"} if package == "plateloom.illumination" else set()
+    assert set(ast.literal_eval(found.stdout)) <= light
+
+
+def test_the_command_starts_without_heavy_imports():
+    code = "import sys, plateloom.cli; print(sorted(set(sys.modules) & {'numpy', 'torch', 'pandas', 'snakemake'}))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_there_is_no_catch_all_module():
+    for path in PACKAGE.rglob("*.py"):
+        assert path.stem not in ("util", "utils", "helpers", "common", "misc", "base", "constants")
+
+
+def test_no_model_or_table_is_pickled():
+    for path in PACKAGE.rglob("*.py"):
+        assert not re.search(r"^\s*(import|from) (pickle|joblib|dill)\b|pickle\.load|torch\.load", path.read_text(), re.M), path
