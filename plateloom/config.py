@@ -18,9 +18,13 @@ class Section(BaseModel):
 class Channel(Section):
     """One channel of the plates."""
 
-    source: str = Field(description="What the source calls it: the text of the pattern's group `channel`.", coerce_numbers_to_str=True)
+    source: str = Field(
+        description="What the source calls it: the text of the pattern's group `channel`.", coerce_numbers_to_str=True
+    )
     color: str = Field("FFFFFF", pattern="^#?[0-9A-Fa-f]{6}$", description="Color in viewers, RRGGBB.")
-    window: tuple[int, int] | None = Field(None, description="Display range [counts]; default: each field's own 1 to 99.9 %.")
+    window: tuple[int, int] | None = Field(
+        None, description="Display range [counts]; default: each field's own 1 to 99.9 %."
+    )
 
 
 class Conversion(Section):
@@ -68,7 +72,9 @@ class Features(Section):
 class Profiling(Section):
     """Cells -> one normalized row per well, and the quality of the assay."""
 
-    parameters: dict = Field({}, description="How wells are aggregated, normalized and judged; `plateloom config --methods` lists it.")
+    parameters: dict = Field(
+        {}, description="How wells are aggregated, normalized and judged; `plateloom config --methods` lists it."
+    )
     exclude_flagged: bool = Field(True, description="Leave fields that QC has flagged out of profiles and training.")
 
 
@@ -77,19 +83,31 @@ class Autoencoder(Section):
 
     enabled: bool = Field(True, description="Train it, and encode every cell.")
     crop_um: float = Field(32.0, gt=0, description="Side of the square cut out round a cell [µm].")
-    wells: int = Field(400, ge=2, description="Wells that the cells are drawn from, chosen by a hash of plate and well.")
+    wells: int = Field(
+        400, ge=2, description="Wells that the cells are drawn from, chosen by a hash of plate and well."
+    )
     cells: int = Field(20000, ge=100, description="Cells that it is trained on, drawn evenly over these wells.")
     holdout: float = Field(0.2, gt=0, lt=1, description="Share of the wells kept out of training to test it.")
-    plates: list[str] | None = Field(None, description="Plates it is trained on; default: all. Name them to keep it as plates are added.")
-    parameters: dict = Field({}, description="Of the network and its training; `plateloom config --methods` lists them.")
+    plates: list[str] | None = Field(
+        None, description="Plates it is trained on; default: all. Name them to keep it as plates are added."
+    )
+    parameters: dict = Field(
+        {}, description="Of the network and its training; `plateloom config --methods` lists them."
+    )
 
 
 class Maps(Section):
     """PCA and UMAP of cells and of wells."""
 
     method: str = Field("umap", description="`umap` or `pca`.")
-    wells: int = Field(400, ge=1, description="Wells that the cells are drawn from, chosen by a hash of plate and well.")
-    cells: int = Field(10000, ge=100, description="Cells that the map is fitted on, drawn evenly over these wells; all are placed on it.")
+    wells: int = Field(
+        400, ge=1, description="Wells that the cells are drawn from, chosen by a hash of plate and well."
+    )
+    cells: int = Field(
+        10000,
+        ge=100,
+        description="Cells that the map is fitted on, drawn evenly over these wells; all are placed on it.",
+    )
     plates: list[str] | None = Field(None, description="Plates it is fitted on; default: all.")
     parameters: dict = Field({}, description="Of the map; `plateloom config --methods` lists them.")
 
@@ -111,7 +129,9 @@ class Classification(Section):
     )
     method: str = Field("logistic", description="Name of a registered method.")
     parameters: dict = Field({}, description="The method's own parameters; `plateloom config --methods` lists them.")
-    scheme: Literal["well", "plate"] = Field("well", description="What is kept together when cells are split for testing; never single cells.")
+    scheme: Literal["well", "plate"] = Field(
+        "well", description="What is kept together when cells are split for testing; never single cells."
+    )
     folds: int = Field(5, ge=2, description="Number of folds.")
     cells: int = Field(20000, ge=100, description="Cells that it is trained on at most, drawn evenly over wells.")
 
@@ -120,7 +140,9 @@ class Report(Section):
     """The pages."""
 
     montage_wells: int = Field(12, ge=1, description="Wells shown as pictures with outlines.")
-    composite: list[str] | None = Field(None, description="Channels shown in pictures, at most 3; default: the first ones.")
+    composite: list[str] | None = Field(
+        None, description="Channels shown in pictures, at most 3; default: the first ones."
+    )
 
 
 class Engine(Section):
@@ -140,8 +162,12 @@ class Config(Section):
     """A screen's config.yaml."""
 
     plates: str = Field("plates.tsv", description="Table of plates: plate, source, reader, plate_map, batch.")
-    parts: int = Field(1, ge=1, le=64, description="Jobs per plate and stage: 1 on a workstation, about 8 on a cluster.")
-    max_failed_fields: float = Field(0.2, ge=0, le=1, description="Share of a plate's fields that may fail before the plate does.")
+    parts: int = Field(
+        1, ge=1, le=64, description="Jobs per plate and stage: 1 on a workstation, about 8 on a cluster."
+    )
+    max_failed_fields: float = Field(
+        0.2, ge=0, le=1, description="Share of a plate's fields that may fail before the plate does."
+    )
     readers: dict[str, dict] = Field({}, description="Parameters of readers by name, e.g. `pattern: {pattern: …}`.")
     channels: dict[str, Channel] = Field({}, description="The plates' channels: name -> source, color, window.")
     conversion: Conversion = Field(Conversion(), description="")
@@ -154,7 +180,9 @@ class Config(Section):
     classification: Classification = Field(Classification(), description="")
     report: Report = Field(Report(), description="")
     engine: Engine = Field(Engine(), description="")
-    complete_only: bool = Field(False, description="Run what needs all plates on those that are complete; set by Plateloom itself.")
+    complete_only: bool = Field(
+        False, description="Run what needs all plates on those that are complete; set by Plateloom itself."
+    )
 
 
 def load_config(settings):
@@ -182,7 +210,9 @@ def load_config(settings):
     for section, module in method_modules(config, problems).items():
         holder = _holder(config, section)
         try:
-            params = module.Params.model_validate(holder["parameters"] if isinstance(holder, dict) else holder.parameters)
+            params = module.Params.model_validate(
+                holder["parameters"] if isinstance(holder, dict) else holder.parameters
+            )
         except ValidationError as error:
             problems += _explain(error, module.Params, prefix=f"{section}.parameters.")
             continue
@@ -190,7 +220,9 @@ def load_config(settings):
             holder.parameters = params.model_dump(mode="json")
     for name, params in config.readers.items():
         if name not in READERS:
-            problems.append(f"readers.{name}: no such reader.{did_you_mean(name, READERS)} Readers: {', '.join(READERS)}")
+            problems.append(
+                f"readers.{name}: no such reader.{did_you_mean(name, READERS)} Readers: {', '.join(READERS)}"
+            )
             continue
         from plateloom.readers import load_reader
 
@@ -206,7 +238,9 @@ def load_config(settings):
     for where, names in _channel_uses(config):
         for name in names:
             if name not in config.channels:
-                problems.append(f"{where}: no channel {name!r}.{did_you_mean(name, config.channels)} Channels: {', '.join(config.channels)}")
+                problems.append(
+                    f"{where}: no channel {name!r}.{did_you_mean(name, config.channels)} Channels: {', '.join(config.channels)}"
+                )
     if problems:
         raise ConfigError(problems)
     return config

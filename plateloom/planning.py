@@ -43,23 +43,39 @@ class Stage:
 STAGES = {
     "conversion": Stage("part", "convert_plate", (), ("plateloom.stages.conversion",)),
     "assembly": Stage("plate", "assemble_plate", ("conversion",), ("plateloom.stages.conversion",)),
-    "illumination": Stage("plate", "estimate_illumination", ("assembly",), ("plateloom.stages.illumination",), ("illumination",)),
+    "illumination": Stage(
+        "plate", "estimate_illumination", ("assembly",), ("plateloom.stages.illumination",), ("illumination",)
+    ),
     "quality": Stage("part", "measure_quality", ("assembly",), ("plateloom.stages.quality",)),
     "flagging": Stage("plate", "flag_fields", ("quality",), ("plateloom.stages.quality",)),
-    "segmentation": Stage("part", "segment_plate", ("illumination",), ("plateloom.stages.segmentation",), ("segmentation",)),
+    "segmentation": Stage(
+        "part", "segment_plate", ("illumination",), ("plateloom.stages.segmentation",), ("segmentation",)
+    ),
     "features": Stage("part", "measure_features", ("segmentation",), ("plateloom.stages.features",)),
     "profiling": Stage("plate", "profile_plate", ("features", "flagging"), ("plateloom.stages.profiling",)),
-    "profiles": Stage("screen", "profile_screen", ("profiling",), ("plateloom.stages.profiling", "plateloom.latent.umap")),
+    "profiles": Stage(
+        "screen", "profile_screen", ("profiling",), ("plateloom.stages.profiling", "plateloom.latent.umap")
+    ),
     "autoencoder": Stage(
-        "screen", "train_autoencoder", ("segmentation", "flagging"), ("plateloom.stages.latent",), ("latent.autoencoder",)
+        "screen",
+        "train_autoencoder",
+        ("segmentation", "flagging"),
+        ("plateloom.stages.latent",),
+        ("latent.autoencoder",),
     ),
     "latent": Stage("part", "encode_plate", ("autoencoder",), ("plateloom.stages.latent",), ("latent.autoencoder",)),
     "map": Stage("screen", "fit_map", ("features", "flagging"), ("plateloom.stages.maps",), ("latent.maps",)),
     "maps": Stage("part", "map_plate", ("map",), ("plateloom.stages.maps",)),
     "classifier": Stage(
-        "screen", "train_classifier", ("features", "profiling"), ("plateloom.stages.classification",), ("classification",)
+        "screen",
+        "train_classifier",
+        ("features", "profiling"),
+        ("plateloom.stages.classification",),
+        ("classification",),
     ),
-    "classes": Stage("part", "classify_plate", ("classifier",), ("plateloom.stages.classification",), ("classification",)),
+    "classes": Stage(
+        "part", "classify_plate", ("classifier",), ("plateloom.stages.classification",), ("classification",)
+    ),
     "report": Stage("plate", "report_plate", ("profiles", "maps", "classes"), ("plateloom.stages.report",)),
     "screen_report": Stage("screen", "report_screen", ("report",), ("plateloom.stages.report",)),
 }
@@ -111,7 +127,16 @@ class Screen:
 
     def is_complete(self, plate):
         """Whether every record of every stage that screen-level steps read is there and good."""
-        needed = ("conversion", "assembly", "illumination", "quality", "flagging", "segmentation", "features", "profiling")
+        needed = (
+            "conversion",
+            "assembly",
+            "illumination",
+            "quality",
+            "flagging",
+            "segmentation",
+            "features",
+            "profiling",
+        )
         return all(
             (read_json(self.folder / path) or {}).get("status") in ("done", "failed", "skipped")
             for stage in needed
@@ -171,7 +196,9 @@ class Screen:
     @staticmethod
     def _page_settings(config):
         """What a page shows: everything that can change a result."""
-        science = {name: value for name, value in config.items() if name not in ("engine", "parts", "complete_only", "plates")}
+        science = {
+            name: value for name, value in config.items() if name not in ("engine", "parts", "complete_only", "plates")
+        }
         return {"report": config["report"], "channels": config["channels"], "config": science}
 
     def code(self, stage):
@@ -208,7 +235,9 @@ class Screen:
             records = [read_json(self.folder / path) or {} for path in self.records("conversion", plate)]
             return [record.get("facts", {}).get("listing", "no source folder") for record in records]
         try:
-            images = module.scan(self.folder / row.source, module.Params(**self.settings("conversion", plate)["reader_params"]))
+            images = module.scan(
+                self.folder / row.source, module.Params(**self.settings("conversion", plate)["reader_params"])
+            )
         except DataFault as fault:
             return [f"fault: {fault}"] * self.config.parts
         where = {}
@@ -235,7 +264,9 @@ class Screen:
 
     def digest(self):
         """Digest of config and plates, to tell whether a run's frozen copy is this one."""
-        return digest([self.config.model_dump(mode="json"), [dataclasses.asdict(plate) for plate in self.plates.values()]])
+        return digest(
+            [self.config.model_dump(mode="json"), [dataclasses.asdict(plate) for plate in self.plates.values()]]
+        )
 
 
 def read_plates(path):

@@ -4,7 +4,6 @@ Columns follow CellProfiler: ``Metadata_*`` keys, everything else that is numeri
 keeps its row (NaN, count 0): that nothing survived is a result.
 """
 
-import hashlib
 import re
 from typing import Literal
 
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from plateloom.errors import did_you_mean
 
-CONTROLS = ("", "negative", "positive")
+CONTROLS = ("", "negative", "positive", "empty")
 POSITION = re.compile(
     r"^[^_]+_(Location|Number|Parent|Children)_|_AreaShape_(Center|BoundingBox(Minimum|Maximum))_[XYZ]$"
 )
@@ -71,32 +70,12 @@ def feature_columns(table):
     """
     return [
         name
-        for name in table.columns
+        for name, kind in table.dtypes.items()
         if not name.startswith("Metadata_")
-        and pd.api.types.is_numeric_dtype(table[name])
-        and not pd.api.types.is_bool_dtype(table[name])
+        and pd.api.types.is_numeric_dtype(kind)
+        and not pd.api.types.is_bool_dtype(kind)
         and not POSITION.search(name)
     ]
-
-
-def schema_hash(features):
-    """Digest an ordered list of feature names: what a model was fitted on, and what it is applied to.
-
-    Parameters
-    ----------
-    features : sequence of str
-
-    Returns
-    -------
-    str
-        12 hexadecimal digits.
-
-    Examples
-    --------
-    >>> schema_hash(["a", "b"]) == schema_hash(["b", "a"])
-    False
-    """
-    return hashlib.sha256("\n".join(features).encode()).hexdigest()[:12]
 
 
 def aggregate_well(cells, features=None, *, statistic="median"):

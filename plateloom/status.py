@@ -61,7 +61,9 @@ def read_screen(folder):
     plates = {plate: {} for plate in screen.plates}
     for stage in screen.stages():
         if STAGES[stage].scope == "screen":
-            upstream = [plates[plate][after] for after in STAGES[stage].after for plate in plates if after in plates[plate]]
+            upstream = [
+                plates[plate][after] for after in STAGES[stage].after for plate in plates if after in plates[plate]
+            ]
             of_screen[stage] = _state(screen, stage, None, code, upstream)
         else:
             for plate, states in plates.items():
@@ -99,7 +101,9 @@ def _part(screen, stage, plate, part, path, code):
         return State(RUNNING, said.get("done", 0), said.get("of", 0), f"by {locks.describe(said)}", log)
     if record is None:
         if said.get("attempts"):
-            return State(FAILED, said.get("done", 0), said.get("of", 0), _last_error(screen.folder / log) if log else "", log)
+            return State(
+                FAILED, said.get("done", 0), said.get("of", 0), _last_error(screen.folder / log) if log else "", log
+            )
         return State(MISSING)
     wells = len(record["artefacts"])
     found = {"log": record["log"], "seconds": record["seconds"], "failures": len(record["failures"])}
@@ -138,7 +142,11 @@ def screen_state(states):
         for plate, stages in plates.items()
         if any(state.state == QUARANTINED for state in stages.values()) or stages["conversion"].failures
     ]
-    left = [plate for plate, stages in plates.items() if any(state.state in (FAILED, STALE, MISSING, RUNNING) for state in stages.values())]
+    left = [
+        plate
+        for plate, stages in plates.items()
+        if any(state.state in (FAILED, STALE, MISSING, RUNNING) for state in stages.values())
+    ]
     complete = len(plates) - len(set(left))
     whole = [plate for plate in quarantined if any(state.state == QUARANTINED for state in plates[plate].values())]
     summary = f"{complete} of {len(plates)} plates complete"
@@ -170,5 +178,10 @@ def _seconds_left(states):
 def age(seconds):
     """`3 h 20 min`, for people."""
     minutes = int(seconds // 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else f"{int(seconds)} s"
-
+    return (
+        f"{minutes // 60} h {minutes % 60} min"
+        if minutes >= 60
+        else f"{minutes} min"
+        if minutes
+        else f"{int(seconds)} s"
+    )

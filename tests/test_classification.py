@@ -10,12 +10,20 @@ import pytest
 from pydantic import ValidationError
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 from sklearn.model_selection import KFold, cross_val_predict
+from threadpoolctl import threadpool_limits
 
 from plateloom.classification import METHODS
 from plateloom.classification.evaluation import evaluate
 from plateloom.classification.model import Classifier, dumps, loads, predict, train
 from plateloom.errors import ModelMismatchError
 from plateloom.registry import load_method
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    with threadpool_limits(1):  # OpenMP's threads spin against each other on a busy machine
+        yield
+
 
 FAST = {
     "random_forest": {"n_trees": 25},
@@ -31,7 +39,8 @@ def params_of(method, **more):
 def make_screen(seed=0, *, signal=0.0, classes=("a", "b"), plates=6, wells=16, cells=12, features=15):
     """Labeled cells of a screen in which each well and each plate looks a little different.
 
-    Classes are dealt to wells at random, as many to each on every plate; `signal` is the shift between classes in units of the cells' spread.
+    Classes are dealt to wells at random, as many to each on every plate; `signal` is the shift between classes in
+    units of the cells' spread.
     """
     random = np.random.default_rng(seed)
     X, y, well_names, plate_names = [], [], [], []
@@ -147,7 +156,9 @@ def trained(request):
 def test_every_model_carries_its_card(trained):
     model, metrics = trained
     card = model.card
-    assert card["classes"] == ["a", "b", "c"] and card["metrics"] == metrics and card["versions"] == {"plateloom": "0.1.0"}
+    assert (
+        card["classes"] == ["a", "b", "c"] and card["metrics"] == metrics and card["versions"] == {"plateloom": "0.1.0"}
+    )
     assert sum(card["counts"].values()) == 6 * 16 * 12 and len(card["groups"]) == 96
     assert len(card["schema"]) == 12 and len(card["features"]) == 15
 
@@ -260,7 +271,11 @@ def test_an_archive_that_wants_to_build_other_types_is_refused_before_it_builds_
     import skops.io
 
     with pytest.raises(ModelMismatchError, match="wants to build subprocess.list2cmdline"):
-        loads(skops.io.dumps({"format": "plateloom-classifier-1", "card": "{}", "pipeline": subprocess.list2cmdline, "novelty": {}}))
+        loads(
+            skops.io.dumps(
+                {"format": "plateloom-classifier-1", "card": "{}", "pipeline": subprocess.list2cmdline, "novelty": {}}
+            )
+        )
 
 
 def test_a_fit_that_did_not_converge_is_written_on_the_card():

@@ -202,7 +202,9 @@ def test_a_killed_training_resumes_as_if_it_had_never_stopped(killed_after):
 
 def test_the_same_seed_gives_the_same_model_and_another_seed_another():
     crops, _ = make_crops(40, 4, side=32)
-    runs = [autoencoder.train(crops, params=autoencoder.Params(**SMALL | {"epochs": 1, "seed": seed})) for seed in (0, 0, 1)]
+    runs = [
+        autoencoder.train(crops, params=autoencoder.Params(**SMALL | {"epochs": 1, "seed": seed})) for seed in (0, 0, 1)
+    ]
     codes = [autoencoder.encode(run.model, crops) for run in runs]
     np.testing.assert_array_equal(codes[0], codes[1])
     assert np.abs(codes[0] - codes[2]).max() > 1e-3
@@ -423,4 +425,6 @@ def test_a_map_of_nothing_is_refused_with_the_reason():
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_has_the_functions_that_the_package_promises(name):
     module = load_method(METHODS, name, "latent method")
-    assert all(callable(getattr(module, f)) for f in ("train", "encode", "reconstruct", "to_tensors", "from_tensors", "Params"))
+    assert all(
+        callable(getattr(module, f)) for f in ("train", "encode", "reconstruct", "to_tensors", "from_tensors", "Params")
+    )

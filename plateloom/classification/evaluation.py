@@ -1,7 +1,7 @@
 """How well a method tells classes apart in wells or plates that it has not seen.
 
-Cells of one well share its staining, its density and its neighbors. A split by cell finds the well again and calls it the class: on a screen
-without any signal it reports 90 % and more. So every split here is by group.
+Cells of one well share its staining, its density and its neighbors. A split by cell finds the well again and calls it
+the class: on a screen without any signal it reports 90 % and more. So every split here is by group.
 """
 
 import warnings
@@ -34,8 +34,8 @@ def evaluate(X, y, groups, *, method, params, folds=5, scheme="well", n_bootstra
     folds : int
         Parts that the wells are dealt into.
     scheme : {"well", "plate"}
-        'well': `folds` parts of wells, classes balanced over them. 'plate': each plate in turn (`folds` parts of plates if there are more than
-        20), the stricter test, which includes the effect of staining.
+        'well': `folds` parts of wells, classes balanced over them. 'plate': each plate in turn (`folds` parts of
+        plates if there are more than 20), the stricter test, which includes the effect of staining.
     n_bootstrap : int
         Resamples of the groups for the interval of the balanced accuracy; 0 for none.
     seed : int
@@ -44,20 +44,24 @@ def evaluate(X, y, groups, *, method, params, folds=5, scheme="well", n_bootstra
     Returns
     -------
     dict
-        Plain numbers, lists and text (JSON), all from predictions of cells of held-out groups, pooled over the folds: `scheme`,
-        `method`, `n_cells`, `n_groups`, `chance` (1 / number of classes), `balanced_accuracy` with its 95 % interval
-        `balanced_accuracy_low` and `_high`, `macro_f1`, `expected_calibration_error`, `classes`, `confusion` (rows: true, columns:
-        predicted), `per_class` (rows of `class`, `precision`, `recall`, `f1`, `support`, `groups`), `folds` (rows of `fold`, `groups`,
-        `n_train`, `n_test`, `balanced_accuracy`, `macro_f1`) and `warnings`. NaN is None.
+        Plain numbers, lists and text (JSON), all from predictions of cells of held-out groups, pooled over the folds:
+        `scheme`, `method`, `n_cells`, `n_groups`, `chance` (1 / number of classes), `balanced_accuracy` with its 95 %
+        interval `balanced_accuracy_low` and `_high`, `macro_f1`, `expected_calibration_error`, `classes`, `confusion`
+        (rows: true, columns: predicted), `per_class` (rows of `class`, `precision`, `recall`, `f1`, `support`,
+        `groups`), `folds` (rows of `fold`, `groups`, `n_train`, `n_test`, `balanced_accuracy`, `macro_f1`) and
+        `warnings`. NaN is None.
 
     Raises
     ------
     ValueError
-        If the labels cannot support an honest test: one class, a class in fewer than two groups, fewer groups than folds.
+        If the labels cannot support an honest test: one class, a class in fewer than two groups, fewer groups than
+        folds.
     """
     X, y, groups = check_labels(X, y, groups)
     if scheme not in SCHEMES:
-        raise ValueError(f"Unknown scheme {scheme!r}. Expected one of {', '.join(SCHEMES)}; a split by cell is not offered.")
+        raise ValueError(
+            f"Unknown scheme {scheme!r}. Expected one of {', '.join(SCHEMES)}; a split by cell is not offered."
+        )
     classes, truth = np.unique(y, return_inverse=True)
     names, member = np.unique(groups, return_inverse=True)
     per_class = {str(name): len(np.unique(groups[y == name])) for name in classes}
@@ -133,7 +137,9 @@ def check_labels(X, y, groups):
     """
     X = np.asarray(X, dtype=float)
     if X.ndim != 2 or len(X) != len(y) or len(X) != len(groups):
-        raise ValueError(f"Found {np.shape(X)} features, {len(y)} classes, {len(groups)} groups. Expected one of each per cell.")
+        raise ValueError(
+            f"Found {np.shape(X)} features, {len(y)} classes, {len(groups)} groups. Expected one of each per cell."
+        )
     for name, values in (("class", y), ("group", groups)):
         if any(value is None or value != value or value == "" for value in values):
             raise ValueError(f"Some cells have no {name}. Leave them out.")
@@ -214,7 +220,9 @@ def _splits(truth, member, n_groups, folds, scheme, seed):
     if scheme == "plate" and n_groups <= MOST_PLATES:
         return list(LeaveOneGroupOut().split(everything, truth, member))
     if folds < 2 or n_groups < folds:
-        raise ValueError(f"{n_groups} {scheme}s for {folds} folds. Use 2 to {n_groups} folds, or label cells of more {scheme}s.")
+        raise ValueError(
+            f"{n_groups} {scheme}s for {folds} folds. Use 2 to {n_groups} folds, or label cells of more {scheme}s."
+        )
     n_classes = truth.max() + 1
     for attempt in range(ATTEMPTS):
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed + attempt)
@@ -223,7 +231,9 @@ def _splits(truth, member, n_groups, folds, scheme, seed):
             splits = list(splitter.split(everything, truth, member))
         if all(len(test) and len(np.unique(truth[train])) == n_classes for train, test in splits):
             return splits
-    raise ValueError(f"{n_groups} {scheme}s cannot be dealt into {folds} folds so that the rest always holds every class. Use fewer.")
+    raise ValueError(
+        f"{n_groups} {scheme}s cannot be dealt into {folds} folds so that the rest always holds every class. Use fewer."
+    )
 
 
 def _confusion(truth, predicted, n_classes):

@@ -1,4 +1,4 @@
-"""A trained classifier: what it is, how it is applied, how it is stored (skops; never pickle, which runs what it is given)."""
+"""A trained classifier: what it is, how it is applied and stored (skops; never pickle, which runs what it is given)."""
 
 import hashlib
 import io
@@ -12,8 +12,8 @@ import pandas as pd
 from plateloom.classification import METHODS
 from plateloom.classification.evaluation import check_labels, fit_quietly
 from plateloom.errors import ModelMismatchError
-from plateloom.profiling import schema_hash
 from plateloom.registry import load_method
+from plateloom.schema import schema_hash
 
 # What skops may build beyond its own list of scikit-learn and numpy types; one line per method that needs it.
 TRUSTED = (
@@ -37,8 +37,8 @@ class Classifier:
     pipeline : sklearn.pipeline.Pipeline
         Imputer, scaler, estimator; its classes are positions in ``card["classes"]``.
     card : dict
-        JSON: `classes`, `features`, `schema` (their hash), `method`, `params`, `groups`, `counts` (cells per class), `metrics` (of
-        `evaluate`, or None), `versions`, `warnings`.
+        JSON: `classes`, `features`, `schema` (their hash), `method`, `params`, `groups`, `counts` (cells per class),
+        `metrics` (of `evaluate`, or None), `versions`, `warnings`.
     novelty : dict of str to ndarray
         `mean`, `axes`, `reference`, `unit`: see `predict`.
     """
@@ -110,9 +110,9 @@ def predict(model, table):
     Returns
     -------
     DataFrame, shape (N, 2 + number of classes)
-        Index of the table; `Class` (str), `Probability_{class}` (float32) per class, `Novelty` (float32): how far the cell is
-        from the labeled ones; above 1 it is farther than 99 % of labeled cells are from those of other groups, and its class means little.
-        A cell without any value has class None and NaN.
+        Index of the table; `Class` (str), `Probability_{class}` (float32) per class, `Novelty` (float32): how far the
+        cell is from the labeled ones; above 1 it is farther than 99 % of labeled cells are from those of other groups,
+        and its class means little. A cell without any value has class None and NaN.
 
     Raises
     ------
@@ -121,9 +121,10 @@ def predict(model, table):
 
     Notes
     -----
-    Novelty is the distance to the 5th nearest of up to 2,000 labeled cells among the principal components (95 % of the variance, at
-    most 20) of the scaled features, with the length of what the components leave over as one more coordinate, divided by the
-    0.99 quantile of the same distance between labeled cells of different groups: cells of other wells are expected to differ a little.
+    Novelty is the distance to the 5th nearest of up to 2,000 labeled cells among the principal components (95 % of the
+    variance, at most 20) of the scaled features, with the length of what the components leave over as one more
+    coordinate, divided by the 0.99 quantile of the same distance between labeled cells of different groups: cells of
+    other wells are expected to differ a little.
     """
     features = [name for name in table.columns if not str(name).startswith("Metadata_")]
     card = model.card
@@ -144,7 +145,9 @@ def predict(model, table):
         estimated = model.pipeline["estimator"].predict_proba(scaled)
         probability[usable] = estimated
         names[usable] = np.asarray(card["classes"], dtype=object)[estimated.argmax(axis=1)]
-        novelty[usable] = _distance(_coordinates(scaled, model.novelty), model.novelty["reference"]) / model.novelty["unit"]
+        novelty[usable] = (
+            _distance(_coordinates(scaled, model.novelty), model.novelty["reference"]) / model.novelty["unit"]
+        )
     columns = {"Class": pd.Series(names, index=table.index, dtype=object)}
     columns |= {f"Probability_{name}": probability[:, c] for c, name in enumerate(card["classes"])}
     return pd.DataFrame(columns | {"Novelty": novelty}, index=table.index)
@@ -185,20 +188,26 @@ def loads(data, *, sha256=None):
     Raises
     ------
     ModelMismatchError
-        If the digest differs, the bytes are no skops archive (a pickle is not looked into), or the archive wants to build
-        anything but the few types that our methods need.
+        If the digest differs, the bytes are no skops archive (a pickle is not looked into), or the archive wants to
+        build anything but the few types that our methods need.
     """
     import skops.io
 
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256.lower():
-        raise ModelMismatchError(f"The model file has the SHA-256 {found}, expected {sha256}. It was changed or exchanged.")
+        raise ModelMismatchError(
+            f"The model file has the SHA-256 {found}, expected {sha256}. It was changed or exchanged."
+        )
     if not zipfile.is_zipfile(io.BytesIO(data)):
-        raise ModelMismatchError("This is no skops archive. Pickle and joblib files are not read: they run what they hold.")
+        raise ModelMismatchError(
+            "This is no skops archive. Pickle and joblib files are not read: they run what they hold."
+        )
     try:
         unknown = sorted(set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED))
         if unknown:
-            raise ModelMismatchError(f"The model file wants to build {', '.join(unknown)}, which no method of ours needs.")
+            raise ModelMismatchError(
+                f"The model file wants to build {', '.join(unknown)}, which no method of ours needs."
+            )
         parts = skops.io.loads(data, trusted=list(TRUSTED))
     except (KeyError, ValueError, TypeError, AttributeError, ImportError, zipfile.BadZipFile) as error:
         if isinstance(error, ModelMismatchError):
@@ -208,7 +217,9 @@ def loads(data, *, sha256=None):
         raise ModelMismatchError(f"The archive holds no classifier of ours (format {FORMAT!r}).")
     card = json.loads(parts["card"])
     if card["schema"] != schema_hash(card["features"]):
-        raise ModelMismatchError(f"The card says schema {card['schema']}, its features have {schema_hash(card['features'])}.")
+        raise ModelMismatchError(
+            f"The card says schema {card['schema']}, its features have {schema_hash(card['features'])}."
+        )
     return Classifier(parts["pipeline"], card, parts["novelty"])
 
 

@@ -105,7 +105,9 @@ def _check_files(folder, config, plate, wells, problems, notes):
         module.load(folder / plate.source, images[0])
     except DataFault as fault:
         notes.append(f"{plate.plate}: {fault}")
-    controls = {kind: sum(row["control"] == kind for row in (wells or {}).values()) for kind in ("negative", "positive")}
+    controls = {
+        kind: sum(row["control"] == kind for row in (wells or {}).values()) for kind in ("negative", "positive")
+    }
     notes.append(
         f"{plate.plate}: {len(imaged)} wells, {len({(i.well, i.field) for i in images})} fields, {len(images)} files, "
         f"{controls['negative']} negative and {controls['positive']} positive controls"

@@ -8,14 +8,29 @@ import click
 
 from plateloom.errors import ConfigError
 
-COLORS = {"dna": "4080FF", "dapi": "4080FF", "hoechst": "4080FF", "gfp": "40FF40", "rfp": "FF4040", "actin": "FF8000"}
+COLORS = {
+    "dna": "4080FF",
+    "dapi": "4080FF",
+    "hoechst": "4080FF",
+    "gfp": "40FF40",
+    "er": "FFA040",
+    "rfp": "FF4040",
+    "actin": "FF8000",
+}
 PALETTE = ("4080FF", "40FF40", "FF4040", "FFC000", "FF40FF", "40FFFF", "FFFFFF")
 NUCLEI = ("dna", "dapi", "hoechst", "draq", "nuclei", "nucleus")
 
 
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--source", "sources", multiple=True, required=True, type=click.Path(path_type=Path), help="A plate's folder of images; once per plate.")
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A plate's folder of images; once per plate.",
+)
 @click.option("--pattern", default=None, help="Regular expression of file names, where the layout is not recognised.")
 def command(folder, sources, pattern):
     """Look at image folders, guess reader, channels and pattern, and write a screen's files into FOLDER.
@@ -90,14 +105,20 @@ def look(sources, pattern=None):
         module = load_reader(best["reader"])
         images = module.scan(source, module.Params(**best["params"]))
         if not images:
-            raise ConfigError(f"{str(source)!r}: no file name matches {best['params'].get('pattern')!r}; found e.g. {names[:3]}")
+            raise ConfigError(
+                f"{str(source)!r}: no file name matches {best['params'].get('pattern')!r}; found e.g. {names[:3]}"
+            )
         first = first or (module, source, images[0])
         layouts.append(best)
         channels.update(image.channel for image in images)
-        plates.append({"name": _plate_name(source, plates), "source": source, "wells": sorted({image.well for image in images})})
+        plates.append(
+            {"name": _plate_name(source, plates), "source": source, "wells": sorted({image.well for image in images})}
+        )
     kinds = {(best["reader"], best["layout"]) for best in layouts}
     if len(kinds) > 1:
-        raise ConfigError(f"the folders have different layouts ({', '.join(sorted(layout for _, layout in kinds))}); init them apart")
+        raise ConfigError(
+            f"the folders have different layouts ({', '.join(sorted(layout for _, layout in kinds))}); init them apart"
+        )
     best = layouts[0]
     return {
         "reader": best["reader"],
@@ -115,7 +136,9 @@ def write_plates(path, rows):
     path.write_text("\n".join(lines) + "\n")
 
 
-def write_config(path, *, channels, pattern, pixel_size_um, nuclei, cells, readout=None, labels="", comment=""):
+def write_config(
+    path, *, channels, pattern, pixel_size_um, nuclei, cells, readout=None, labels="", extra="", comment=""
+):
     """Write a screen's config.yaml: what differs from the defaults, with the reason beside it.
 
     Parameters
@@ -133,9 +156,15 @@ def write_config(path, *, channels, pattern, pixel_size_um, nuclei, cells, reado
         Feature, and the one that it is divided by.
     labels : str
         Table of labels for the classifier, or ``controls``.
+    extra : str
+        More sections, as YAML.
     comment : str
     """
-    size = f"{pixel_size_um:g}" if pixel_size_um else "1.0   # unknown: the files do not say. Until you give it, µm means pixels"
+    size = (
+        f"{pixel_size_um:g}"
+        if pixel_size_um
+        else "1.0   # unknown: the files do not say. Until you give it, µm means pixels"
+    )
     lines = [
         f"# {comment}",
         "# What stands here overrides the defaults; `plateloom config` lists every setting.",
@@ -148,7 +177,9 @@ def write_config(path, *, channels, pattern, pixel_size_um, nuclei, cells, reado
         lines += ["readers:", "  pattern:", f"    pattern: '{pattern}'", ""]
     lines.append("channels:                 # name: {source: what the files call it, color: RRGGBB}")
     for i, (name, source) in enumerate(channels.items()):
-        lines.append(f"  {name}: {{source: '{source}', color: '{COLORS.get(name.lower(), PALETTE[i % len(PALETTE)])}'}}")
+        lines.append(
+            f"  {name}: {{source: '{source}', color: '{COLORS.get(name.lower(), PALETTE[i % len(PALETTE)])}'}}"
+        )
     lines += [
         "",
         "conversion:",
@@ -163,7 +194,13 @@ def write_config(path, *, channels, pattern, pixel_size_um, nuclei, cells, reado
         "",
     ]
     if readout:
-        lines += ["profiling:", "  parameters:", f"    readout: {readout[0]}", f"    readout_denominator: {readout[1]}", ""]
+        lines += [
+            "profiling:",
+            "  parameters:",
+            f"    readout: {readout[0]}",
+            f"    readout_denominator: {readout[1]}",
+            "",
+        ]
     else:
         lines += [
             "# profiling:",
@@ -171,8 +208,12 @@ def write_config(path, *, channels, pattern, pixel_size_um, nuclei, cells, reado
             "#     readout: Nuclei_Intensity_MeanIntensity_…   # what Z' and dose response are computed from",
             "",
         ]
-    lines += ["classification:", f"  labels: {labels}", ""] if labels else ["# classification:", "#   labels: controls   # positive against negative wells", ""]
-    path.write_text("\n".join(lines))
+    lines += (
+        ["classification:", f"  labels: {labels}", ""]
+        if labels
+        else ["# classification:", "#   labels: controls   # positive against negative wells", ""]
+    )
+    path.write_text("\n".join(lines) + (f"\n{extra}" if extra else ""))
 
 
 def _plate_name(source, plates):
@@ -194,11 +235,11 @@ def _pixel_size(module, source, image):
     try:
         with TiffFile(Path(source, image.file)) as tiff:
             tags = tiff.pages[0].tags
-            if {"XResolution", "ResolutionUnit"} <= set(tags.keys() if hasattr(tags, "keys") else []):
-                top, bottom = tags["XResolution"].value
-                per_unit = {2: 25400.0, 3: 10000.0}.get(int(tags["ResolutionUnit"].value))
-                size = per_unit * bottom / top if per_unit and top else 0
-                return size if 0.01 < size < 20 else None
-    except (TiffFileError, OSError, ZeroDivisionError):
+            if "XResolution" not in tags or "ResolutionUnit" not in tags:
+                return None
+            top, bottom = tags["XResolution"].value
+            per_unit = {2: 25400.0, 3: 10000.0}.get(int(tags["ResolutionUnit"].value), 0.0)
+            size = per_unit * bottom / top if top else 0.0
+    except (TiffFileError, OSError):
         return None
-    return None
+    return size if 0.01 < size < 20 else None  # screen resolutions (72 dpi) say nothing of the sample

@@ -15,7 +15,9 @@ SNAKEFILE = Path(__file__).resolve().parents[2] / "Snakefile"
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--profile", default=None, help="A profile of Plateloom (slurm …) or the path of one; default: this machine.")
+@click.option(
+    "--profile", default=None, help="A profile of Plateloom (slurm …) or the path of one; default: this machine."
+)
 @click.option("--cores", default=None, help="Cores to use on this machine; default: all.")
 @click.option("--until", default=None, help="Stop after this stage, e.g. conversion, segmentation, features.")
 @click.option("--dry-run", "-n", is_flag=True, help="Show what would run.")
@@ -60,4 +62,3 @@ def command(folder, profile, cores, until, dry_run, snakemake_options):
         state = screen_state(read_screen(folder))
         click.echo(state["summary"])
         sys.exit(3 if state["quarantined"] else 0)
-

@@ -8,6 +8,18 @@ import click
 
 from plateloom.errors import ConfigError
 
+# A demonstration should be over in minutes on two cores.
+QUICK = """illumination:
+  fields: 24              # of 48 a plate
+
+latent:
+  autoencoder:
+    cells: 1500           # of about 4500; the default is made for real screens
+    parameters: {epochs: 12, out_px: 48}
+  maps:
+    cells: 2000
+"""
+
 
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
@@ -18,7 +30,9 @@ from plateloom.errors import ConfigError
 @click.option("--size", default=512, show_default=True, help="Side of a field [px].")
 @click.option("--cells", default=50.0, show_default=True, help="Mean number of cells per field.")
 @click.option("--seed", default=0, show_default=True, help="Everything follows from it.")
-@click.option("--defect", multiple=True, help="KIND=NUMBER of fields: blurred, debris, saturated, empty, truncated, missing.")
+@click.option(
+    "--defect", multiple=True, help="KIND=NUMBER of fields: blurred, debris, saturated, empty, truncated, missing."
+)
 @click.option("--threads", default=None, type=int, help="Fields rendered at the same time; default: all cores.")
 def command(folder, plates, rows, columns, fields, size, cells, seed, defect, threads):
     """Write plates of raw TIFF files with known truth, and the screen's config beside them.
@@ -48,7 +62,9 @@ def command(folder, plates, rows, columns, fields, size, cells, seed, defect, th
         seed=seed,
     )
     write_screen(folder, design, threads=threads)
-    click.echo(f"{plates} plates of {rows * columns} wells, {fields} fields each, in {folder}; next: plateloom run {folder}")
+    click.echo(
+        f"{plates} plates of {rows * columns} wells, {fields} fields each, in {folder}; next: plateloom run {folder}"
+    )
 
 
 def write_screen(folder, design, *, threads=None):
@@ -72,7 +88,11 @@ def write_screen(folder, design, *, threads=None):
         (folder / "truth" / plate).mkdir(parents=True, exist_ok=True)
     fields = all_fields(design)
     with ProcessPoolExecutor(threads) as pool:
-        tables = list(pool.map(_write_field, [folder] * len(fields), [design] * len(fields), *zip(*fields, strict=True), chunksize=4))
+        tables = list(
+            pool.map(
+                _write_field, [folder] * len(fields), [design] * len(fields), *zip(*fields, strict=True), chunksize=4
+            )
+        )
     import pandas as pd
 
     pd.concat(tables, ignore_index=True).to_parquet(folder / "truth" / "cells.parquet", index=False)
@@ -91,7 +111,10 @@ def write_screen(folder, design, *, threads=None):
         writer.writerows([("plate", "well", "class"), *labels])
     write_plates(
         folder / "plates.tsv",
-        [(plate, f"raw/{plate}", "pattern", f"maps/{plate}.tsv", f"batch{i + 1}") for i, plate in enumerate(design.plates)],
+        [
+            (plate, f"raw/{plate}", "pattern", f"maps/{plate}.tsv", f"batch{i + 1}")
+            for i, plate in enumerate(design.plates)
+        ],
     )
     write_config(
         folder / "config.yaml",
@@ -102,6 +125,7 @@ def write_screen(folder, design, *, threads=None):
         cells=next((name for name in design.channel_names if name in ("Actin", "ER")), ""),
         readout=("Nuclei_Intensity_MeanIntensity_GFP", "Cytoplasm_Intensity_MeanIntensity_GFP"),
         labels="labels.tsv",
+        extra=QUICK,
         comment="A simulated screen; truth/ holds its label images and the class of every cell.",
     )
 
@@ -117,7 +141,9 @@ def _write_field(folder, design, plate, well, field):
         path = folder / "raw" / plate / f"{well}_s{field}_w{i + 1}.tif"
         if "missing" in found.defects and i == len(found.image) - 1:
             continue
-        tifffile.imwrite(path, plane, compression="zlib", resolution=(1e4 / design.pixel_size_um,) * 2, resolutionunit=3)
+        tifffile.imwrite(
+            path, plane, compression="zlib", resolution=(1e4 / design.pixel_size_um,) * 2, resolutionunit=3
+        )
         if "truncated" in found.defects and i == 0:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     for name, labels in (("nuclei", found.nuclei), ("cells", found.cells)):

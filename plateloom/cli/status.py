@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-COLORS = {"done": "green", "running": "cyan", "failed": "bold red", "quarantined": "magenta", "stale": "yellow", "missing": "dim"}
+COLORS = {
+    "done": "green",
+    "running": "cyan",
+    "failed": "bold red",
+    "quarantined": "magenta",
+    "stale": "yellow",
+    "missing": "dim",
+}
 
 
 @click.command()
@@ -25,7 +32,9 @@ def command(folder, as_json):
     if as_json:
         plain = {
             kind: {
-                name: {k: dataclasses.asdict(v) for k, v in value.items()} if kind == "plates" else dataclasses.asdict(value)
+                name: {k: dataclasses.asdict(v) for k, v in value.items()}
+                if kind == "plates"
+                else dataclasses.asdict(value)
                 for name, value in states[kind].items()
             }
             for kind in states
@@ -46,12 +55,21 @@ def command(folder, as_json):
             table.add_column(stage, no_wrap=True, overflow="fold")
         for name, found in scope:
             table.add_row(name, *(_cell(found[stage]) for stage in stages))
-            reasons += [(name, stage, state) for stage, state in found.items() if state.state not in ("done", "missing") or state.failures]
+            reasons += [
+                (name, stage, state)
+                for stage, state in found.items()
+                if state.state not in ("done", "missing") or state.failures
+            ]
         console.print(table, soft_wrap=True)
         console.print()
     for name, stage, state in reasons:
         text = state.reason or (f"{state.failures} planes failed" if state.failures else "")
-        console.print(f"{name} {stage}: {state.state}{': ' if text else ''}{text}", style=COLORS[state.state], markup=False, soft_wrap=True)
+        console.print(
+            f"{name} {stage}: {state.state}{': ' if text else ''}{text}",
+            style=COLORS[state.state],
+            markup=False,
+            soft_wrap=True,
+        )
         if state.state == "failed" and state.log:
             console.print(f"    {folder / state.log}", soft_wrap=True)
     if summed["seconds_left"]:

@@ -7,7 +7,6 @@ import functools
 import itertools
 import logging
 import os
-import resource
 from collections.abc import Callable
 
 log = logging.getLogger(__name__)
@@ -196,7 +195,7 @@ def open_cluster(*, threads, kind="processes", tasks_per_worker=2, memory_mb=Non
                     threads_per_worker=1 if processes else threads,
                     processes=processes,
                     memory_limit=int(memory_mb * 1e6 / threads) if memory_mb and processes else 0,
-                    host="127.0.0.1",
+                    host="127.0.0.1" if processes else None,
                     dashboard_address=None,
                     silence_logs=logging.ERROR,
                 )
@@ -207,5 +206,9 @@ def open_cluster(*, threads, kind="processes", tasks_per_worker=2, memory_mb=Non
 
 
 def peak_memory_mb():
-    """Highest resident memory of this process so far [MB]."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    """Highest resident memory of this process so far [MB].
+
+    From /proc: what `getrusage` says of a process includes the one that it was forked from.
+    """
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) // 1024 for line in status if line.startswith("VmHWM"))

@@ -152,7 +152,20 @@ def artefact_record(path):
     return (read_group(path) or {}).get("plateloom")
 
 
-def run_job(stage, *, record, plan, code, settings=None, upstream=None, plate=None, part=None, facts=None, remove=None, strict=True):
+def run_job(
+    stage,
+    *,
+    record,
+    plan,
+    code,
+    settings=None,
+    upstream=None,
+    plate=None,
+    part=None,
+    facts=None,
+    remove=None,
+    strict=True,
+):
     """Run one job: a stage on a part of a plate, on a plate, or on the screen.
 
     Parameters
@@ -210,7 +223,9 @@ def run_job(stage, *, record, plan, code, settings=None, upstream=None, plate=No
         def finished(unit, outcome):
             made = outcome.recipe or unit.recipe
             if outcome.table is not None:
-                write_table(unit.path, outcome.table, made | ({"failures": outcome.failures} if outcome.failures else {}))
+                write_table(
+                    unit.path, outcome.table, made | ({"failures": outcome.failures} if outcome.failures else {})
+                )
             artefacts[unit.name] = made["fingerprint"]
             computed.append(unit.name)
             failures.extend(outcome.failures)
@@ -220,7 +235,9 @@ def run_job(stage, *, record, plan, code, settings=None, upstream=None, plate=No
 
         try:
             if missing:
-                with open_cluster(threads=EXECUTION.threads, memory_mb=EXECUTION.memory_mb, **EXECUTION.cluster) as cluster:
+                with open_cluster(
+                    threads=EXECUTION.threads, memory_mb=EXECUTION.memory_mb, **EXECUTION.cluster
+                ) as cluster:
                     by_name = {unit.name: unit for unit in missing}
                     cluster.run(
                         ((unit.name, unit.work()) for unit in missing),
@@ -312,7 +329,9 @@ class _Told:
         }
         write_json(self.path, self.value)
         lock.say(attempts=0)
-        log.info("%s %s: %d made, %d kept", self.value["stage"], status, len(self.value["computed"]), len(self.value["kept"]))
+        log.info(
+            "%s %s: %d made, %d kept", self.value["stage"], status, len(self.value["computed"]), len(self.value["kept"])
+        )
         return self.value
 
 

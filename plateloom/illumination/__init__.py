@@ -1,7 +1,8 @@
 """Illumination: one flat-field per plate and channel, estimated from the plate's own fields.
 
-A method is a module with `Params`; ``shrink(plane, params)``, a small float32 thumbnail of one field, made where the field is
-read; and ``estimate(thumbnails, shape, params)``, which returns the flat-field and a reason, empty unless it fell back to 1.
+A method is a module with `Params`; ``shrink(plane, params)``, a small float32 thumbnail of one field, made where the
+field is read; and ``estimate(thumbnails, shape, params)``, which returns the flat-field and a reason, empty unless it fell
+back to 1.
 """
 
 import numpy as np
@@ -22,8 +23,8 @@ def correct(image, flatfield, *, offset=0.0):
     flatfield : ndarray of float32, shape (C, Y, X) or (Y, X)
         Mean 1, positive.
     offset : float
-        What the camera reads in the dark, in the unit of the image; taken off before the division. Left in, it makes the
-        background of dark corners too bright.
+        What the camera reads in the dark, in the unit of the image; taken off before the division. Left in, it makes
+        the background of dark corners too bright.
 
     Returns
     -------

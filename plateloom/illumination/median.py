@@ -1,8 +1,8 @@
 """Flat-field as what all fields of a plate share: the typical brightness at each place, made smooth.
 
-A plain median over fields fails where cells cover about half of them: it jumps between background and cells. Here the logs of
-the fields are aligned instead: the smooth surface is sought after whose removal the brightness has the same distribution
-everywhere on the field, which, like a median, does not mind the few fields that are unlike the others.
+A plain median over fields fails where cells cover about half of them: it jumps between background and cells. Here the
+logs of the fields are aligned instead: that smooth surface is looked for after whose removal the brightness has the same
+distribution everywhere. Like a median, it does not mind the few fields that are unlike the others.
 """
 
 import numpy as np
@@ -10,7 +10,13 @@ from numpy.polynomial import legendre
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.ndimage import gaussian_filter1d
 
-_BANDWIDTHS = (0.4, 0.2, 0.1, 0.06, 0.03)  # of the distribution, in log units: from coarse to fine, against local optima
+_BANDWIDTHS = (
+    0.4,
+    0.2,
+    0.1,
+    0.06,
+    0.03,
+)  # of the distribution, in log units: from coarse to fine, against local optima
 _STEPS = 8
 _PATCHES = 200  # independent pieces in a field, as far as its own level is concerned
 _LEVEL_SPREAD = 0.1  # prior of a field's own level, in log units
@@ -26,7 +32,9 @@ class Params(BaseModel):
     degree: int = Field(4, ge=1, le=6, description="Degree of the polynomial in y and x that the log flat-field is.")
     min_fields: int = Field(4, ge=2, description="From fewer fields no flat-field is estimated: it is 1.")
     max_range: float = Field(
-        4.0, gt=1, description="Brightest over darkest place; a flat-field beyond is implausible, and 1 is taken instead."
+        4.0,
+        gt=1,
+        description="Brightest over darkest place; a flat-field beyond is implausible, and 1 is taken instead.",
     )
     camera_offset: float | None = Field(
         None, ge=0, description="What the camera reads in the dark [counts]; default: estimated."
@@ -64,8 +72,8 @@ def estimate(thumbnails, shape, params):
     Parameters
     ----------
     thumbnails : ndarray of float32, shape (K, G, G)
-        As `shrink` made them [counts]. Their order has no influence, to the last bit. Those with a value that is not finite
-        are left out.
+        As `shrink` made them [counts]. Their order has no influence, to the last bit. Those with a value that is not
+        finite are left out.
     shape : tuple of int (Y, X)
         Of the flat-field [px].
     params : Params
@@ -79,13 +87,14 @@ def estimate(thumbnails, shape, params):
 
     Notes
     -----
-    The model is ``counts = offset + flatfield * level of the field * content``, the content having one unknown distribution
-    on the whole plate. Polynomial and levels are its maximum-likelihood location parameters in the log, the distribution
-    being re-estimated in every step (close to Likar et al. 2001, doi:10.1109/42.974934, which minimizes entropy). The
-    offset is the one for which background and cells show the same shading.
+    The model is ``counts = offset + flatfield * level of the field * content``, the content having one unknown
+    distribution on the whole plate. Polynomial and levels are its maximum-likelihood location parameters in the log, the
+    distribution being re-estimated in every step; Likar et al. 2001 (doi:10.1109/42.974934) minimize its entropy, which
+    is close. The offset is the one for which background and cells show the same shading; a plate says little about it,
+    so whoever knows his camera should set ``camera_offset``: the error halves.
 
-    From few fields the estimate is noisy; the log flat-field is multiplied by ``1 - noise / total`` variance, the noise being
-    seen where two halves of the fields disagree. So it fades to 1 where the fields do not tell more.
+    From few fields the estimate is noisy; the log flat-field is multiplied by ``1 - noise / total`` variance, the noise
+    being seen where two halves of the fields disagree. So it fades to 1 where the fields do not tell more.
     """
     flat = np.ones(shape, dtype=np.float32)
     stack = _sorted_fields(thumbnails)
@@ -174,7 +183,7 @@ class _Surface:
 
 
 def _align(values, surface):
-    """Coefficients of the log flat-field, and the log content that is left without it and without the fields' levels."""
+    """Coefficients of the log flat-field, and the log content left without it and without the fields' levels."""
     coefficients = np.zeros(len(surface.pairs))
     levels = np.zeros((len(values), 1))
     content = values
@@ -214,26 +223,34 @@ def _offset(stack, params):
     surface = _Surface(stack.shape[1:], params.degree)
     shares = np.linspace(0, 0.9, 7)
     misfit = np.array([_misfit(stack, share * darkest, surface) for share in shares])
-    weights = np.exp(-0.5 * (np.minimum(misfit, 20) + ((shares - _OFFSET_SHARE) / _OFFSET_SPREAD) ** 2))
+    misfit = misfit / max(1.0, misfit.min())  # between two grid points every offset is wrong
+    weights = np.exp(-0.5 * (misfit + ((shares - _OFFSET_SHARE) / _OFFSET_SPREAD) ** 2))
     return float(darkest * (weights * shares).sum() / weights.sum())
 
 
 def _misfit(stack, offset, surface):
-    """Squared slope, in standard errors, of what shading is left in cells; 0 where no cells stand out."""
+    """Squared difference, in standard errors, of the shading left in cells and in background; 0 without cells."""
     coefficients, content = _align(_above(stack, offset), surface)
     cells = content > _threshold(np.clip(content, *np.quantile(content, [0.001, 0.995])))
     if not cells.any() or cells.all() or np.median(content[cells]) - np.median(content[~cells]) < 0.25:
         return 0.0
-    center = np.median(content[cells])
-    spread = np.median(np.abs(content[cells] - center))
-    content = np.where(cells, np.minimum(content - center, 4 * spread), 0)
-    content -= cells * (content.sum() / cells.sum())
-    shading = np.where(cells, surface.on_blocks(coefficients), 0)
-    shading -= cells * (shading.sum() / cells.sum())
+    shading = surface.on_blocks(coefficients)
+    (slope, variance), (other, its_variance) = (_slope(content, shading, part) for part in (cells, ~cells))
+    return float((slope - other) ** 2 / max(variance + its_variance, 1e-12))
+
+
+def _slope(content, shading, chosen):
+    """Slope of the chosen blocks' content on the shading, and its variance, fields being what is drawn at random."""
+    center = np.median(content[chosen])
+    spread = 4 * np.median(np.abs(content[chosen] - center))
+    content = np.where(chosen, np.clip(content - center, -spread, spread), 0)
+    content -= chosen * (content.sum() / chosen.sum())
+    shading = np.where(chosen, shading, 0)
+    shading -= chosen * (shading.sum() / chosen.sum())
     up, across = (shading * content).sum(1), (shading**2).sum(1)
-    slope = up.sum() / max(across.sum(), 1e-12)
-    variance = ((up - slope * across) ** 2).sum() / max(across.sum(), 1e-12) ** 2
-    return float(slope**2 / max(variance, 1e-12))
+    scale = max(across.sum(), 1e-12)
+    slope = up.sum() / scale
+    return slope, ((up - slope * across) ** 2).sum() / scale**2
 
 
 def _threshold(values):

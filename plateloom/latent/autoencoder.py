@@ -116,9 +116,11 @@ class Trained:
     model : Autoencoder
         In evaluation mode, on the CPU.
     history : list of dict
-        Per epoch `epoch` (from 1), `train` and `holdout` (mean squared error in units of the channels' variance, NaN without holdout).
+        Per epoch `epoch` (from 1), `train` and `holdout` (mean squared error in units of the channels' variance, NaN
+        without holdout).
     baseline : float
-        The error of the mean training crop on the holdout crops (without: on the training crops): what `holdout` must beat.
+        The error of the mean training crop on the holdout crops (without: on the training crops): what `holdout` must
+        beat.
     state : dict of str to Tensor
         As given to `on_epoch` last; resumes training.
     """
@@ -159,8 +161,8 @@ def train(crops, *, params, device="cpu", holdout=None, resume=None, on_epoch=No
 
     Notes
     -----
-    Order and augmentation of epoch e are drawn from (seed, e) alone and the learning rate is a function of the step, so the state
-    needs no random generator. Bitwise equality holds for the same machine and thread count.
+    Order and augmentation of epoch e are drawn from (seed, e) alone and the learning rate is a function of the step,
+    so the state needs no random generator. Bitwise equality holds for the same machine and thread count.
     """
     _check_crops(crops, params.out_px)
     if not len(crops):
@@ -175,7 +177,10 @@ def train(crops, *, params, device="cpu", holdout=None, resume=None, on_epoch=No
     mean, center, scale = _moments(crops, params.batch_size)
     model.center.copy_(center)
     model.scale.copy_(scale)
-    recipe = params.model_dump() | {"crops": list(crops.shape), "moments": [center.flatten().tolist(), scale.flatten().tolist()]}
+    recipe = params.model_dump() | {
+        "crops": list(crops.shape),
+        "moments": [center.flatten().tolist(), scale.flatten().tolist()],
+    }
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).digest()
     optimizer = torch.optim.Adam(model.parameters(), lr=params.learning_rate)
     history = []
@@ -295,7 +300,9 @@ def baseline_error(model, mean, crops, batch_size=256):
         NaN without crops.
     """
     mean = torch.as_tensor(np.asarray(mean, np.float32), device=model.scale.device)
-    errors = _by_batches(model, crops, batch_size, lambda batch: (((batch - mean) / model.scale) ** 2).mean(dim=(1, 2, 3)))
+    errors = _by_batches(
+        model, crops, batch_size, lambda batch: (((batch - mean) / model.scale) ** 2).mean(dim=(1, 2, 3))
+    )
     return float(errors.astype(float).mean()) if len(errors) else math.nan
 
 
@@ -402,7 +409,7 @@ def _by_batches(model, crops, batch_size, function):
     expected = (config["channels"], config["out_px"], config["out_px"])
     if tuple(crops.shape[1:]) != expected:
         raise ModelMismatchError(
-            f"Found crops of shape {tuple(crops.shape[1:])} (channels, rows, columns); the model was trained on {expected}."
+            f"Found crops of {tuple(crops.shape[1:])} (channels, rows, columns); the model was trained on {expected}."
         )
     was_training = model.training
     model.eval()

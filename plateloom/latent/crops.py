@@ -30,8 +30,8 @@ def crop_cells(image, centers, *, size_px, out_px, labels=None, label_values=Non
 
     Notes
     -----
-    The window snaps to whole pixels, so nothing is interpolated twice and a cell is cropped alike wherever its tile began.
-    Shrinking averages over the area of each new pixel (no aliasing), enlarging interpolates linearly.
+    The window snaps to whole pixels, so nothing is interpolated twice and a cell is cropped alike wherever its tile
+    began. Shrinking averages over the area of each new pixel (no aliasing), enlarging interpolates linearly.
 
     Examples
     --------

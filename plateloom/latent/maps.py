@@ -7,8 +7,8 @@ import numpy as np
 from plateloom.errors import ModelMismatchError
 from plateloom.latent import MAPS
 from plateloom.latent.pca import first_two
-from plateloom.profiling import schema_hash
 from plateloom.registry import load_method
+from plateloom.schema import schema_hash
 
 BLOCK = 512  # rows per matrix product; always full, so that no row's rounding depends on how many others came with it
 NEIGHBORS = 15
@@ -92,11 +92,12 @@ class Map:
 
         Notes
         -----
-        PCA: the projection. UMAP: the mean of the embedding of the nearest rows of the sample in PCA space, weighted by UMAP's fuzzy
-        memberships exp(-d / sigma) with sigma such that they sum to log2(k). That is how UMAP's own `transform` starts; the
-        optimization that follows there is left out because it moves rows by all others in the call, needs the pickled object, and
-        would place the same cell differently in another part of the plate. A row of the sample lies where the sample lies. Price: new
-        rows never leave the hull of the sample, so what is unlike everything in it is drawn beside its nearest neighbors.
+        PCA: the projection. UMAP: the mean of the embedding of the nearest rows of the sample in PCA space, weighted
+        by UMAP's fuzzy memberships exp(-d / sigma) with sigma such that they sum to log2(k). That is how UMAP's own
+        `transform` starts; the optimization that follows there is left out because it moves rows by all others in the
+        call, needs the pickled object, and would place the same cell differently in another part of the plate. A row
+        of the sample lies where the sample lies. Price: new rows never leave the hull of the sample, so what is unlike
+        everything in it is drawn beside its nearest neighbors.
         """
         components = self.project(X, features=features)
         if not len(self.embedding):
@@ -144,7 +145,9 @@ class Map:
         X = np.asarray(X, dtype=float)
         features = list(features)
         if X.ndim != 2 or X.shape[1] != len(features):
-            raise ValueError(f"Found an array of shape {X.shape} for {len(features)} names. Expected (N, {len(features)}).")
+            raise ValueError(
+                f"Found an array of shape {X.shape} for {len(features)} names. Expected (N, {len(features)})."
+            )
         if features != self.features:
             odd = sorted(set(features) ^ set(self.features))[:3] or "the order"
             raise ModelMismatchError(
@@ -160,7 +163,7 @@ class Map:
         rows = np.zeros((BLOCK, components.shape[1]))
         rows[: len(components)] = components
         near = -2 * rows @ sample.T + (sample**2).sum(axis=1)
-        # The product finds candidates; their distances are computed plainly, so that 0 is 0 and ties do not depend on rounding.
+        # The product finds candidates; their distances are computed plainly, so that 0 is 0.
         keep = min(k + 4, len(sample))
         candidates = np.argpartition(near[: len(components)], keep - 1, axis=1)[:, :keep]
         candidates.sort(axis=1)
@@ -196,14 +199,17 @@ def fit_map(sample, *, features, method="umap", params):
 
     Notes
     -----
-    Each feature is scaled by its median and MAD (by its standard deviation where more than half of the values are equal), features that do
-    not vary are dropped, and scaled values are clipped, so that a handful of broken cells do not own an axis.
+    Each feature is scaled by its median and MAD (by its standard deviation where more than half of the values are
+    equal), features that do not vary are dropped, and scaled values are clipped, so that a handful of broken cells do
+    not own an axis.
     """
     module = load_method(MAPS, method, "map")
     sample = np.asarray(sample, dtype=float)
     features = list(features)
     if sample.ndim != 2 or sample.shape[1] != len(features):
-        raise ValueError(f"Found a sample of shape {sample.shape} for {len(features)} names. Expected (n, {len(features)}).")
+        raise ValueError(
+            f"Found a sample of shape {sample.shape} for {len(features)} names. Expected (n, {len(features)})."
+        )
     if not len(sample):
         raise ValueError("No rows to fit a map on.")
     median, scale = _robust_moments(sample)
@@ -242,7 +248,8 @@ def fuzzy_weights(distance):
     Returns
     -------
     ndarray of float64, shape (N, k)
-        exp(-d / sigma), sigma per row such that they sum to log2(k), then normalized to 1. A distance of 0 takes all weight.
+        exp(-d / sigma), sigma per row such that they sum to log2(k), then normalized to 1. A distance of 0 takes all
+        weight.
 
     Examples
     --------

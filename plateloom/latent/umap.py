@@ -40,11 +40,14 @@ def embed(components, params):
 
     Notes
     -----
-    UMAP starts from the first two principal components: repeatable, and it keeps the large distances better than a random start
-    (Kobak & Linderman 2021, doi:10.1038/s41587-020-00809-z).
+    UMAP starts from the first two principal components: repeatable, and it keeps the large distances better than a
+    random start (Kobak & Linderman 2021, doi:10.1038/s41587-020-00809-z).
     """
     if len(components) < FEWEST:
-        return None, f"{len(components)} rows, UMAP needs at least {FEWEST}: the map shows the first two principal components"
+        return (
+            None,
+            f"{len(components)} rows, UMAP needs at least {FEWEST}: the map shows the first two principal components",
+        )
     start = first_two(components)
     largest = np.abs(start).max()
     start = 10 * start / largest if largest > 0 else start

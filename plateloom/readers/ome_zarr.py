@@ -49,9 +49,7 @@ def scan(source, params):
                     for z in range(shape.get("z", 1)):
                         selection = [{"t": t, "c": c, "z": z}[name] for name in names if name in "tcz"]
                         file = "/".join([array.relative_to(source).as_posix(), *(f"@{i}" for i in selection)])
-                        images.append(
-                            SourceImage(well, field, channel, z, t, file, status.st_size, status.st_mtime_ns)
-                        )
+                        images.append(SourceImage(well, field, channel, z, t, file, status.st_size, status.st_mtime_ns))
     return sorted(images)
 
 
@@ -84,7 +82,10 @@ def recognise(source, names):
 
 def _attributes(path):
     """NGFF attributes of a group, of either version."""
-    for name, unwrap in (("zarr.json", lambda found: found["attributes"].get("ome", {})), (".zattrs", lambda found: found)):
+    for name, unwrap in (
+        ("zarr.json", lambda found: found["attributes"].get("ome", {})),
+        (".zattrs", lambda found: found),
+    ):
         try:
             return unwrap(json.loads((path / name).read_bytes()))
         except FileNotFoundError:

@@ -16,7 +16,7 @@ GROUPS = {"well", "row", "column", "field", "channel", "z", "t"}
 
 # Layouts that `plateloom init` knows by name.
 KNOWN = {
-    "plateloom": r"(?P<well>[A-P]\d{2})_s(?P<field>\d+)_w(?P<channel>\d+)\.tiff?",
+    "plateloom": r"(?P<well>[A-Z]{1,2}\d{2})_s(?P<field>\d+)_w(?P<channel>\d+)\.tiff?",
     "bbbc013": r"Channel(?P<channel>\d+)-\d+-(?P<row>[A-P])-(?P<column>\d+)\.tiff?",
     "cytation": r"(?P<well>[A-P]\d{1,2})_\d+_\d+_(?P<field>\d+)_(?P<channel>[^_]+)_\d+\.tiff?",
     "metaxpress": r".*_(?P<well>[A-P]\d{2})(?:_s(?P<field>\d+))?_w(?P<channel>\d)(?!.*thumb).*\.tiff?",
@@ -31,7 +31,7 @@ class Params(BaseModel):
 
     pattern: str = Field(
         KNOWN["plateloom"],
-        description="Regular expression that a whole file name must match; named groups `well` (or `row` and `column`), "
+        description="Regular expression that a whole file name must match, in small or large letters; named groups `well` (or `row` and `column`), "
         "`channel`, and if there are any `field`, `z`, `t`.",
     )
     folders: bool = Field(False, description="Match the path below the source folder instead of the file name alone.")
@@ -71,7 +71,7 @@ def scan(source, params):
     source = Path(source)
     if not source.is_dir():
         raise PlateLayoutError(f"no folder {str(source)!r}")
-    match = re.compile(params.pattern).fullmatch
+    match = re.compile(params.pattern, re.IGNORECASE).fullmatch
     wells, images = {}, []
     for name, entry in list_files(source):
         found = match(name if params.folders else name.rpartition("/")[2])
@@ -161,7 +161,7 @@ def recognise(source, names):
     """
     stems = [name.rpartition("/")[2] for name in names if name.lower().endswith(SUFFIXES)]
     shares = {
-        layout: sum(bool(re.fullmatch(pattern, stem)) for stem in stems) / len(stems)
+        layout: sum(bool(re.fullmatch(pattern, stem, re.IGNORECASE)) for stem in stems) / len(stems)
         for layout, pattern in KNOWN.items()
         if stems
     }

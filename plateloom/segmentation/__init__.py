@@ -1,8 +1,8 @@
 """Segmentation: images -> label images of nuclei, cells and cytoplasm.
 
-A method is a module with a pydantic model ``Params`` and a class ``Method``. The class works on tiles, so that an image of any
-size can be segmented piece by piece with the labels of the whole; `segment_image` shows in which order. It is made once
-per image and pickles small::
+A method is a module with a pydantic model ``Params`` and a class ``Method``. The class works on tiles, so that an image
+of any size can be segmented piece by piece with the labels of the whole; `segment_image` shows in which order. It is
+made once per image and pickles small::
 
     method = module.Method(params, channels, pixel_size_um=0.65, shape=(Y, X))
     method.halo_px                                          {"measure": 9, "seed": 120, "grow": 100} [px]
@@ -12,8 +12,8 @@ per image and pickles small::
     number(ids of all tiles), relabel(ids, numbers)         ids -> labels 1 … N
     method.grow(view, nuclei, origin, core, thresholds)     uint32 labels of the core's cells
 
-A *view* is a tile with its halo, float32 (C, H, W); *origin* is where it begins in the image [px]; *core* is the part of it
-that the tile answers for. Views end at the edge of the image.
+A *view* is a tile with its halo, float32 (C, H, W); *origin* is where it begins in the image [px]; *core* is the part
+of it that the tile answers for. Views end at the edge of the image.
 """
 
 from plateloom.registry import load_method

@@ -1,12 +1,12 @@
 """Split a mask of touching nuclei into single ones, using only what lies within a known distance of each pixel.
 
-Every kernel here is *bounded*: what it says about a pixel depends on a window of known width around it, and ties are broken
-by raster order. A tile with a halo of that width therefore gives exactly what the whole image gives.
+Every kernel here is *bounded*: what it says about a pixel depends on a window of known width around it, and ties are
+broken by raster order. A tile with a halo of that width therefore gives exactly what the whole image gives.
 
 1. `box_sum` gives local means, `fill_holes` closes holes whose bounding box is small.
 2. `squared_distance` is the distance to the background, up to a cap.
-3. `climb` sends each pixel uphill on a landscape (distance, intensity or both) until a peak. A peak that rises too little
-   above the pass to a higher one is no nucleus of its own: the climb goes on over the pass.
+3. `climb` sends each pixel uphill on a landscape (distance, intensity or both) until a peak. A peak that rises too
+   little above the pass to a higher one is no nucleus of its own: the climb goes on over the pass.
 4. `finish_nuclei` trims each nucleus to a fraction of its own brightness, fills it, and drops what is no nucleus.
 """
 

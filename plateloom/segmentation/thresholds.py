@@ -1,7 +1,7 @@
 """Thresholds from a histogram of intensities, so that the sum over tiles gives the threshold of the image.
 
-The bins are as wide as a fixed fraction (1/2048) of the intensity: a dim image is resolved as finely as a bright one, whatever
-the camera's bit depth was.
+The bins are as wide as a fixed fraction (1/2048) of the intensity: a dim image is resolved as finely as a bright one,
+whatever the camera's bit depth was.
 """
 
 import numpy as np

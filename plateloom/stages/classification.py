@@ -51,7 +51,9 @@ def train_screen(*, plates, labels, settings, code, measured, profiled, flagged,
         excluded = {(p, w): sorted(field for other, field in bad[p] if other == w) for p, w in wells}
         inputs_of = {f"{p}/{w}": [cells[p, w], excluded[p, w], wells[p, w]] for p, w in wells}
         made = recipe("classifier", parameters=settings, code=code, inputs=inputs_of)
-        return [Unit("classifier", folder / "model.json", made, lambda: _train(folder, wells, excluded, settings, made))]
+        return [
+            Unit("classifier", folder / "model.json", made, lambda: _train(folder, wells, excluded, settings, made))
+        ]
 
     run_job(
         "classifier",
@@ -105,12 +107,18 @@ def _train(folder, wells, excluded, settings, made):
     if not len(cells):
         raise PlateLayoutError("none of the labelled wells has a cell")
     # A cell whose well lies in the training folds would be recognised by its well: whole wells or plates are kept together.
-    groups = cells["Metadata_Plate"] if settings["scheme"] == "plate" else cells["Metadata_Plate"] + "/" + cells["Metadata_Well"]
+    groups = (
+        cells["Metadata_Plate"]
+        if settings["scheme"] == "plate"
+        else cells["Metadata_Plate"] + "/" + cells["Metadata_Well"]
+    )
     X, y = cells[features].to_numpy(float), cells["Label"].to_numpy(str)
     method, groups = settings["method"], groups.to_numpy(str)
     params = load_method(classification.METHODS, method, "classification method").Params(**settings["parameters"])
     try:
-        metrics = evaluate(X, y, groups, method=method, params=params, folds=settings["folds"], scheme=settings["scheme"])
+        metrics = evaluate(
+            X, y, groups, method=method, params=params, folds=settings["folds"], scheme=settings["scheme"]
+        )
     except ValueError as error:
         raise PlateLayoutError(f"the labels do not allow an honest test: {error}") from None
     threads = engine.EXECUTION.threads
@@ -119,7 +127,9 @@ def _train(folder, wells, excluded, settings, made):
     write_bytes(folder / "model.skops", data)
     content = hashlib.sha256(data).hexdigest()
     write_json(folder / "model.json", {"plateloom": made, "content": content, "card": model.card})
-    return Outcome(facts={"balanced_accuracy": metrics["balanced_accuracy"], "chance": metrics["chance"], "cells": len(cells)})
+    return Outcome(
+        facts={"balanced_accuracy": metrics["balanced_accuracy"], "chance": metrics["chance"], "cells": len(cells)}
+    )
 
 
 def labelled_cells(plate, well, rows, excluded, quota):
@@ -186,7 +196,9 @@ def classify_cells(plate, well, fingerprint):
     cells = read_table(well_table(plate, "features", well))
     lacking = sorted(set(model.card["features"]) - set(cells.columns))
     if lacking:
-        raise ModelMismatchError(f"the classifier needs {len(lacking)} features that are not measured here: {lacking[:3]}")
+        raise ModelMismatchError(
+            f"the classifier needs {len(lacking)} features that are not measured here: {lacking[:3]}"
+        )
     found = predict(model, cells[model.card["features"]])
     return cells[list(KEYS)].join(found.assign(Class=found["Class"].fillna("").astype(str)))
 

@@ -185,7 +185,9 @@ def _project(module, source, stack, projection, contents):
         if total is None:
             total, kind = pixels if projection == "max" else pixels.astype(np.uint64), pixels.dtype
         elif pixels.shape != total.shape or pixels.dtype != kind:
-            raise UnreadableImageError(f"{plane.file}: {pixels.dtype} {pixels.shape}, other planes {kind} {total.shape}")
+            raise UnreadableImageError(
+                f"{plane.file}: {pixels.dtype} {pixels.shape}, other planes {kind} {total.shape}"
+            )
         elif projection == "max":
             total = np.maximum(total, pixels)
         else:
@@ -221,7 +223,9 @@ def assemble_plate(*, plate, max_failed_fields, code, converted, record):
     def plan(inputs):
         wells = {well: found for part in inputs["converted"] for well, found in part["artefacts"].items()}
         if not wells:
-            raise PlateLayoutError("no image in the source folder matches the reader's pattern and the config's channels")
+            raise PlateLayoutError(
+                "no image in the source folder matches the reader's pattern and the config's channels"
+            )
         fields = read_tables([well_table(plate, "fields", well) for well in sorted(wells)])
         status = fields.groupby(["Metadata_Well", "Metadata_Field"])["Status"].agg(lambda s: (s == FAILED).any())
         if status.mean() > max_failed_fields:
@@ -248,4 +252,12 @@ def assemble_plate(*, plate, max_failed_fields, code, converted, record):
 
         return [Unit("plate", plate_store(plate), made, work)]
 
-    run_job("assembly", record=record, plan=plan, code=code, settings={"max_failed_fields": max_failed_fields}, upstream={"converted": converted}, plate=plate)
+    run_job(
+        "assembly",
+        record=record,
+        plan=plan,
+        code=code,
+        settings={"max_failed_fields": max_failed_fields},
+        upstream={"converted": converted},
+        plate=plate,
+    )

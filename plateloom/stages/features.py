@@ -5,7 +5,7 @@ import pandas as pd
 
 from plateloom import features
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
-from plateloom.stages.illumination import read_corrected, wells_of
+from plateloom.stages.illumination import read_corrected
 from plateloom.store import plate as store
 from plateloom.store.layout import plate_folder, plate_store, well_table
 from plateloom.store.provenance import recipe
@@ -98,9 +98,7 @@ def measure_field(plate, well, field, flatfield, settings):
 def feature_names(settings, channels):
     """Columns of a plate's features, in order."""
     options = {"families": settings["families"], "neighbor_distance": settings["neighbor_distance"]}
-    return [
-        name for compartment in COMPARTMENTS for name in features.feature_columns(compartment, channels, **options)
-    ]
+    return [name for compartment in COMPARTMENTS for name in features.feature_columns(compartment, channels, **options)]
 
 
 def empty_table(settings):

@@ -43,7 +43,8 @@ def estimate_plate(*, plate, settings, code, assembled, converted, record):
         def work():
             described = store.describe_image(store.field_path(plate_store(plate), *chosen[0]))
             results = yield [
-                (shrink_field, str(store.field_path(plate_store(plate), well, field)), settings) for well, field in chosen
+                (shrink_field, str(store.field_path(plate_store(plate), well, field)), settings)
+                for well, field in chosen
             ]
             module = load_method(illumination.METHODS, settings["method"], "illumination method")
             params = module.Params(**settings["parameters"])
@@ -51,7 +52,10 @@ def estimate_plate(*, plate, settings, code, assembled, converted, record):
             for channel in described["channels"]:
                 thumbnails = [found[channel] for found in results if channel in found]
                 if not thumbnails:
-                    flatfields[channel], reason = np.ones(described["shape"][1:], np.float32), "no field has this channel"
+                    flatfields[channel], reason = (
+                        np.ones(described["shape"][1:], np.float32),
+                        "no field has this channel",
+                    )
                 else:
                     flatfields[channel], reason = module.estimate(np.stack(thumbnails), described["shape"][1:], params)
                 facts[channel] = reason or f"from {len(thumbnails)} fields"
@@ -60,7 +64,15 @@ def estimate_plate(*, plate, settings, code, assembled, converted, record):
 
         return [Unit("illumination", path, made, work)]
 
-    run_job("illumination", record=record, plan=plan, code=code, settings=settings, upstream={"assembled": assembled, "converted": converted}, plate=plate)
+    run_job(
+        "illumination",
+        record=record,
+        plan=plan,
+        code=code,
+        settings=settings,
+        upstream={"assembled": assembled, "converted": converted},
+        plate=plate,
+    )
 
 
 def shrink_field(path, settings):
@@ -133,5 +145,7 @@ def read_corrected(plate, well, field, flatfield, *, channels=None, window=(slic
     pixels = store.read_image(path, channels=[names.index(name) for name in chosen], window=window)
     flat = read_flatfields(plate_folder(plate) / "illumination.zarr", chosen, flatfield)
     if flat.shape[1:] != store.image_shape(path)[1:]:
-        raise PlateLayoutError(f"{path}: {store.image_shape(path)[1:]} pixels, the plate's flat-field has {flat.shape[1:]}")
+        raise PlateLayoutError(
+            f"{path}: {store.image_shape(path)[1:]} pixels, the plate's flat-field has {flat.shape[1:]}"
+        )
     return illumination.correct(pixels, flat[(slice(None), *window)])

@@ -41,13 +41,17 @@ def train_screen(*, plates, settings, code, segmented, illuminated, flagged, rec
     def plan(inputs):
         chosen = [plate for plate in plates if not settings["plates"] or plate in settings["plates"]]
         flatfields = {
-            found["plate"]: found["artefacts"]["illumination"] for found in inputs["illuminated"] if found["status"] == "done"
+            found["plate"]: found["artefacts"]["illumination"]
+            for found in inputs["illuminated"]
+            if found["status"] == "done"
         }
         wells = wells_to_learn_from(inputs["segmented"], plates=chosen, count=settings["wells"])
         if len(wells) < 2:
             raise PlateLayoutError("fewer than two wells are complete, so nothing can be held out")
         made = recipe("autoencoder", parameters=settings, code=code, inputs=inputs_of(wells))
-        return [Unit("autoencoder", folder / "model.json", made, lambda: _train(folder, wells, flatfields, settings, made))]
+        return [
+            Unit("autoencoder", folder / "model.json", made, lambda: _train(folder, wells, flatfields, settings, made))
+        ]
 
     run_job(
         "autoencoder",
@@ -76,7 +80,17 @@ def _train(folder, wells, flatfields, settings, made):
     work.mkdir(parents=True, exist_ok=True)
     quota = -(-settings["cells"] // len(wells))
     counts = yield [
-        (crop_well, well["plate"], well["well"], well["excluded"], flatfields[well["plate"]], quota, settings["crop_um"], params.out_px, str(work))
+        (
+            crop_well,
+            well["plate"],
+            well["well"],
+            well["excluded"],
+            flatfields[well["plate"]],
+            quota,
+            settings["crop_um"],
+            params.out_px,
+            str(work),
+        )
         for well in wells
     ]
     held = max(1, round(settings["holdout"] * len(wells)))
@@ -88,7 +102,12 @@ def _train(folder, wells, flatfields, settings, made):
     channels = _channels(drawn["train"])
     sets = {}
     for name, members in drawn.items():
-        shape = (sum(number[well["plate"], well["well"]] for well in members), len(channels), params.out_px, params.out_px)
+        shape = (
+            sum(number[well["plate"], well["well"]] for well in members),
+            len(channels),
+            params.out_px,
+            params.out_px,
+        )
         sets[name] = np.lib.format.open_memmap(work / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape)
         position = 0
         for well in members:
@@ -260,7 +279,9 @@ def encode_part(*, plate, part, parts, settings, code, trained, segmented, illum
 
 
 def _unit(plate, well, labels, flatfield, model, settings, code):
-    made = recipe("latent", parameters=settings, code=code, inputs={"labels": labels, "illumination": flatfield, "model": model})
+    made = recipe(
+        "latent", parameters=settings, code=code, inputs={"labels": labels, "illumination": flatfield, "model": model}
+    )
 
     def work():
         fields = read_table(well_table(plate, "segmentation", well), ["Metadata_Field", "Status"])

@@ -58,7 +58,9 @@ def fit_screen(*, plates, settings, code, measured, flagged, record):
             np.savez(buffer, **arrays)
             write_bytes(folder / "map.npz", buffer.getvalue())
             content = file_digest(buffer.getvalue())
-            write_json(folder / "map.json", {"plateloom": made, "config": config, "features": features, "content": content})
+            write_json(
+                folder / "map.json", {"plateloom": made, "config": config, "features": features, "content": content}
+            )
             return Outcome(facts={"cells": len(values), "reason": config["reason"], "features": len(features)})
 
         return [Unit("map", folder / "map.json", made, work)]

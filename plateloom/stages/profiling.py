@@ -12,7 +12,7 @@ from plateloom.stages.illumination import wells_of
 from plateloom.store.layout import plate_folder, screen_folder, well_table
 from plateloom.store.provenance import recipe
 from plateloom.store.sheets import read_plate_map
-from plateloom.store.tables import KEYS, read_table, read_tables, write_table
+from plateloom.store.tables import KEYS, read_table, write_table
 
 READOUT = "Metadata_Readout"
 
@@ -59,7 +59,9 @@ def profile_plate(*, plate, batch, plate_map, settings, code, measured, flagged,
             facts = {"flagged_fields": len(bad), "cells": int(aggregates["Metadata_CellCount"].sum())}
             if params.readout:
                 aggregates[READOUT] = readout_of(aggregates, params)
-                kinds = [aggregates.loc[aggregates["Metadata_Control"] == kind, READOUT] for kind in ("positive", "negative")]
+                kinds = [
+                    aggregates.loc[aggregates["Metadata_Control"] == kind, READOUT] for kind in ("positive", "negative")
+                ]
                 facts["assay"] = plain(profiling.assay_quality(*kinds))
             profiles, normalization = profiling.normalize_profiles(aggregates, params)
             facts["normalization"] = plain(normalization)
@@ -68,7 +70,15 @@ def profile_plate(*, plate, batch, plate_map, settings, code, measured, flagged,
 
         return [Unit("profiles", plate_folder(plate) / "profiles.parquet", made, work)]
 
-    run_job("profiling", record=record, plan=plan, code=code, settings=settings, upstream={"measured": measured, "flagged": flagged}, plate=plate)
+    run_job(
+        "profiling",
+        record=record,
+        plan=plan,
+        code=code,
+        settings=settings,
+        upstream={"measured": measured, "flagged": flagged},
+        plate=plate,
+    )
 
 
 def aggregate_well(plate, well, excluded, statistic):
@@ -131,7 +141,9 @@ def profile_screen(*, plates, missing, settings, code, profiled, record):
             facts["selection"] = {name: len(names) for name, names in dropped.items()}
             selected, facts["map"] = place_wells(selected)
             if params.readout:
-                wells = joined_readout([read_table(plate_folder(plate) / "aggregates.parquet") for plate in sorted(usable)])
+                wells = joined_readout(
+                    [read_table(plate_folder(plate) / "aggregates.parquet") for plate in sorted(usable)]
+                )
                 hits, report = profiling.call_hits(wells, params)
                 facts["hits"] = plain(report) | {"count": int(hits["hit"].sum())}
                 write_table(folder / "wells.parquet", wells, made)
@@ -141,7 +153,15 @@ def profile_screen(*, plates, missing, settings, code, profiled, record):
 
         return [Unit("profiles", screen_folder() / "profiles.parquet", made, work)]
 
-    run_job("profiles", record=record, plan=plan, code=code, settings=settings, upstream={"profiled": profiled}, strict=False)
+    run_job(
+        "profiles",
+        record=record,
+        plan=plan,
+        code=code,
+        settings=settings,
+        upstream={"profiled": profiled},
+        strict=False,
+    )
 
 
 def joined_readout(tables):

@@ -95,4 +95,6 @@ def flag_plate(*, plate, settings, code, measured, record):
 
         return [Unit("qc", path, made, work)]
 
-    run_job("flagging", record=record, plan=plan, code=code, settings=settings, upstream={"measured": measured}, plate=plate)
+    run_job(
+        "flagging", record=record, plan=plan, code=code, settings=settings, upstream={"measured": measured}, plate=plate
+    )

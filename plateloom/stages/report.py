@@ -181,7 +181,10 @@ def _quality_rows(assay, readout, **keys):
             **keys,
             "readout": readout,
             "statistic": title,
-            **{end: _number(assay[name + suffix]) for end, suffix in (("value", ""), ("low", "_low"), ("high", "_high"))},
+            **{
+                end: _number(assay[name + suffix])
+                for end, suffix in (("value", ""), ("low", "_low"), ("high", "_high"))
+            },
             "negatives": assay["n_negative"],
             "positives": assay["n_positive"],
         }
@@ -196,7 +199,9 @@ def _number(value):
 
 def _dose_curves(wells, readout, *, groups=None):
     """Dose-response charts of the treatments that have several doses."""
-    treated = wells[wells["Metadata_Treatment"].notna() & wells["Metadata_Dose"].notna() & (wells["Metadata_Control"] == "")]
+    treated = wells[
+        wells["Metadata_Treatment"].notna() & wells["Metadata_Dose"].notna() & (wells["Metadata_Control"] == "")
+    ]
     controls = {}
     for kind in ("negative", "positive"):
         values = wells.loc[wells["Metadata_Control"] == kind, READOUT].dropna()
@@ -211,7 +216,12 @@ def _dose_curves(wells, readout, *, groups=None):
         hill = None
         if np.isfinite([fit["ec50"], fit["hill"], fit["bottom"], fit["top"]]).all():
             hill = report.HillCurve(
-                bottom=fit["bottom"], top=fit["top"], ec50=fit["ec50"], slope=fit["hill"], ec50_low=fit["ec50_low"], ec50_high=fit["ec50_high"]
+                bottom=fit["bottom"],
+                top=fit["top"],
+                ec50=fit["ec50"],
+                slope=fit["hill"],
+                ec50_low=fit["ec50_low"],
+                ec50_high=fit["ec50_high"],
             )
         units = found["Metadata_Unit"].unique()
         curves.append(
@@ -286,7 +296,9 @@ def _wells_to_show(wells, count):
     found = wells.assign(order=range(len(wells)))
     first = [found[found["Metadata_Control"] == kind].head(2) for kind in ("negative", "positive")]
     treated = found[found["Metadata_Treatment"].notna() & (found["Metadata_Control"] == "")]
-    first.append(treated.sort_values("Metadata_Dose", ascending=False, kind="stable").drop_duplicates("Metadata_Treatment"))
+    first.append(
+        treated.sort_values("Metadata_Dose", ascending=False, kind="stable").drop_duplicates("Metadata_Treatment")
+    )
     rest = [well for _, well in choose_wells([("", well) for well in found["Metadata_Well"]], len(found))]
     first.append(found.set_index("Metadata_Well", drop=False).loc[rest])
     chosen = pd.concat(first).drop_duplicates("Metadata_Well").head(count)
@@ -358,7 +370,10 @@ def _describe_screen(plates, missing, settings, inputs):
     done = inputs["screened"]["status"] == "done"
     if params.readout and done:
         maps.append(_screen_map("Readout", wells, READOUT, note=readout))
-        assays = {plate: (read_json(plate_folder(plate) / "records/profiling/part-0.json") or {})["facts"].get("assay") for plate in good}
+        assays = {
+            plate: (read_json(plate_folder(plate) / "records/profiling/part-0.json") or {})["facts"].get("assay")
+            for plate in good
+        }
         parts = [_quality_rows(assay, readout, Metadata_Plate=plate) for plate, assay in assays.items() if assay]
         quality = pd.concat(parts, ignore_index=True) if parts else None
         joined = pd.concat([table for table in wells.values() if len(table)], ignore_index=True)
@@ -374,7 +389,9 @@ def _describe_screen(plates, missing, settings, inputs):
     well_maps = []
     if done:
         profiles = read_table(screen_folder() / "profiles.parquet")
-        well_maps = [_embedding("Wells", profiles, "Metadata_Map_1", "Metadata_Map_2", inputs["screened"]["facts"]["map"])]
+        well_maps = [
+            _embedding("Wells", profiles, "Metadata_Map_1", "Metadata_Map_2", inputs["screened"]["facts"]["map"])
+        ]
     else:
         notes["well_maps"] = inputs["screened"]["reason"]
     cell_maps, notes_of_cells = _cell_maps(good, wells, inputs)
@@ -489,7 +506,9 @@ def _classifier(records, notes):
 def _autoencoder(records, settings, notes):
     """What the page says of the autoencoder."""
     if not records or records[0]["status"] != "done":
-        notes["autoencoder"] = records[0]["reason"] if records else "The config does not ask for it (latent.autoencoder.enabled)."
+        notes["autoencoder"] = (
+            records[0]["reason"] if records else "The config does not ask for it (latent.autoencoder.enabled)."
+        )
         return None
     from safetensors.numpy import load_file
 
@@ -499,7 +518,12 @@ def _autoencoder(records, settings, notes):
     shown = min(3, len(card["channels"]))
     colors = [f"#{settings['channels'][name]['color'].lstrip('#')}" for name in card["channels"][:shown]]
     pictures = [
-        np.stack([report.composite_image(np.clip(crop[:shown], 0, 1), colors, [(0, 1)] * shown, width_px=(64, 128)) for crop in side])
+        np.stack(
+            [
+                report.composite_image(np.clip(crop[:shown], 0, 1), colors, [(0, 1)] * shown, width_px=(64, 128))
+                for crop in side
+            ]
+        )
         for side in pairs
     ]
     learning = pd.DataFrame(card["history"]).rename(columns={"train": "training", "holdout": "held-out wells"})

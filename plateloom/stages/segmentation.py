@@ -53,9 +53,7 @@ def segment_part(*, plate, part, parts, settings, code, converted, illuminated, 
 
 
 def _unit(plate, well, images, flatfield, settings, code):
-    made = recipe(
-        "segmentation", parameters=settings, code=code, inputs={"images": images, "illumination": flatfield}
-    )
+    made = recipe("segmentation", parameters=settings, code=code, inputs={"images": images, "illumination": flatfield})
     tile_px = engine.EXECUTION.tile_px
 
     def work():
@@ -128,7 +126,8 @@ def _segment_tiles(plate, well, field, flatfield, settings, record, tile_px):
     ids = yield [(seed_tile, *where, tile, thresholds) for tile in cut_tiles(shape, tile_px, halo_px=halo["seed"])]
     np.save(folder / "numbers.npy", segmentation.number(ids))
     yield [
-        (grow_tile, *where, tile, thresholds, shape, tile_px) for tile in cut_tiles(shape, tile_px, halo_px=halo["grow"])
+        (grow_tile, *where, tile, thresholds, shape, tile_px)
+        for tile in cut_tiles(shape, tile_px, halo_px=halo["grow"])
     ]
     (counts,) = yield [(join_tiles, plate, well, field, record, str(folder), shape, tile_px)]
     shutil.rmtree(folder)
@@ -171,9 +170,7 @@ def _read_nuclei(folder, shape, tile_px, window):
     numbers = np.load(f"{folder}/numbers.npy")
     ids = np.zeros([part.stop - part.start for part in window], np.int64)
     for tile in cut_tiles(shape, tile_px):
-        shared = [
-            slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(tile.core, window, strict=True)
-        ]
+        shared = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(tile.core, window, strict=True)]
         if all(part.start < part.stop for part in shared):
             source = np.load(_tile_file(folder, "ids", tile), mmap_mode="r")
             there = tuple(slice(s.start - c.start, s.stop - c.start) for s, c in zip(shared, tile.core, strict=True))

@@ -1,0 +1,87 @@
+"""Fixtures that several test files share: one small simulated screen, and the folder of real data."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data"
+
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
+# Fast settings; nothing here changes what a stage does, only how much of it.
+SMALL = """
+illumination: {fields: 6}
+latent:
+  autoencoder: {cells: 120, parameters: {epochs: 3, out_px: 32, latent_dim: 8}}
+  maps: {cells: 200}
+report: {montage_wells: 2}
+engine: {kind: threads}
+"""
+
+
+@pytest.fixture(scope="session")
+def data():
+    """Folder of real data; the test is skipped where it is not."""
+    if not DATA.is_dir():
+        pytest.skip(f"no real data at {DATA}")
+    return DATA
+
+
+def simulate(folder, **design):
+    """Write a small screen: one plate, 12 wells, one field each, unless the design says otherwise."""
+    from plateloom.cli.simulate import write_screen
+    from plateloom.simulation import ScreenDesign
+
+    options = {"plates": ("P1",), "rows": 3, "columns": 4, "fields": 1, "size_px": 256, "cells_per_field": 12.0}
+    write_screen(folder, ScreenDesign(**options | design))
+    with open(folder / "config.yaml", "a") as file:
+        file.write(SMALL)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def raw_screen(tmp_path_factory):
+    """A small screen that nothing has run on; copy it, do not run it."""
+    return simulate(tmp_path_factory.mktemp("raw") / "screen")
+
+
+@pytest.fixture
+def screen(raw_screen, tmp_path, monkeypatch):
+    """A copy of the small screen, and the current folder in it."""
+    folder = tmp_path / "screen"
+    shutil.copytree(raw_screen, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def copy_project(folder):
+    """Copy what runs a screen, so that a test may change a line of it."""
+    folder.mkdir(parents=True)
+    shutil.copyfile(ROOT / "Snakefile", folder / "Snakefile")
+    for name in ("rules", "scripts", "config", "envs", "profiles", "plateloom"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def snakemake(folder, *options, project=ROOT, check=True):
+    """Run snakemake on a screen; returns the finished process, its output as text."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(project / "Snakefile"), "--directory", str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(project), "PYTHONDONTWRITEBYTECODE": "1"}
+    found = subprocess.run(
+        [*command, "--cores", "2", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        check=False,
+        cwd=project,
+    )
+    if check and found.returncode:
+        raise AssertionError(f"snakemake ended with {found.returncode}:\n{found.stdout[-6000:]}")
+    return found

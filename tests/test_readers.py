@@ -1,0 +1,147 @@
+"""Readers: names become planes, and nothing else does."""
+
+import numpy as np
+import pytest
+import tifffile
+
+from plateloom.errors import PlateLayoutError, UnreadableImageError
+from plateloom.readers import READERS, load_reader, ome_zarr, pattern
+from plateloom.store import plate
+
+CYTATION = pattern.Params(pattern=pattern.KNOWN["cytation"])
+
+
+def write(path, shape=(8, 8), dtype=np.uint16, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, np.zeros(shape, dtype), **options)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_reader_keeps_the_contract(name):
+    module = load_reader(name)
+    assert module.Params() and callable(module.scan) and callable(module.load) and callable(module.recognise)
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "expected"),
+    [
+        ("bbbc013", "Channel2-03-A-03.tif", ("A03", 1, "2")),
+        ("cytation", "B7_01_1_3_DAPI_001.tif", ("B07", 3, "DAPI")),
+        ("plateloom", "P24_s9_w5.tif", ("P24", 9, "5")),
+        ("plateloom", "AF48_s1_w1.tiff", ("AF48", 1, "1")),
+        ("metaxpress", "exp_A02_s2_w1.TIF", ("A02", 2, "1")),
+        ("metaxpress", "exp_A02_w3.TIF", ("A02", 1, "3")),
+    ],
+)
+def test_names_become_planes(tmp_path, layout, name, expected):
+    write(tmp_path / name)
+    params = pattern.Params(pattern=pattern.KNOWN[layout])
+    (image,) = pattern.scan(tmp_path, params)
+    assert (image.well, image.field, image.channel) == expected
+
+
+def test_files_in_subfolders_are_found_and_others_left_out(tmp_path):
+    write(tmp_path / "TimePoint_1" / "A01_s1_w1.tif")
+    (tmp_path / "notes.txt").write_text("x")
+    write(tmp_path / "A01_s1_w1_thumb.tif")
+    (image,) = pattern.scan(tmp_path, pattern.Params())
+    assert image.file == "TimePoint_1/A01_s1_w1.tif" and image.size > 0
+
+
+def test_two_files_for_one_plane_are_refused_and_both_named(tmp_path):
+    write(tmp_path / "a" / "A01_s1_w1.tif")
+    write(tmp_path / "b" / "A01_s1_w1.tif")
+    with pytest.raises(PlateLayoutError, match=r"a/A01_s1_w1.tif.*b/A01_s1_w1.tif"):
+        pattern.scan(tmp_path, pattern.Params())
+
+
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
+    write(tmp_path / "outside" / "A01_s1_w1.tif")
+    (tmp_path / "plate").mkdir()
+    (tmp_path / "plate" / "link").symlink_to(tmp_path / "outside")
+    assert pattern.scan(tmp_path / "plate", pattern.Params()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("(?P<well>[A-P", "no regular expression"),
+        ("(?P<channel>.)", "needs a group `well`"),
+        ("(?P<wel>.)", "unknown groups"),
+    ],
+)
+def test_a_wrong_pattern_says_what_is_missing(text, message):
+    with pytest.raises(ValueError, match=message):
+        pattern.Params(pattern=text)
+
+
+def image_of(path):
+    return pattern.scan(path.parent, pattern.Params())[0]
+
+
+def test_a_truncated_file_is_unreadable(tmp_path):
+    path = tmp_path / "A01_s1_w1.tif"
+    for options in ({}, {"compression": "zlib"}):
+        tifffile.imwrite(path, np.arange(4096, dtype=np.uint16).reshape(64, 64), **options)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(UnreadableImageError, match="A01_s1_w1.tif"):
+            pattern.load(tmp_path, image_of(path))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((8, 8), np.float32), ((8, 8), np.uint32), ((8, 8), np.int16), ((2, 8, 8), np.uint16)]
+)
+def test_what_is_no_plane_of_counts_is_refused_not_cast(tmp_path, shape, dtype):
+    path = tmp_path / "A01_s1_w1.tif"
+    write(path, shape, dtype, photometric="minisblack")
+    with pytest.raises(UnreadableImageError, match="A01_s1_w1.tif"):
+        pattern.load(tmp_path, image_of(path))
+
+
+def test_an_empty_file_is_unreadable(tmp_path):
+    (tmp_path / "A01_s1_w1.tif").touch()
+    with pytest.raises(UnreadableImageError):
+        pattern.load(tmp_path, image_of(tmp_path / "A01_s1_w1.tif"))
+
+
+def test_bbbc013_and_cytation_are_recognised(data):
+    for folder, layout, wells, channels in (
+        ("bbbc013_sbs_rows_ABEF", "bbbc013", 48, {"1", "2"}),
+        ("nf1_cytation_5wells/Plate_2_images", "cytation", 5, {"DAPI", "GFP", "RFP"}),
+    ):
+        source = data / folder
+        names = [name for name, _ in pattern.list_files(source)]
+        found = pattern.recognise(source, names)
+        assert found["layout"] == layout and found["share"] == 1
+        images = pattern.scan(source, pattern.Params(**found["params"]))
+        assert len({image.well for image in images}) == wells
+        assert {image.channel for image in images} == channels
+        assert pattern.load(source, images[0])[0].ndim == 2
+
+
+def ome_plate(folder):
+    image = np.random.default_rng(0).integers(0, 99, (2, 32, 32), dtype=np.uint16)
+    channels = [{"label": name, "color": "FFFFFF", "window": [0, 9]} for name in ("DNA", "GFP")]
+    for well in ("A01", "B02"):
+        path = plate.field_path(folder, well, 1)
+        plate.write_image(path, image, channels=channels, pixel_size_um=1.0, levels=1, record={})
+        plate.write_well(folder, well, [1], {})
+    plate.write_plate(folder, name="P", wells=["A01", "B02"], shape=(2, 3), field_count=1, record={})
+    return image
+
+
+def test_an_ome_zarr_plate_reads_back(tmp_path):
+    image = ome_plate(tmp_path / "P.zarr")
+    images = ome_zarr.scan(tmp_path / "P.zarr", ome_zarr.Params())
+    assert [(i.well, i.field, i.channel) for i in images] == [(w, 1, c) for w in ("A01", "B02") for c in ("DNA", "GFP")]
+    pixels, content = ome_zarr.load(tmp_path / "P.zarr", images[1])
+    np.testing.assert_array_equal(pixels, image[1])
+    assert content != ome_zarr.load(tmp_path / "P.zarr", images[0])[1]
+
+
+def test_metadata_that_point_out_of_the_plate_are_refused(tmp_path):
+    ome_plate(tmp_path / "P.zarr")
+    path = tmp_path / "P.zarr/zarr.json"
+    path.write_text(path.read_text().replace('"path": "A/01"', '"path": "../A/01"'))
+    with pytest.raises((PlateLayoutError, ValueError), match="outside|not a well"):
+        ome_zarr.scan(tmp_path / "P.zarr", ome_zarr.Params())
