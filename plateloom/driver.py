@@ -61,15 +61,15 @@ def begin_run(screen):
     write_json(FROZEN, screen.config.model_dump(mode="json"))
 
 
-def finish_complete_plates(log_file):
+def finish_complete_plates(log_files):
     """After a failed job: run what needs all plates on those that are complete, with the same command.
 
     Parameters
     ----------
-    log_file : path
-        Snakemake's log, to tell a failed job from a run that was ended by a signal.
+    log_files : list of path
+        Snakemake's logs, to tell a failed job from a run that was ended by a signal.
     """
-    if PHASE in os.environ or "Error in rule" not in Path(log_file).read_text(errors="replace"):
+    if PHASE in os.environ or not any("Error in rule" in Path(path).read_text(errors="replace") for path in log_files):
         return
     command = second_phase(sys.argv)
     log.info("Some plates failed; finishing the complete ones: %s", " ".join(command))

@@ -40,8 +40,8 @@ def every_plate(stage):
 
 
 def if_wanted(stage, records):
-    """Records of a stage, if the screen's config asks for it."""
-    return records if stage in SCREEN.stages() else []
+    """Records of a stage as a list, which is empty where the screen's config does not ask for it."""
+    return ([records] if isinstance(records, str) else records) if stage in SCREEN.stages() else []
 
 
 def settings_of(stage):

@@ -1,8 +1,8 @@
 """Illumination: one flat-field per plate and channel, estimated from the plate's own fields.
 
 A method is a module with `Params`; ``shrink(plane, params)``, a small float32 thumbnail of one field, made where the
-field is read; and ``estimate(thumbnails, shape, params)``, which returns the flat-field and a reason, empty unless it fell
-back to 1.
+field is read; and ``estimate(thumbnails, shape, params)``, which returns the flat-field and a reason, empty unless it
+fell back to 1.
 """
 
 import numpy as np

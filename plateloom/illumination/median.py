@@ -1,8 +1,8 @@
 """Flat-field as what all fields of a plate share: the typical brightness at each place, made smooth.
 
 A plain median over fields fails where cells cover about half of them: it jumps between background and cells. Here the
-logs of the fields are aligned instead: that smooth surface is looked for after whose removal the brightness has the same
-distribution everywhere. Like a median, it does not mind the few fields that are unlike the others.
+logs of the fields are aligned instead: that smooth surface is looked for after whose removal the brightness has the
+same distribution everywhere. Like a median, it does not mind the few fields that are unlike the others.
 """
 
 import numpy as np
@@ -88,9 +88,8 @@ def estimate(thumbnails, shape, params):
     Notes
     -----
     The model is ``counts = offset + flatfield * level of the field * content``, the content having one unknown
-    distribution on the whole plate. Polynomial and levels are its maximum-likelihood location parameters in the log, the
-    distribution being re-estimated in every step; Likar et al. 2001 (doi:10.1109/42.974934) minimize its entropy, which
-    is close. The offset is the one for which background and cells show the same shading; a plate says little about it,
+    distribution on the whole plate. Polynomial and levels are its maximum-likelihood location parameters in the log,
+    the distribution being re-estimated in every step, much as when its entropy is minimized. The offset is the one for which background and cells show the same shading; a plate says little about it,
     so whoever knows his camera should set ``camera_offset``: the error halves.
 
     From few fields the estimate is noisy; the log flat-field is multiplied by ``1 - noise / total`` variance, the noise
@@ -189,8 +188,7 @@ def _align(values, surface):
     content = values
     for bandwidth in _BANDWIDTHS:
         for _ in range(_STEPS):
-            score = _score(content, bandwidth)
-            information = max((score**2).mean(), 1e-9)
+            score, information = _score(content, bandwidth)
             step = surface.project(score.mean(0)) / information
             coefficients = coefficients + step
             pull = _PATCHES * score.mean(1, keepdims=True) - levels / _LEVEL_SPREAD**2
@@ -203,14 +201,19 @@ def _align(values, surface):
 
 
 def _score(content, bandwidth):
-    """Derivative of the negative log density at each value, the density being that of all values, smoothed."""
+    """Derivative of the negative log density at each value, the density being that of all, smoothed; its information.
+
+    The information is the smoothed density's own: with that of the values, which are far sharper than a wide bandwidth,
+    steps overshoot.
+    """
     low, high = np.quantile(content, [0.001, 0.999]) + np.array([-3, 3]) * bandwidth
     count = int((high - low) / (bandwidth / 4)) + 1
     width = (high - low) / count
     density = np.histogram(content, count, (low, high))[0].astype(np.float64)
     density = gaussian_filter1d(density, bandwidth / width, mode="constant") + 1e-3 * width * content.size
     slope = -np.gradient(np.log(density), width)
-    return np.interp(content, low + (np.arange(count) + 0.5) * width, slope)
+    information = (density * slope**2).sum() / density.sum()
+    return np.interp(content, low + (np.arange(count) + 0.5) * width, slope), max(information, 1e-9)
 
 
 def _offset(stack, params):
@@ -221,22 +224,22 @@ def _offset(stack, params):
     if len(stack) < params.min_fields or darkest <= 0:
         return 0.0
     surface = _Surface(stack.shape[1:], params.degree)
-    shares = np.linspace(0, 0.9, 7)
-    misfit = np.array([_misfit(stack, share * darkest, surface) for share in shares])
-    misfit = misfit / max(1.0, misfit.min())  # between two grid points every offset is wrong
-    weights = np.exp(-0.5 * (misfit + ((shares - _OFFSET_SHARE) / _OFFSET_SPREAD) ** 2))
+    coarse, shares = np.linspace(0, 0.9, 7), np.linspace(0, 0.9, 181)
+    misfit = np.interp(shares, coarse, [_misfit(stack, share * darkest, surface) for share in coarse]) ** 2
+    weights = misfit + ((shares - _OFFSET_SHARE) / _OFFSET_SPREAD) ** 2
+    weights = np.exp(-0.5 * (weights - weights.min()))
     return float(darkest * (weights * shares).sum() / weights.sum())
 
 
 def _misfit(stack, offset, surface):
-    """Squared difference, in standard errors, of the shading left in cells and in background; 0 without cells."""
+    """Shading left in cells less that left in background, in standard errors; 0 where no cells stand out."""
     coefficients, content = _align(_above(stack, offset), surface)
     cells = content > _threshold(np.clip(content, *np.quantile(content, [0.001, 0.995])))
     if not cells.any() or cells.all() or np.median(content[cells]) - np.median(content[~cells]) < 0.25:
         return 0.0
     shading = surface.on_blocks(coefficients)
     (slope, variance), (other, its_variance) = (_slope(content, shading, part) for part in (cells, ~cells))
-    return float((slope - other) ** 2 / max(variance + its_variance, 1e-12))
+    return float((slope - other) / np.sqrt(max(variance + its_variance, 1e-12)))
 
 
 def _slope(content, shading, chosen):

@@ -462,7 +462,8 @@ class Watershed:
                 }[phase]
                 raise TileOverlapError(
                     f"The tile at {tuple(origin)} has a halo of {found} px along {name}, but with {setting} = "
-                    f"{wide:.0f} px the phase {phase!r} needs a halo of {need} px: widen the halo to {need} px or lower {setting}."
+                    f"{wide:.0f} px the phase {phase!r} needs a halo of {need} px: widen the halo to {need} px or "
+                    f"lower {setting}."
                 )
 
 

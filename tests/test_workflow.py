@@ -1,0 +1,299 @@
+"""The spine, through Snakemake: nothing runs twice, a change reruns what it affects, a killed job goes on where it was."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT, copy_project, simulate, snakemake
+
+from plateloom.stages.illumination import choose_fields
+from plateloom.store.provenance import read_json
+from plateloom.store.tables import read_table
+
+AFTER_FEATURES = {
+    "measure_features",
+    "profile_plate",
+    "profile_screen",
+    "fit_map",
+    "map_plate",
+    "train_classifier",
+    "classify_plate",
+    "report_plate",
+    "report_screen",
+}
+AFTER_SEGMENTATION = AFTER_FEATURES | {"segment_plate", "train_autoencoder", "encode_plate"}
+WELLS = [f"{row}{column:02d}" for row in "ABC" for column in range(1, 5)]
+LATE = next(well for well in WELLS if (well, 1) not in choose_fields([(well, 1) for well in WELLS], 6))
+PART_STAGES = {
+    "conversion": "fields",
+    "quality": "quality",
+    "segmentation": "segmentation",
+    "features": "features",
+    "latent": "latent",
+    "maps": "maps",
+    "classes": "classes",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(raw_screen, tmp_path_factory):
+    """The small screen, run whole, but for the images of one well that come late; copy it, do not change it."""
+    folder = tmp_path_factory.mktemp("finished") / "screen"
+    shutil.copytree(raw_screen, folder)
+    (folder / "late").mkdir()
+    for path in (folder / "raw/P1").glob(f"{LATE}_*"):
+        shutil.move(path, folder / "late" / path.name)
+    snakemake(folder)
+    return folder
+
+
+@pytest.fixture
+def again(finished, tmp_path):
+    """A copy of the finished screen, times kept, to change and run again."""
+    shutil.copytree(finished, tmp_path / "screen", copy_function=shutil.copy2)
+    return tmp_path / "screen"
+
+
+def planned(folder, *options, project=ROOT):
+    """Names of the rules that a dry run would run."""
+    found = snakemake(folder, "--dry-run", *options, project=project).stdout
+    if "Nothing to be done" in found:
+        return set()
+    stats = found.split("Job stats:")[-1].split("total")[0]
+    return set(re.findall(r"^(\w+)\s+\d+$", stats, re.M)) - {"all", "job"}
+
+
+def record_of(folder, stage, part=0, plate="P1"):
+    return read_json(folder / f"results/plates/{plate}/records/{stage}/part-{part}.json")
+
+
+def bytes_of(folder, *patterns):
+    """Digest of every file, by its path below the folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for pattern in patterns
+        for path in sorted(folder.glob(pattern))
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+def edit(folder, change):
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    change(settings)
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+
+
+def test_every_stage_is_done_and_leaves_what_the_layout_names(finished):
+    plate = finished / "results/plates/P1"
+    assert {path.parent.name for path in plate.glob("records/*/part-0.json")} == {
+        *PART_STAGES,
+        "assembly",
+        "illumination",
+        "flagging",
+        "profiling",
+        "report",
+    }
+    for path in finished.glob("results/**/records/**/*.json"):
+        assert read_json(path)["status"] == "done", path
+    for name in ("qc.parquet", "profiles.parquet", "report.html", "plate.zarr/zarr.json", "illumination.zarr/zarr.json"):
+        assert (plate / name).exists()
+    for name in ("profiles.parquet", "hits.parquet", "report.html", "models/autoencoder/model.safetensors"):
+        assert (finished / "results/screen" / name).exists()
+    cells = read_table(plate / "features/A01.parquet")
+    for kind in ("latent", "maps", "classes"):
+        keys = ["Metadata_Field", "Metadata_ObjectNumber"]
+        assert cells[keys].equals(read_table(plate / kind / "A01.parquet")[keys])
+
+
+def test_a_second_run_does_nothing(finished):
+    assert planned(finished) == set()
+
+
+def test_a_fresh_clone_does_nothing_either(again, tmp_path):
+    project = copy_project(tmp_path / "project")
+    for path in project.rglob("*.py"):
+        path.touch()
+    assert planned(again, project=project) == set()
+
+
+def test_one_line_of_a_feature_module_reruns_features_and_what_follows(again, tmp_path):
+    project = copy_project(tmp_path / "project")
+    module = project / "plateloom/features/intensity.py"
+    module.write_text("# a comment is no change\n" + module.read_text())
+    assert planned(again, project=project) == set()
+    module.write_text(module.read_text() + "\nTOUCHED = True\n")
+    assert planned(again, project=project) == AFTER_FEATURES
+
+
+def test_one_parameter_reruns_its_stage_and_what_follows(again):
+    edit(again, lambda settings: settings["segmentation"]["parameters"].update(nucleus_diameter_um=13))
+    assert planned(again) == AFTER_SEGMENTATION
+
+
+def test_how_jobs_run_is_no_parameter(again):
+    edit(again, lambda settings: settings["engine"].update(kind="processes", tasks_per_worker=5, tile_px=128))
+    assert planned(again) == set()
+
+
+def test_late_images_of_one_well_recompute_that_well_only(again):
+    before = bytes_of(again, "results/plates/P1/features/*.parquet")
+    for path in (again / "late").iterdir():
+        shutil.move(path, again / "raw/P1" / path.name)
+    assert "convert_plate" in planned(again)
+    snakemake(again, "--until", "measure_features", "measure_quality")
+    for stage in ("conversion", "quality", "segmentation", "features"):
+        assert record_of(again, stage)["computed"] == [LATE], stage
+    assert record_of(again, "illumination")["kept"] == ["illumination"]
+    after = bytes_of(again, "results/plates/P1/features/*.parquet")
+    assert {name: digest for name, digest in after.items() if LATE not in name} == before
+    assert len(after) == len(before) + 1
+
+
+def run_and_kill(folder, target, seen):
+    """Start a run, and end driver and job with SIGKILL as soon as `seen` says so."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
+    process = subprocess.Popen(
+        [*command, "--cores", "2", target],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+    )
+    deadline = time.monotonic() + 120
+    while not seen() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize("stage", PART_STAGES)
+def test_a_killed_job_goes_on_at_the_wells_that_are_done(again, stage):
+    kind = PART_STAGES[stage]
+    folder = again / "results/plates/P1"
+    expected = bytes_of(folder, f"{kind}/*.parquet", "plate.zarr/**/*")
+    wells = sorted(path.stem for path in (folder / kind).glob("*.parquet"))
+    assert len(wells) >= 6
+    shutil.rmtree(folder / kind)
+    if stage == "conversion":
+        shutil.rmtree(folder / "plate.zarr")
+    target = f"results/plates/P1/records/{stage}/part-0.json"
+    (again / target).unlink()
+
+    def tables():
+        return sorted(path.stem for path in (folder / kind).glob("[!.]*.parquet"))
+
+    run_and_kill(again, target, lambda: len(tables()) >= 2)
+    done = tables()
+    assert 2 <= len(done) < len(wells), "killed too late to prove anything"
+    assert not (again / target).exists()
+    snakemake(again, target)
+    record = record_of(again, stage)
+    assert record["kept"] == done
+    assert record["computed"] == sorted(set(wells) - set(done))
+    if stage == "conversion":  # conversion makes images; the plate's own list and the labels are other jobs'
+        found = bytes_of(folder, f"{kind}/*.parquet", "plate.zarr/**/*")
+        assert found == {name: digest for name, digest in expected.items() if "/labels/" not in name and name in found}
+        assert {name.split("/labels/")[0] for name in found} and set(found) >= {f"{kind}/{well}.parquet" for well in wells}
+    else:
+        assert bytes_of(folder, f"{kind}/*.parquet", "plate.zarr/**/*") == expected
+
+
+def test_killed_training_resumes_from_its_checkpoint(again):
+    from safetensors.numpy import load_file
+
+    folder = again / "results/screen/models/autoencoder"
+    expected = load_file(folder / "model.safetensors")
+    for path in folder.iterdir():
+        path.unlink()
+    target = "results/screen/records/autoencoder.json"
+    (again / target).unlink()
+    run_and_kill(again, target, lambda: list(folder.glob(".work-*/checkpoint.safetensors")))
+    assert not (folder / "model.json").exists(), "killed too late to prove anything"
+    snakemake(again, target)
+    record = read_json(again / target)
+    assert record["facts"]["resumed_after_epoch"] >= 1 and record["facts"]["epochs"] == 3
+    found = load_file(folder / "model.safetensors")
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_results_do_not_depend_on_parts_workers_or_tiles(finished, tmp_path):
+    folder = tmp_path / "screen"
+    folder.mkdir()
+    for name in ("raw", "maps"):
+        shutil.copytree(finished / name, folder / name, copy_function=shutil.copy2)
+    for name in ("config.yaml", "plates.tsv", "labels.tsv"):
+        shutil.copyfile(finished / name, folder / name)
+
+    def change(settings):
+        settings["parts"] = 3
+        settings["engine"] = {"kind": "processes", "tasks_per_worker": 1, "tile_px": 160}
+        settings["segmentation"]["parameters"]["nucleus_diameter_um"] = 12.0
+
+    edit(folder, change)
+    snakemake(folder, "--until", "profile_plate")
+    patterns = ["results/plates/P1/*/*.parquet", "results/plates/P1/*.parquet", "results/plates/P1/*.zarr/**/*"]
+    found = bytes_of(folder, *patterns)
+    expected = bytes_of(finished, *patterns)
+    assert len(found) > 100
+    assert found == {name: expected[name] for name in found}
+    record = record_of(folder, "segmentation", part=1)
+    assert len(record["cluster"]["workers"]) == 2 and record["cluster"]["peak_in_flight"] <= 2
+
+
+def test_a_plate_that_fails_stops_no_other_and_the_screen_says_which_is_missing(tmp_path):
+    folder = simulate(tmp_path / "screen", plates=("P1", "P2"), rows=2, columns=4)
+
+    def change(settings):
+        settings["latent"] = {"autoencoder": {"enabled": False}, "maps": {"method": "pca", "cells": 200}}
+        settings["classification"] = {"labels": ""}
+
+    edit(folder, change)
+    # An infrastructure fault: what should be a folder is a file.
+    (folder / "results/plates/P2").mkdir(parents=True)
+    (folder / "results/plates/P2/segmentation").touch()
+    found = snakemake(folder, "--retries", "0", check=False)
+    assert found.returncode == 1
+    assert record_of(folder, "report", plate="P1")["status"] == "done"
+    assert not (folder / "results/plates/P2/records/features").exists()
+    page = (folder / "results/screen/report.html").read_text()
+    assert "P2" in page and "not complete" in page
+    (folder / "results/plates/P2/segmentation").unlink()
+    snakemake(folder)
+    assert record_of(folder, "report", plate="P2")["status"] == "done"
+    assert "not complete" not in (folder / "results/screen/report.html").read_text()
+    assert planned(folder) == set()
+
+
+def test_a_second_driver_is_told_who_holds_the_screen(screen):
+    from plateloom.engine import locks
+
+    with locks.hold(screen / ".plateloom.lock", wait=False):
+        found = snakemake(screen, "--until", "convert_plate", check=False)
+    assert found.returncode != 0
+    assert f"process {os.getpid()}" in found.stdout
+    assert not (screen / "results").exists()
+
+
+def test_a_wrong_setting_stops_everything_before_it_starts(screen):
+    with open(screen / "config.yaml", "a") as file:
+        file.write("segmentaton: {method: watershed}\n")
+    found = snakemake(screen, "--dry-run", check=False)
+    assert found.returncode != 0
+    assert "segmentaton: unknown setting. Did you mean 'segmentation'?" in found.stdout
+
+
+def test_records_are_json_that_anyone_reads(finished):
+    for path in finished.glob("results/**/records/**/*.json"):
+        json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{path} holds {name}"))
