@@ -89,8 +89,9 @@ def estimate(thumbnails, shape, params):
     -----
     The model is ``counts = offset + flatfield * level of the field * content``, the content having one unknown
     distribution on the whole plate. Polynomial and levels are its maximum-likelihood location parameters in the log,
-    the distribution being re-estimated in every step, much as when its entropy is minimized. The offset is the one for which background and cells show the same shading; a plate says little about it,
-    so whoever knows his camera should set ``camera_offset``: the error halves.
+    the distribution being re-estimated in every step, much as when its entropy is minimized. The offset is the one for
+    which background and cells show the same shading; a plate says little about it, so whoever knows his camera should
+    set ``camera_offset``: the error halves.
 
     From few fields the estimate is noisy; the log flat-field is multiplied by ``1 - noise / total`` variance, the noise
     being seen where two halves of the fields disagree. So it fades to 1 where the fields do not tell more.

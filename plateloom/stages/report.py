@@ -16,7 +16,7 @@ from plateloom.store.layout import model_folder, plate_folder, plate_format, pla
 from plateloom.store.provenance import read_json, recipe, write_bytes
 from plateloom.store.tables import KEYS, read_table, read_tables
 
-MONTAGE_PX = 512
+MONTAGE_PX = 480
 MAP_CELLS = 20_000
 MAP_WELLS = 1_000
 STATISTICS = {"z_prime": "Z'", "robust_z_prime": "robust Z'", "ssmd": "SSMD"}

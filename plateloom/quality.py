@@ -1,0 +1,231 @@
+"""Quality of raw fields: what is measured on one plane, and which fields stand out from the rest of their plate."""
+
+from functools import lru_cache
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from scipy import fft, ndimage
+
+METRICS = (
+    "focus_slope",
+    "focus_laplacian",
+    "saturated_fraction",
+    "background",
+    "noise",
+    "contrast",
+    "p01",
+    "p50",
+    "p99",
+    "p999",
+    "mean",
+    "std",
+)
+FLAGS = ("Flag_Blurred", "Flag_Saturated", "Flag_Empty", "Flag_Debris")
+
+_BAND = (0.02, 0.15)  # [cycles/px]: below are cells, above is noise
+_SIGMA = 1.5  # [px] of the Laplacian of Gaussian: a bare Laplacian measures noise
+_MIN_SIZE = 32  # [px]: a smaller plane has too few frequencies
+
+
+class Params(BaseModel):
+    """Thresholds. A plate's typical value is the median over its fields of the same channel; deviations are in MADs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_deviation: float = Field(
+        4.0, gt=0, description="A metric is an outlier beyond this many scaled MADs from the plate's median [MAD]."
+    )
+    min_focus: float = Field(
+        0.4,
+        gt=0,
+        lt=1,
+        description="Blurred only if the focus is below this fraction of the plate's median [1].",
+    )
+    min_slope_drop: float = Field(
+        0.5, ge=0, description="Blurred only if the spectrum's slope is steeper than the plate's median by this [1]."
+    )
+    min_focus_slope: float | None = Field(
+        -6.5, description="Blurred, whatever the plate is like, if the slope is below this [1]; null: no such limit."
+    )
+    max_saturated: float = Field(0.01, ge=0, le=1, description="Saturated if more than this fraction of pixels is [1].")
+    min_contrast: float = Field(
+        12.0, ge=0, description="Empty if the brightest thousandth exceeds the median by less than this [noise]."
+    )
+    max_brightness: float = Field(
+        1.7,
+        gt=1,
+        description="Debris only if the brightest thousandth, over background, exceeds the plate's median by this "
+        "factor [1], in at least half of the channels, and in two where there are two.",
+    )
+
+
+def measure_plane(plane, *, saturation_level=None):
+    """Measure the quality of one raw plane.
+
+    Parameters
+    ----------
+    plane : ndarray of integer or float, shape (Y, X)
+        Raw [counts], neither corrected nor scaled.
+    saturation_level : float, optional
+        Counts from which a pixel is saturated. Default: for integers the full scale of 8, 10, 12, 14 or 16 bits that
+        the brightest pixel stands at, else that of the type; floats are never saturated.
+
+    Returns
+    -------
+    dict of str to float
+        The keys are METRICS. ``focus_slope``: slope of the log power over the log frequency [1], from -2 (sharp) to -7
+        (blurred), 0 for noise. ``focus_laplacian``: variance of the Laplacian of Gaussian over variance [1], larger is
+        sharper. ``saturated_fraction`` [1]. ``background``: 5th percentile [counts]. ``noise``: standard deviation from
+        pixel to pixel [counts]. ``contrast``: ``p999 - p50`` [noise]. ``p01``, ``p50``, ``p99``, ``p999`` (99.9 %),
+        ``mean``, ``std`` [counts]. NaN where undefined: focus of a constant plane or one below 32 px.
+
+    Raises
+    ------
+    ValueError
+        If the plane is not two-dimensional or has no pixel.
+    """
+    plane = np.asarray(plane)
+    if plane.ndim != 2 or plane.size == 0:
+        raise ValueError(f"Expected a plane with pixels, shape (Y, X), found shape {plane.shape}.")
+    if saturation_level is None:
+        saturation_level = _full_scale(plane)
+    saturated = float(np.mean(plane >= saturation_level))
+    values = plane.astype(np.float32)
+    p01, p05, p50, p99, p999 = (float(one) for one in np.percentile(values, (1, 5, 50, 99, 99.9)))
+    mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+    noise, rise = _noise(values), p999 - p50
+    slope = sharpness = np.nan
+    if std > 0 and min(plane.shape) >= _MIN_SIZE:
+        slope = _spectral_slope(values - np.float32(mean))
+        sharpness = float(ndimage.gaussian_laplace(values, _SIGMA).var(dtype=np.float64)) / std**2
+    contrast = (rise / noise if noise > 0 else np.inf) if rise > 0 else 0.0
+    values = (slope, sharpness, saturated, p05, noise, contrast, p01, p50, p99, p999, mean, std)
+    return dict(zip(METRICS, values, strict=True))
+
+
+def flag_fields(table, params=None):
+    """Flag the fields that are blurred, saturated, empty or littered, against the other fields of their plate.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        One row per field and channel: Metadata_Plate, Metadata_Well, Metadata_Field, Channel and METRICS. A metric that
+        is NaN, as of a plane that is missing, flags nothing.
+    params : Params, optional
+
+    Returns
+    -------
+    pandas.DataFrame
+        The same rows and index, with FLAGS (bool) and Reason (str, empty for a good field) added.
+
+    Notes
+    -----
+    Only fields of the same plate and channel are compared. A field is an outlier if it is beyond ``max_deviation`` MADs
+    *and* beyond a factor, for on an even plate the MADs alone would flag what no eye sees. Brightness in one channel is
+    what a phenotype looks like; debris shines in most.
+    """
+    import pandas as pd
+
+    params = params or Params()
+    table = table.copy()
+    plate = [table["Metadata_Plate"], table["Channel"]]
+    focus, slope = _log(table["focus_laplacian"]), table["focus_slope"].astype(np.float64)
+    bright = _log(table["p999"] - table["background"])
+    contrast = table["contrast"].astype(np.float64)
+
+    saturated = table["saturated_fraction"].astype(np.float64) > params.max_saturated
+    empty = contrast < params.min_contrast
+    lost = _outliers(-focus, plate, params.max_deviation, -np.log(params.min_focus))
+    blurred = lost & _outliers(-slope, plate, params.max_deviation, params.min_slope_drop)
+    if params.min_focus_slope is not None:
+        blurred |= slope < params.min_focus_slope
+    blurred &= ~empty
+    excess = bright - bright.groupby(plate).transform("median")
+    shared = _shared(excess, [table[name] for name in ("Metadata_Plate", "Metadata_Well", "Metadata_Field")])
+    limit = np.log(params.max_brightness)
+    debris = _outliers(shared, plate[:1], params.max_deviation, limit) & (excess > limit) & ~saturated
+
+    table["Flag_Blurred"], table["Flag_Saturated"], table["Flag_Empty"], table["Flag_Debris"] = (
+        flag.to_numpy(dtype=bool) for flag in (blurred, saturated, empty, debris)
+    )
+    typical = {name: one.groupby(plate).transform("median") for name, one in (("focus", focus), ("bright", bright))}
+    parts = {
+        "Flag_Blurred": (
+            "blurred: focus {:.2g} of the plate's median, slope {:.2f}",
+            np.exp(focus - typical["focus"]),
+            slope,
+        ),
+        "Flag_Saturated": ("saturated: {:.2%} of pixels", table["saturated_fraction"]),
+        "Flag_Empty": ("empty: contrast {:.1f} of the noise", contrast),
+        "Flag_Debris": ("debris: {:.1f} times the plate's median brightness", np.exp(bright - typical["bright"])),
+    }
+    reasons = [[] for _ in range(len(table))]
+    for flag, (text, *numbers) in parts.items():
+        for row in np.flatnonzero(table[flag].to_numpy()):
+            reasons[row].append(text.format(*(one.iloc[row] for one in numbers)))
+    table["Reason"] = pd.Series(["; ".join(one) for one in reasons], index=table.index, dtype=object)
+    return table
+
+
+def _full_scale(plane):
+    """Counts of a saturated pixel."""
+    if plane.dtype.kind not in "ui":
+        return np.inf
+    largest = int(plane.max())
+    scales = [2**bits - 1 for bits in (8, 10, 12, 14, 16) if 8 * plane.dtype.itemsize >= bits]
+    if plane.dtype.itemsize > 1:
+        scales = scales[1:]  # 8 bits in a wider type is a dark image
+    return largest if largest in scales else np.iinfo(plane.dtype).max
+
+
+def _noise(values):
+    """Standard deviation from pixel to pixel; Immerkær 1996, doi:10.1006/cviu.1996.0060."""
+    if min(values.shape) < 3:
+        return np.nan
+    rows = values[:-2] - 2 * values[1:-1] + values[2:]
+    both = rows[:, :-2] - 2 * rows[:, 1:-1] + rows[:, 2:]
+    return float(np.abs(both).mean(dtype=np.float64) * np.sqrt(np.pi / 2) / 6)
+
+
+def _spectral_slope(values):
+    """Slope of the log power, averaged over rings, over the log frequency; NaN without power."""
+    window = [np.hanning(size).astype(np.float32) for size in values.shape]
+    power = np.abs(fft.rfft2(values * window[0][:, None] * window[1])) ** 2
+    ring, frequency, count = _rings(values.shape)
+    total = np.bincount(ring, power.ravel(), len(frequency) + 2)[1:-1]
+    used = (count > 0) & (total > 0)
+    if used.sum() < 3:
+        return np.nan
+    x, y = np.log(frequency[used]), np.log(total[used] / count[used])
+    x = x - x.mean()
+    return float((x * (y - y.mean())).sum() / (x * x).sum())
+
+
+@lru_cache(maxsize=8)
+def _rings(shape):
+    """Ring of every frequency of a real spectrum, and the rings' frequencies [cycles/px] and counts."""
+    edges = np.geomspace(*_BAND, 13)
+    radius = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :])
+    ring = np.digitize(radius.ravel(), edges)
+    return ring, np.sqrt(edges[1:] * edges[:-1]), np.bincount(ring, minlength=len(edges) + 1)[1:-1]
+
+
+def _log(values):
+    """Log of a column; NaN where it is not positive."""
+    values = values.astype(np.float64)
+    return np.log(values.where(values > 0))
+
+
+def _shared(excess, field):
+    """What half of a field's channels exceed, two of them where there are two; NaN counts as no channel."""
+    fields = excess.groupby(field)
+    channels = fields.transform("count")
+    enough = np.maximum(np.ceil(channels / 2), np.minimum(channels, 2))
+    return excess.where(fields.rank(ascending=False, method="first") == enough).groupby(field).transform("max")
+
+
+def _outliers(values, groups, deviation, least):
+    """Which values exceed their group's median by so many scaled MADs and by at least so much; NaN does not."""
+    above = values - values.groupby(groups).transform("median")
+    spread = 1.4826 * above.abs().groupby(groups).transform("median")
+    return (above > deviation * spread) & (above > least)

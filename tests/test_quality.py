@@ -1,0 +1,241 @@
+"""Quality of raw fields: metrics against closed forms, flags against simulated defects."""
+
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+from pydantic import ValidationError
+from scipy.stats import rankdata
+
+from plateloom.quality import FLAGS, METRICS, Params, flag_fields, measure_plane
+from plateloom.simulation import ScreenDesign, all_defects, all_fields, plate_map, render_field
+
+KEYS = ["Metadata_Plate", "Metadata_Well", "Metadata_Field", "Channel"]
+DESIGN = ScreenDesign(
+    plates=("P1",),
+    rows=6,
+    columns=8,
+    seed=33,
+    size_px=400,
+    cells_per_field=32,
+    defects={"blurred": 9, "debris": 9, "saturated": 7, "empty": 7},
+)
+
+
+@cache
+def measured():
+    rows = []
+    for plate, well, field in all_fields(DESIGN):
+        image = render_field(DESIGN, plate, well, field).image
+        for name, plane in zip(DESIGN.channel_names, image, strict=True):
+            rows.append(dict(zip(KEYS, (plate, well, field, name), strict=True)) | measure_plane(plane))
+    return pd.DataFrame(rows)
+
+
+@cache
+def flagged():
+    table = flag_fields(measured())
+    defects = all_defects(DESIGN)
+    empty = {row["well"] for row in plate_map(DESIGN, "P1") if row["control"] == "empty"}
+    table["truth"] = [
+        "empty" if well in empty else defects.get((plate, well, field), ("good",))[0]
+        for plate, well, field in table[KEYS[:3]].itertuples(index=False)
+    ]
+    return table
+
+
+def area_under_curve(scores, positive):
+    """Probability that a positive scores above a negative, by ranks."""
+    ranks, count = rankdata(scores), positive.sum()
+    return (ranks[positive].sum() - count * (count + 1) / 2) / (count * (~positive).sum())
+
+
+def rows(count, **columns):
+    """A table of fields of one plate and channel, all alike but for the columns given."""
+    typical = dict.fromkeys(METRICS, 1.0) | {
+        "focus_slope": -3.0,
+        "focus_laplacian": 0.004,
+        "saturated_fraction": 0.0,
+        "contrast": 80.0,
+        "background": 100.0,
+        "p999": 1000.0,
+    }
+    table = pd.DataFrame([typical] * count)
+    table.insert(0, "Metadata_Plate", "P1")
+    table.insert(1, "Metadata_Well", [f"A{k + 1:02d}" for k in range(count)])
+    table.insert(2, "Metadata_Field", 1)
+    table.insert(3, "Channel", "DNA")
+    return table.assign(**columns)
+
+
+@pytest.mark.parametrize("channel", DESIGN.channel_names)
+@pytest.mark.parametrize(
+    ("kind", "metric", "sign"),
+    [
+        ("blurred", "focus_laplacian", -1),
+        ("blurred", "focus_slope", -1),
+        ("saturated", "saturated_fraction", 1),
+        ("empty", "contrast", -1),
+        ("debris", "p999", 1),
+    ],
+)
+def test_each_metric_separates_its_defect_from_good_fields(kind, metric, sign, channel):
+    table = flagged()
+    table = table[(table["Channel"] == channel) & table["truth"].isin(["good", kind])]
+    positive = (table["truth"] == kind).to_numpy()
+    assert area_under_curve(sign * table[metric].to_numpy(), positive) >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag", "least"),
+    [("blurred", FLAGS[0], 0.95), ("saturated", FLAGS[1], 0.95), ("empty", FLAGS[2], 1.0), ("debris", FLAGS[3], 0.95)],
+)
+def test_defective_fields_are_flagged_for_what_they_are(kind, flag, least):
+    table = flagged()
+    found = table[table["truth"] == kind].groupby(KEYS[:3])[flag].any()
+    assert found.mean() >= least
+
+
+def test_no_more_than_two_percent_of_good_fields_are_flagged():
+    table = flagged()
+    good = table[table["truth"] == "good"]
+    assert good.groupby(KEYS[:3])[list(FLAGS)].any().any(axis=1).mean() <= 0.02
+
+
+def test_a_reason_stands_where_a_flag_stands_and_nowhere_else():
+    table = flagged()
+    np.testing.assert_array_equal(table["Reason"] != "", table[list(FLAGS)].any(axis=1))
+    assert table.loc[table["Flag_Saturated"], "Reason"].str.contains("saturated: ").all()
+    assert table.loc[table["Flag_Blurred"], "Reason"].str.contains("blurred: ").all()
+
+
+def test_flagging_keeps_rows_index_and_metrics_and_leaves_its_input_alone():
+    table = measured().sample(frac=1, random_state=0)
+    before = table.copy()
+    found = flag_fields(table)
+    pd.testing.assert_frame_equal(table, before)
+    pd.testing.assert_frame_equal(found[list(table.columns)], before)
+    assert [*table.columns, *FLAGS, "Reason"] == list(found.columns)
+    assert all(found[flag].dtype.kind == "b" for flag in FLAGS)
+    pd.testing.assert_frame_equal(found.sort_index(), flag_fields(measured()))
+
+
+def test_fields_are_compared_within_their_plate_and_channel_only():
+    sharp, dull = rows(12), rows(12, focus_laplacian=0.0001, focus_slope=-6.0)
+    for other in (dull.assign(Metadata_Plate="P2"), dull.assign(Channel="ER")):
+        found = flag_fields(pd.concat([sharp, other], ignore_index=True))
+        assert not found["Flag_Blurred"].any()
+    assert (
+        flag_fields(pd.concat([sharp, dull[:2]], ignore_index=True))["Flag_Blurred"].tolist()
+        == [False] * 12 + [True] * 2
+    )
+
+
+def test_a_plate_that_is_blurred_as_a_whole_meets_the_absolute_limit():
+    assert flag_fields(rows(5, focus_slope=-7.0))["Flag_Blurred"].all()
+    assert not flag_fields(rows(5, focus_slope=-7.0), Params(min_focus_slope=None))["Flag_Blurred"].any()
+
+
+def test_brightness_in_one_of_three_channels_is_no_debris_and_in_two_it_is():
+    table = pd.concat([rows(10, Channel=name) for name in ("DNA", "ER", "GFP")], ignore_index=True)
+    table.loc[4, "p999"] = 3000.0
+    assert not flag_fields(table)["Flag_Debris"].any()
+    table.loc[14, "p999"] = 3000.0
+    assert flag_fields(table)["Flag_Debris"].to_numpy().nonzero()[0].tolist() == [4, 14]
+
+
+def test_a_single_field_is_judged_by_the_absolute_limits():
+    assert flag_fields(rows(1))["Reason"].tolist() == [""]
+    found = flag_fields(rows(1, saturated_fraction=0.5, contrast=2.0))
+    assert found["Reason"].tolist() == ["saturated: 50.00% of pixels; empty: contrast 2.0 of the noise"]
+
+
+def test_missing_planes_are_not_flagged_and_do_not_move_the_others():
+    table = rows(9)
+    table.loc[3, "focus_laplacian"], table.loc[3, "focus_slope"] = 0.0001, -6.0
+    missing = table.copy()
+    missing.loc[[1, 5], list(METRICS)] = np.nan
+    found = flag_fields(missing)
+    assert found.index[found[list(FLAGS)].any(axis=1)].tolist() == [3]
+    assert found.loc[[1, 5], "Reason"].tolist() == ["", ""]
+
+
+def test_a_plate_of_missing_planes_and_a_table_without_rows_give_no_flag():
+    nothing = rows(4)
+    nothing[list(METRICS)] = np.nan
+    assert not flag_fields(nothing)[list(FLAGS)].any(axis=None)
+    none = flag_fields(rows(2)[:0])
+    assert len(none) == 0
+    assert {*FLAGS, "Reason"} <= set(none.columns)
+
+
+@pytest.mark.parametrize("value", [0, 100, 65535])
+def test_a_constant_plane_is_empty_and_has_no_focus(value):
+    found = measure_plane(np.full((40, 50), value, np.uint16))
+    assert np.isnan(found["focus_slope"])
+    assert np.isnan(found["focus_laplacian"])
+    assert found["noise"] == found["contrast"] == found["std"] == 0
+    assert found["mean"] == found["p01"] == found["p999"] == found["background"] == value
+    assert found["saturated_fraction"] == (value == 65535)
+    table = flag_fields(pd.DataFrame([dict(zip(KEYS, ("P", "A01", k, "DNA"), strict=True)) | found for k in range(3)]))
+    assert table["Flag_Empty"].all()
+    assert not table["Flag_Blurred"].any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 5), (31, 200), (100, 37)])
+def test_planes_of_any_size_are_measured(shape):
+    found = measure_plane(np.random.default_rng(0).integers(100, 140, shape, dtype=np.uint16))
+    assert list(found) == list(METRICS)
+    assert all(isinstance(one, float) for one in found.values())
+    assert np.isnan(found["focus_slope"]) == (min(shape) < 32)
+
+
+def test_the_noise_is_that_of_the_pixels_and_not_of_the_shading():
+    rng = np.random.default_rng(1)
+    plane = 500 + np.linspace(0, 300, 256)[:, None] + rng.normal(0, 7, (256, 256))
+    assert measure_plane(plane)["noise"] == pytest.approx(7, rel=0.03)
+
+
+def test_the_slope_is_the_exponent_of_the_power_law():
+    rng = np.random.default_rng(2)
+    radius = np.hypot(np.fft.fftfreq(512)[:, None], np.fft.rfftfreq(512)[None, :])
+    radius[0, 0] = 1
+    for exponent in (0.0, -2.0, -4.0):
+        plane = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(512, 512))) * radius ** (exponent / 2))
+        assert measure_plane(plane)["focus_slope"] == pytest.approx(exponent, abs=0.15)
+
+
+def test_percentiles_mean_and_spread_agree_with_numpy():
+    plane = np.random.default_rng(3).integers(0, 4000, (64, 80), dtype=np.uint16)
+    found = measure_plane(plane)
+    expected = np.percentile(plane, [1, 5, 50, 99, 99.9])
+    np.testing.assert_allclose([found[k] for k in ("p01", "background", "p50", "p99", "p999")], expected, rtol=1e-5)
+    assert found["mean"] == pytest.approx(plane.mean())
+    assert found["std"] == pytest.approx(plane.std())
+
+
+@pytest.mark.parametrize(("dtype", "level"), [("uint8", 255), ("uint16", 4095), ("uint16", 65535), ("uint16", 16383)])
+def test_the_full_scale_of_the_camera_is_recognized(dtype, level):
+    plane = np.full((40, 40), 90, dtype)
+    plane[:4] = level
+    assert measure_plane(plane)["saturated_fraction"] == pytest.approx(0.1)
+
+
+def test_no_pixel_is_saturated_below_full_scale_unless_the_level_is_given():
+    plane = np.full((40, 40), 90, np.uint16)
+    plane[:4] = 3000
+    assert measure_plane(plane)["saturated_fraction"] == 0
+    assert measure_plane(plane, saturation_level=3000)["saturated_fraction"] == pytest.approx(0.1)
+    assert measure_plane(plane.astype(np.float32))["saturated_fraction"] == 0
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3,), (2, 3, 4)])
+def test_what_is_no_plane_is_refused(shape):
+    with pytest.raises(ValueError, match="Expected a plane"):
+        measure_plane(np.zeros(shape))
+
+
+def test_unknown_thresholds_are_refused():
+    with pytest.raises(ValidationError):
+        Params(max_blur=1)
