@@ -105,7 +105,13 @@ def test_every_stage_is_done_and_leaves_what_the_layout_names(finished):
     }
     for path in finished.glob("results/**/records/**/*.json"):
         assert read_json(path)["status"] == "done", path
-    for name in ("qc.parquet", "profiles.parquet", "report.html", "plate.zarr/zarr.json", "illumination.zarr/zarr.json"):
+    for name in (
+        "qc.parquet",
+        "profiles.parquet",
+        "report.html",
+        "plate.zarr/zarr.json",
+        "illumination.zarr/zarr.json",
+    ):
         assert (plate / name).exists()
     for name in ("profiles.parquet", "hits.parquet", "report.html", "models/autoencoder/model.safetensors"):
         assert (finished / "results/screen" / name).exists()
@@ -204,7 +210,9 @@ def test_a_killed_job_goes_on_at_the_wells_that_are_done(again, stage):
     if stage == "conversion":  # conversion makes images; the plate's own list and the labels are other jobs'
         found = bytes_of(folder, f"{kind}/*.parquet", "plate.zarr/**/*")
         assert found == {name: digest for name, digest in expected.items() if "/labels/" not in name and name in found}
-        assert {name.split("/labels/")[0] for name in found} and set(found) >= {f"{kind}/{well}.parquet" for well in wells}
+        assert {name.split("/labels/")[0] for name in found} and set(found) >= {
+            f"{kind}/{well}.parquet" for well in wells
+        }
     else:
         assert bytes_of(folder, f"{kind}/*.parquet", "plate.zarr/**/*") == expected
 

@@ -59,7 +59,8 @@ def estimate_plate(*, plate, settings, code, assembled, converted, record):
                 else:
                     flatfields[channel], reason = module.estimate(np.stack(thumbnails), described["shape"][1:], params)
                 facts[channel] = reason or f"from {len(thumbnails)} fields"
-            write_flatfields(path, flatfields, made)
+            # An offset that is only estimated is good enough for a flat-field, not for shifting every intensity.
+            write_flatfields(path, flatfields, made, offset=settings["parameters"].get("camera_offset") or 0.0)
             return Outcome(facts=facts)
 
         return [Unit("illumination", path, made, work)]
@@ -143,9 +144,9 @@ def read_corrected(plate, well, field, flatfield, *, channels=None, window=(slic
     names = store.describe_image(path)["channels"]
     chosen = names if channels is None else list(channels)
     pixels = store.read_image(path, channels=[names.index(name) for name in chosen], window=window)
-    flat = read_flatfields(plate_folder(plate) / "illumination.zarr", chosen, flatfield)
+    flat, offset = read_flatfields(plate_folder(plate) / "illumination.zarr", chosen, flatfield)
     if flat.shape[1:] != store.image_shape(path)[1:]:
         raise PlateLayoutError(
             f"{path}: {store.image_shape(path)[1:]} pixels, the plate's flat-field has {flat.shape[1:]}"
         )
-    return illumination.correct(pixels, flat[(slice(None), *window)])
+    return illumination.correct(pixels, flat[(slice(None), *window)], offset=offset)

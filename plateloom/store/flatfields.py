@@ -12,7 +12,7 @@ from plateloom.errors import PlateLayoutError
 from plateloom.store.plate import read_group, write_group
 
 
-def write_flatfields(path, flatfields, record):
+def write_flatfields(path, flatfields, record, *, offset=0.0):
     """Write a plate's flat-fields.
 
     Parameters
@@ -22,6 +22,8 @@ def write_flatfields(path, flatfields, record):
         Per channel, mean 1.
     record : dict
         The `plateloom` record; written last.
+    offset : float
+        What the camera reads in the dark [counts]; taken off before the division.
     """
     path = Path(path)
     (path / "zarr.json").unlink(missing_ok=True)
@@ -38,7 +40,7 @@ def write_flatfields(path, flatfields, record):
             config={"write_empty_chunks": True},
         )
         array[...] = flatfield
-    write_group(path, {"plateloom": record, "channels": list(flatfields)})
+    write_group(path, {"plateloom": record, "channels": list(flatfields), "offset": offset})
 
 
 def read_flatfields(path, channels, fingerprint):
@@ -53,19 +55,23 @@ def read_flatfields(path, channels, fingerprint):
 
     Returns
     -------
-    ndarray of float32, shape (C, Y, X)
+    flatfields : ndarray of float32, shape (C, Y, X)
+    offset : float
+        [counts].
 
     Raises
     ------
     PlateLayoutError
         If other flat-fields lie there.
     """
-    return np.stack([_read(str(path), channel, fingerprint) for channel in channels])
+    found = [_read(str(path), channel, fingerprint) for channel in channels]
+    return np.stack([flatfield for flatfield, _ in found]), found[0][1]
 
 
 @functools.lru_cache(maxsize=8)
 def _read(path, channel, fingerprint):
-    found = (read_group(path) or {}).get("plateloom", {}).get("fingerprint")
+    attributes = read_group(path) or {}
+    found = attributes.get("plateloom", {}).get("fingerprint")
     if found != fingerprint:
         raise PlateLayoutError(f"{path!r} holds the flat-fields {found}, expected {fingerprint}; run again")
-    return zarr.open_array(str(Path(path, channel)), mode="r")[...]
+    return zarr.open_array(str(Path(path, channel)), mode="r")[...], attributes["offset"]
