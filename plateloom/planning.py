@@ -272,16 +272,26 @@ class Screen:
 
 
 def read_plates(path):
-    """Read plates.tsv.
+    """Read plates.tsv as a list of `Plate`; raises `ConfigError` naming every wrong line."""
+    plates, problems = list_plates(path)
+    if problems:
+        raise ConfigError(problems)
+    return plates
+
+
+def list_plates(path):
+    """Read plates.tsv, wrong lines and all.
+
+    Parameters
+    ----------
+    path : path
+        Columns `plate` and `source`, and if there are any `reader`, `plate_map`, `batch`.
 
     Returns
     -------
-    list of Plate
-
-    Raises
-    ------
-    ConfigError
-        Naming every wrong line.
+    plates : list of Plate
+    problems : list of str
+        One line each, with what to type instead.
     """
     import re
 
@@ -307,6 +317,4 @@ def read_plates(path):
         plates.append(Plate(**row))
     if not rows and not problems:
         problems.append(f"{path}: lists no plate")
-    if problems:
-        raise ConfigError(problems)
-    return plates
+    return plates, problems

@@ -40,18 +40,17 @@ def find_problems(folder, *, files):
         What was found, one line per plate.
     """
     from plateloom.config import read_config
-    from plateloom.planning import read_plates
+    from plateloom.planning import list_plates
+    from plateloom.readers import READERS
     from plateloom.store.sheets import read_plate_map, read_sheet
 
-    folder, problems, notes, config, plates = Path(folder), [], [], None, []
+    folder, problems, notes, config = Path(folder), [], [], None
     try:
         config = read_config(folder)
     except ConfigError as error:
         problems += [f"config.yaml: {problem}" for problem in error.problems]
-    try:
-        plates = read_plates(folder / (config.plates if config else "plates.tsv"))
-    except ConfigError as error:
-        problems += error.problems
+    plates, found = list_plates(folder / (config.plates if config else "plates.tsv"))
+    problems += found
     wells = {}
     for plate in plates:
         if not plate.plate_map:
@@ -68,7 +67,7 @@ def find_problems(folder, *, files):
         strangers = sorted({row["plate"] for _, row in rows} - known)
         problems += [f"{config.classification.labels}: no plate {name!r} in plates.tsv" for name in strangers]
     if config and files:
-        for plate in plates:
+        for plate in [plate for plate in plates if plate.reader in READERS]:
             _check_files(folder, config, plate, wells.get(plate.plate), problems, notes)
     return problems, notes
 
