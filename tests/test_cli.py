@@ -75,7 +75,12 @@ def test_all_mistakes_of_a_config_are_told_at_once():
             }
         )
     text = "\n".join(caught.value.problems)
-    for part in ("Did you mean 'watershed'?", "Did you mean 'Intensity'?", "Did you mean 'DNA'?", "no regular expression"):
+    for part in (
+        "Did you mean 'watershed'?",
+        "Did you mean 'Intensity'?",
+        "Did you mean 'DNA'?",
+        "no regular expression",
+    ):
         assert part in text
 
 
@@ -96,7 +101,12 @@ def test_simulate_check_and_a_wrong_map(tmp_path):
     (folder / "plates.tsv").write_text((folder / "plates.tsv").read_text() + "plate1\traw/plate1\tpatern\t\t\n")
     code, text = plateloom("check", folder)
     assert code == 2
-    for part in ("well A01 stands there twice", "'Z99'", "plate 'plate1' stands there twice", "Did you mean 'pattern'?"):
+    for part in (
+        "well A01 stands there twice",
+        "'Z99'",
+        "plate 'plate1' stands there twice",
+        "Did you mean 'pattern'?",
+    ):
         assert part in text, part
     code, text = plateloom("run", folder)
     assert code == 2 and "nothing was started" in text and not (folder / "results").exists()

@@ -23,6 +23,7 @@ def screen(tmp_path_factory):
     )
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     settings["latent"] = {"autoencoder": {"enabled": False}, "maps": {"method": "pca", "cells": 500}}
+    settings["illumination"] = {"fields": 32}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     snakemake(folder)
     return folder
@@ -73,7 +74,11 @@ def test_counts_follow_the_truth(screen):
 
 def test_doses_come_in_order_and_only_what_acts_is_a_hit(screen):
     table = wells(screen)
-    medians = table[table["Metadata_Control"] == ""].groupby(["Metadata_Treatment", "Metadata_Dose"])["Metadata_Readout"].median()
+    medians = (
+        table[table["Metadata_Control"] == ""]
+        .groupby(["Metadata_Treatment", "Metadata_Dose"])["Metadata_Readout"]
+        .median()
+    )
     rising = medians["nuclearin"]
     assert rising.is_monotonic_increasing and rising.iloc[-1] > 2 * rising.iloc[0]
     assert medians["inertol"].max() < 1.2 * medians["inertol"].min()
@@ -85,7 +90,9 @@ def test_doses_come_in_order_and_only_what_acts_is_a_hit(screen):
 
 
 def test_classes_are_recovered_cell_by_cell(screen):
-    truth = pd.read_parquet(screen / "truth/cells.parquet").set_index(["Metadata_Well", "Metadata_ObjectNumber"])["Class"]
+    truth = pd.read_parquet(screen / "truth/cells.parquet").set_index(["Metadata_Well", "Metadata_ObjectNumber"])[
+        "Class"
+    ]
     rows = []
     for well in wells(screen)["Metadata_Well"]:
         found, known = labels_of(screen, well, "Nuclei")
@@ -110,7 +117,7 @@ def test_the_flatfield_is_close_to_the_truth(screen):
     for i, channel in enumerate(design.channel_names):
         found = zarr.open_array(screen / f"results/plates/P1/illumination.zarr/{channel}", mode="r")[...]
         error = np.sqrt(np.mean((found / truth[i] - 1) ** 2))
-        assert error < np.sqrt(np.mean((1 / truth[i] - 1) ** 2)), f"{channel}: correcting is worse than not"
+        assert error < 0.75 * np.sqrt(np.mean((1 / truth[i] - 1) ** 2)), channel
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +132,9 @@ def bbbc013(tmp_path_factory):
     settings["latent"] = {"autoencoder": {"enabled": False}, "maps": {"method": "pca", "cells": 500}}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     shutil.copyfile(example / "plate_map.tsv", folder / "plate_map.tsv")
-    (folder / "plates.tsv").write_text(f"plate\tsource\treader\tplate_map\tbatch\nBBBC013\t{source}\tpattern\tplate_map.tsv\t1\n")
+    (folder / "plates.tsv").write_text(
+        f"plate\tsource\treader\tplate_map\tbatch\nBBBC013\t{source}\tpattern\tplate_map.tsv\t1\n"
+    )
     snakemake(folder)
     return folder
 
