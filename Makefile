@@ -20,7 +20,7 @@ demo: $(READY)
 	@echo "Open screens/demo/results/screen/report.html"
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # A real plate: 48 wells of BBBC013 (FKHR-GFP translocation); SOURCE is the folder of its images.
 bbbc013: $(READY)

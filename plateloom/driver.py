@@ -11,7 +11,7 @@ from pathlib import Path
 from plateloom.engine import locks
 from plateloom.errors import ConfigError, LockedError
 from plateloom.planning import Screen
-from plateloom.store.provenance import read_json, write_json
+from plateloom.store.provenance import PACKAGE, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ def open_screen(config, *, main):
     -------
     Screen
     """
+    _reach_interpreters()
     frozen = None if main else read_json(FROZEN)
     try:
         screen = Screen(frozen or dict(config))
@@ -46,6 +47,12 @@ def open_screen(config, *, main):
     config.clear()
     config.update(screen.config.model_dump(mode="json"))
     return screen
+
+
+def _reach_interpreters():
+    """Let the interpreters that jobs start, and Dask's workers, import this package without an install."""
+    paths = [str(PACKAGE.parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
 
 
 def begin_run(screen):

@@ -171,10 +171,7 @@ class Screen:
         config = self.config.model_dump(mode="json")
         latent = config["latent"]
         if stage == "conversion":
-            reader = self.plates[plate].reader
-            params = config["readers"].get(reader)
-            if params is None:
-                params = load_reader(reader).Params().model_dump(mode="json")
+            params = self._reader_params(self.plates[plate].reader)
             return {"channels": config["channels"], "conversion": config["conversion"], "reader_params": params}
         chosen = {
             "illumination": config["illumination"],
@@ -192,6 +189,11 @@ class Screen:
             "screen_report": self._page_settings(config),
         }
         return chosen.get(stage, {})
+
+    def _reader_params(self, reader):
+        """Parameters of a reader, its own defaults where the config is silent."""
+        given = self.config.readers.get(reader)
+        return load_reader(reader).Params().model_dump(mode="json") if given is None else given
 
     @staticmethod
     def _page_settings(config):
@@ -226,29 +228,34 @@ class Screen:
 
         A source folder that has gone (archived, not mounted) is no change: the last listing holds.
         """
-        return self._listings(plate)[part]
+        return self._listings[plate][part]
 
-    @functools.cache  # noqa: B019  one screen per process
-    def _listings(self, plate):
+    @functools.cached_property
+    def _listings(self):
+        """Digests by plate and part; folders are listed side by side, since a network file system answers slowly."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(8) as pool:
+            return dict(zip(self.plates, pool.map(self._list_plate, self.plates), strict=True))
+
+    def _list_plate(self, plate):
         row = self.plates[plate]
-        parts = [[] for _ in range(self.config.parts)]
-        module = load_reader(row.reader)
-        if not (self.folder / row.source).exists():
+        source, parts = self.folder / row.source, self.config.parts
+        if not source.exists():
             records = [read_json(self.folder / path) or {} for path in self.records("conversion", plate)]
             return [record.get("facts", {}).get("listing", "no source folder") for record in records]
+        module = load_reader(row.reader)
+        params = module.Params(**self._reader_params(row.reader))
+        lines, where = [[] for _ in range(parts)], {}
         try:
-            images = module.scan(
-                self.folder / row.source, module.Params(**self.settings("conversion", plate)["reader_params"])
-            )
+            for well, line in module.listing(source, params):
+                part = where.get(well)
+                if part is None:
+                    part = where[well] = part_of(well, parts)
+                lines[part].append(line)
         except DataFault as fault:
-            return [f"fault: {fault}"] * self.config.parts
-        where = {}
-        for image in images:
-            part = where.get(image.well)
-            if part is None:
-                part = where[image.well] = part_of(image.well, self.config.parts)
-            parts[part].append(image)
-        return [file_digest(repr([image[:5] + image[5:] for image in images]).encode()) for images in parts]
+            return [f"fault: {fault}"] * parts
+        return [file_digest("\n".join(sorted(part)).encode()) for part in lines]
 
     def plate_map(self, plate):
         """Digest of a plate's map; empty where it has none."""

@@ -1,14 +1,14 @@
 # Functions that rules call: targets, settings, code and listings of a screen. No rule stands here.
 
-import os
 import sys
 
 sys.path.insert(0, workflow.basedir)
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    dict.fromkeys([workflow.basedir, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
-)
 
-from plateloom.driver import begin_run as _begin_run, finish_complete_plates, open_screen
+from plateloom.driver import (
+    begin_run as _begin_run,
+    finish_complete_plates,
+    open_screen,
+)
 from plateloom.planning import PLATE_NAME, STAGES
 
 SCREEN = open_screen(config, main=workflow.is_main_process)
@@ -41,7 +41,11 @@ def every_plate(stage):
 
 def if_wanted(stage, records):
     """Records of a stage as a list, which is empty where the screen's config does not ask for it."""
-    return ([records] if isinstance(records, str) else records) if stage in SCREEN.stages() else []
+    return (
+        ([records] if isinstance(records, str) else records)
+        if stage in SCREEN.stages()
+        else []
+    )
 
 
 def settings_of(stage):

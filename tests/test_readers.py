@@ -1,5 +1,7 @@
 """Readers: names become planes, and nothing else does."""
 
+import os
+
 import numpy as np
 import pytest
 import tifffile
@@ -46,6 +48,17 @@ def test_files_in_subfolders_are_found_and_others_left_out(tmp_path):
     write(tmp_path / "A01_s1_w1_thumb.tif")
     (image,) = pattern.scan(tmp_path, pattern.Params())
     assert image.file == "TimePoint_1/A01_s1_w1.tif" and image.size > 0
+
+
+def test_a_listing_names_the_wells_of_a_scan_and_notices_another_time(tmp_path):
+    for name in ("A01_s1_w1", "A01_s1_w2", "B02_s1_w1"):
+        write(tmp_path / f"{name}.tif")
+    params = pattern.Params()
+    before = sorted(pattern.listing(tmp_path, params))
+    assert [well for well, _ in before] == sorted(image.well for image in pattern.scan(tmp_path, params))
+    os.utime(tmp_path / "B02_s1_w1.tif", ns=(1, 1))
+    changed = {well for well, line in set(before) ^ set(pattern.listing(tmp_path, params))}
+    assert changed == {"B02"}
 
 
 def test_two_files_for_one_plane_are_refused_and_both_named(tmp_path):

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, copy_project, simulate, snakemake
+from conftest import ROOT, TRUNCATED, WITHOUT_GFP, copy_project, simulate, snakemake
 
 from plateloom.stages.illumination import choose_fields
 from plateloom.store.provenance import read_json
@@ -32,7 +32,8 @@ AFTER_FEATURES = {
 }
 AFTER_SEGMENTATION = AFTER_FEATURES | {"segment_plate", "train_autoencoder", "encode_plate"}
 WELLS = [f"{row}{column:02d}" for row in "ABC" for column in range(1, 5)]
-LATE = next(well for well in WELLS if (well, 1) not in choose_fields([(well, 1) for well in WELLS], 6))
+ELSE = [well for well in WELLS if well not in (WITHOUT_GFP, TRUNCATED)]
+LATE = next(well for well in ELSE if (well, 1) not in choose_fields([(well, 1) for well in ELSE], 6))
 PART_STAGES = {
     "conversion": "fields",
     "quality": "quality",
@@ -118,6 +119,27 @@ def test_every_stage_is_done_and_leaves_what_the_layout_names(finished):
     for kind in ("latent", "maps", "classes"):
         keys = ["Metadata_Field", "Metadata_ObjectNumber"]
         assert cells[keys].equals(read_table(plate / kind / "A01.parquet")[keys])
+
+
+def test_a_truncated_field_is_a_row_with_its_reason_and_an_empty_table_with_every_column(finished):
+    plate = finished / "results/plates/P1"
+    fields = read_table(plate / f"fields/{TRUNCATED}.parquet")
+    assert set(fields["Status"]) == {"failed"} and fields["Reason"].str.contains(f"{TRUNCATED}_s1_w1.tif").any()
+    empty, other = (read_table(plate / f"features/{well}.parquet") for well in (TRUNCATED, "A01"))
+    assert len(empty) == 0 and list(empty.columns) == list(other.columns)
+    profile = read_table(plate / "aggregates.parquet").set_index("Metadata_Well").loc[TRUNCATED]
+    assert profile["Metadata_CellCount"] == 0 and np.isnan(profile["Nuclei_AreaShape_Area"])
+    assert TRUNCATED in [failure["well"] for failure in record_of(finished, "conversion")["failures"]]
+
+
+def test_a_missing_channel_gives_nan_never_zero(finished):
+    cells = read_table(finished / f"results/plates/P1/features/{WITHOUT_GFP}.parquet")
+    lacking = [name for name in cells if "GFP" in name]
+    present = [name for name in cells if name.startswith("Nuclei_Intensity") and "GFP" not in name]
+    assert len(cells) and len(lacking) > 50
+    assert cells[lacking].isna().all(axis=None) and cells[present].notna().all(axis=None)
+    latent = read_table(finished / f"results/plates/P1/latent/{WITHOUT_GFP}.parquet")
+    assert len(latent) == len(cells) and latent.filter(like="Latent_").isna().all(axis=None)
 
 
 def test_a_second_run_does_nothing(finished):

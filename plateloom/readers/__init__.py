@@ -1,7 +1,7 @@
 """One file per layout of image folders. A reader lists a folder without reading pixels, and reads one plane at a time.
 
-The contract of a reader's module: `Params` (pydantic), `scan(source, params)` -> list of `SourceImage`, `load(source, image)` -> ndarray (Y, X) and
-the digest of its content, and `recognise(source, names)` -> suggestion or None, for `plateloom init`.
+The contract of a reader's module: `Params` (pydantic), `scan(source, params)` -> list of `SourceImage`, `listing(source,
+params)` -> well and a line of text per file, `load(source, image)` -> ndarray (Y, X) and the digest of its content, and `recognise(source, names)` -> suggestion or None, for `plateloom init`.
 """
 
 from typing import NamedTuple

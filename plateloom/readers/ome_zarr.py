@@ -53,6 +53,12 @@ def scan(source, params):
     return sorted(images)
 
 
+def listing(source, params):
+    """See `plateloom.readers.pattern.listing`."""
+    for image in scan(source, params):
+        yield image.well, f"{image.file}/{image.size}/{image.modified}"
+
+
 def load(source, image):
     """Read one plane; see `plateloom.readers.pattern.load`. The plane's bytes stand for its content."""
     import numpy as np

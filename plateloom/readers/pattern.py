@@ -78,7 +78,7 @@ def scan(source, params):
         if not found:
             continue
         groups = found.groupdict()
-        text = groups.get("well") or f"{groups['row']}{groups['column']}"
+        text = _well_text(found)
         well = wells.get(text)
         if well is None:
             try:
@@ -106,6 +106,38 @@ def scan(source, params):
                 f"{one.channel}); narrow the pattern, or remove one of them"
             )
     return images
+
+
+def listing(source, params):
+    """List what a plan depends on, faster than `scan`: it is called for every plate of a screen at every start.
+
+    Yields
+    ------
+    well : str
+        ``A01``.
+    line : str
+        Name, size [bytes] and time [ns] of a file.
+    """
+    match = re.compile(params.pattern, re.IGNORECASE).fullmatch
+    wells = {}
+    for name, entry in list_files(source):
+        found = match(name if params.folders else name.rpartition("/")[2])
+        if not found:
+            continue
+        text = _well_text(found)
+        if text not in wells:
+            try:
+                wells[text] = well_name(*parse_well(text))
+            except ValueError as error:
+                raise PlateLayoutError(f"{name!r}: {error}") from None
+        status = entry.stat()
+        yield wells[text], f"{name}/{status.st_size}/{status.st_mtime_ns}"
+
+
+def _well_text(found):
+    """The well as a file's name spells it."""
+    groups = found.re.groupindex
+    return found["well"] if "well" in groups else f"{found['row']}{found['column']}"
 
 
 def list_files(source):
