@@ -305,6 +305,14 @@ def test_a_plate_that_fails_stops_no_other_and_the_screen_says_which_is_missing(
     assert planned(folder) == set()
 
 
+def test_there_are_no_more_jobs_than_parts_times_stages(screen):
+    edit(screen, lambda settings: settings.update(parts=3))
+    found = snakemake(screen, "--dry-run").stdout
+    jobs = int(re.search(r"^total\s+(\d+)", found, re.M)[1])
+    of_plate, of_screen = 5, 5
+    assert jobs == 3 * len(PART_STAGES) + of_plate + of_screen + 1
+
+
 def test_a_second_driver_is_told_who_holds_the_screen(screen):
     from plateloom.engine import locks
 

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from plateloom.report.charts import (
     DoseResponse,
+    Embedding,
     HeatMap,
     category_colors,
     data_uri,
@@ -24,6 +25,7 @@ from plateloom.report.charts import (
     text_of,
     well_position,
 )
+from plateloom.report.embeddings import maps_section
 from plateloom.report.montage import Tile
 from plateloom.report.page import (
     color_legend,
@@ -48,6 +50,7 @@ PLATE_SECTIONS = {
     "heat_maps": "Plate maps",
     "montage": "Segmentation, seen",
     "dose_response": "Dose-response",
+    "cell_maps": "Maps of cells",
     "versions": "Versions",
     "parameters": "Parameters",
     "reproduce": "How to reproduce this plate",
@@ -88,6 +91,7 @@ class PlateReport:
         Name of each channel and outline to its ``#rrggbb``: the legend (see `montage.named_colors`).
     dose_response : sequence of DoseResponse, optional
         One chart each, grouped by readout.
+    cell_maps : sequence of Embedding, optional
     versions : mapping of str to str, optional
     parameters : mapping, optional
         Nested settings.
@@ -113,6 +117,7 @@ class PlateReport:
     montage: tuple[Tile, ...] = ()
     montage_colors: Mapping = field(default_factory=dict)
     dose_response: tuple[DoseResponse, ...] = ()
+    cell_maps: tuple[Embedding, ...] = ()
     versions: Mapping = field(default_factory=dict)
     parameters: Mapping = field(default_factory=dict)
     reproduce: tuple[str, ...] = ()
@@ -145,6 +150,7 @@ def render_plate(report):
         "quality": quality_section(report.quality),
         "montage": montage_section(report.montage, report.montage_colors, report.dose_unit),
         "dose_response": dose_section(report.dose_response),
+        "cell_maps": maps_section(report.cell_maps),
         "versions": settings_table(report.versions),
         "parameters": settings_table(report.parameters),
         "reproduce": commands(report.reproduce),

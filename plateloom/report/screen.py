@@ -17,7 +17,6 @@ from plateloom.report.charts import (
     confusion_chart,
     data_uri,
     element,
-    embedding_chart,
     figure,
     floats,
     format_number,
@@ -29,6 +28,7 @@ from plateloom.report.charts import (
     scale_limits,
     text_of,
 )
+from plateloom.report.embeddings import maps_section
 from plateloom.report.montage import pair_image
 from plateloom.report.page import (
     commands,
@@ -377,19 +377,6 @@ def replicability_section(replicability):
         )
         drawing = join(paragraph(words), grid([element("figure", chart)]))
     return join(drawing, table(replicability, empty="No treatment has replicates."))
-
-
-def maps_section(embeddings):
-    """One drawing per map and coloring."""
-    parts = []
-    for embedding in embeddings:
-        figures = [
-            element("figure", element("figcaption", f"by {name}"), embedding_chart(embedding, name))
-            for name in embedding.colorings
-        ]
-        note = paragraph(embedding.note, "quiet") if embedding.note else None
-        parts += [element("h3", embedding.title), note, grid(figures, "grid tight")]
-    return join(*parts) if parts else None
 
 
 def hits_section(hits):

@@ -16,6 +16,8 @@ from plateloom.store.layout import model_folder, plate_folder, well_table
 from plateloom.store.provenance import file_digest, read_json, recipe, write_bytes, write_json
 from plateloom.store.tables import KEYS, read_table
 
+COMPONENTS = 10
+
 
 def fit_screen(*, plates, settings, code, measured, flagged, record):
     """Fit the map on cells drawn evenly over wells.
@@ -123,11 +125,14 @@ def _unit(plate, well, cells, fingerprint, code):
 
 
 def place_cells(plate, well, fingerprint):
-    """Places of a well's cells; runs in a worker."""
+    """Places of a well's cells on the map, and their first principal components; runs in a worker."""
     cells = read_table(well_table(plate, "features", well))
     fitted = load_map(fingerprint)
-    places = fitted.transform(cells[fitted.features].to_numpy(float), features=fitted.features)
-    return cells[list(KEYS)].assign(Map_1=places[:, 0], Map_2=places[:, 1])
+    values = cells[fitted.features].to_numpy(float)
+    places = fitted.transform(values, features=fitted.features)
+    components = fitted.project(values, features=fitted.features)[:, :COMPONENTS]
+    table = cells[list(KEYS)].assign(Map_1=places[:, 0], Map_2=places[:, 1])
+    return table.assign(**{f"PCA_{i + 1}": column for i, column in enumerate(components.T)})
 
 
 @functools.lru_cache(maxsize=1)

@@ -174,19 +174,29 @@ def joined_readout(tables):
 
 
 def place_wells(profiles):
-    """Add `Metadata_Map_1` and `Metadata_Map_2`, the place of each well on a map of wells; returns also how it was made."""
+    """Add the place of each well on a map of wells: UMAP (`Metadata_Map_1`, `_2`) and PCA (`Metadata_PCA_1`, `_2`).
+
+    Returns
+    -------
+    profiles : DataFrame
+    reason : str
+        Why the map is another than asked for; else empty.
+    """
     from plateloom.latent import maps, umap
 
     features = profiling.feature_columns(profiles)
     known = profiles[features].notna().any(axis=1).to_numpy() if features else np.zeros(len(profiles), bool)
-    places = np.full((len(profiles), 2), np.nan, np.float32)
-    how = "no well has a value"
+    places, components = np.full((2, len(profiles), 2), np.nan, np.float32)
+    reason = "no well has a value"
     if known.sum() >= 2:
         values = profiles.loc[known, features].to_numpy(float)
         fitted = maps.fit_map(values, features=features, params=umap.Params())
         places[known] = fitted.transform(values, features=features)
-        how = fitted.config["reason"]
-    return profiles.assign(Metadata_Map_1=places[:, 0], Metadata_Map_2=places[:, 1]), how
+        found = fitted.project(values, features=features)[:, :2]
+        components[known, : found.shape[1]] = found
+        reason = fitted.config["reason"]
+    table = profiles.assign(Metadata_Map_1=places[:, 0], Metadata_Map_2=places[:, 1])
+    return table.assign(Metadata_PCA_1=components[:, 0], Metadata_PCA_2=components[:, 1]), reason
 
 
 def usable_plates(records, artefact):

@@ -126,6 +126,8 @@ def _describe_plate(plate, batch, source, settings, inputs):
         for channel, part in quality.groupby("Channel", sort=False):
             values = part.groupby("Metadata_Well")[metric].mean().to_dict()
             maps.append(report.HeatMap(title=f"{title}, {channel}", values=values, group="Quality"))
+    cell_maps, lacking = _cell_maps({plate: wells}, inputs)
+    notes |= lacking
     tiles = _montage(plate, wells, settings, colors)
     if not tiles:
         notes["montage"] = "No field was segmented."
@@ -153,6 +155,7 @@ def _describe_plate(plate, batch, source, settings, inputs):
         montage=tuple(tiles),
         montage_colors=report.named_colors(["Nuclei", "Cells"]),
         dose_response=tuple(curves),
+        cell_maps=tuple(cell_maps),
         versions=versions(),
         parameters=settings["config"],
         reproduce=("plateloom check .", "plateloom run ."),
@@ -389,12 +392,14 @@ def _describe_screen(plates, missing, settings, inputs):
     well_maps = []
     if done:
         profiles = read_table(screen_folder() / "profiles.parquet")
+        reason = inputs["screened"]["facts"]["map"]
         well_maps = [
-            _embedding("Wells", profiles, "Metadata_Map_1", "Metadata_Map_2", inputs["screened"]["facts"]["map"])
+            _embedding("Wells, UMAP", profiles, "Metadata_Map_1", "Metadata_Map_2", reason),
+            _embedding("Wells, PCA", profiles, "Metadata_PCA_1", "Metadata_PCA_2", "", axes=("PCA 1", "PCA 2")),
         ]
     else:
         notes["well_maps"] = inputs["screened"]["reason"]
-    cell_maps, notes_of_cells = _cell_maps(good, wells, inputs)
+    cell_maps, notes_of_cells = _cell_maps(wells, inputs)
     notes |= notes_of_cells
     classifier = _classifier(inputs["classified"], notes)
     autoencoder = _autoencoder(inputs["encoded"], settings, notes)
@@ -446,10 +451,12 @@ def _screen_map(title, wells, column, note=""):
     return report.ScreenHeatMap(title=title, plates=plates, note=note)
 
 
-def _embedding(title, table, x, y, reason):
+def _embedding(title, table, x, y, reason, axes=("UMAP 1", "UMAP 2")):
     """A map colored by what the wells hold, and by plate, which should not be seen in it."""
     treatment = table["Metadata_Treatment"].fillna("").where(table["Metadata_Control"] == "", table["Metadata_Control"])
-    colorings = {"treatment": treatment, "plate": table["Metadata_Plate"]}
+    colorings = {"treatment": treatment}
+    if table["Metadata_Plate"].nunique() > 1:
+        colorings["plate"] = table["Metadata_Plate"]
     if "Metadata_Batch" in table and table["Metadata_Batch"].nunique() > 1:
         colorings["batch"] = table["Metadata_Batch"]
     if "Class" in table:
@@ -459,26 +466,32 @@ def _embedding(title, table, x, y, reason):
         x=table[x].to_numpy(float),
         y=table[y].to_numpy(float),
         colorings={name: [value or "none" for value in values] for name, values in colorings.items()},
+        axes=axes,
         note=reason,
     )
 
 
-def _cell_maps(plates, wells, inputs):
-    """The map of cells, and why it is not there."""
-    if not inputs["mapped"] or inputs["mapped"][0]["status"] != "done":
-        reason = inputs["mapped"][0]["reason"] if inputs["mapped"] else "The config does not ask for a map."
-        return [], {"cell_maps": reason}
-    every = [(plate, well) for plate in plates for well in wells[plate]["Metadata_Well"]]
+def _cell_maps(wells, inputs):
+    """The map of the cells of some plates (plate -> its wells), and why it is not there."""
+    every = [(plate, well) for plate, table in wells.items() for well in table["Metadata_Well"]]
+    reasons = [record["reason"] for record in inputs["mapped"] if record["status"] != "done"]
+    if reasons or not inputs["mapped"] or not every:
+        return [], {"cell_maps": reasons[0] if reasons else "There is no map of cells."}
     chosen = choose_wells(every, MAP_WELLS)
-    quota = -(-MAP_CELLS // max(1, len(chosen)))
+    quota = -(-MAP_CELLS // len(chosen))
     parts = []
     for plate, well in chosen:
-        table = read_table(well_table(plate, "maps", well))
+        if not well_table(plate, "maps", well).exists():
+            continue
+        table = read_table(well_table(plate, "maps", well), [*KEYS, "Map_1", "Map_2"])
         if inputs["classified"] and well_table(plate, "classes", well).exists():
             classes = read_table(well_table(plate, "classes", well), [*KEYS, "Class"])
             table = table.merge(classes, on=list(KEYS), how="left").fillna({"Class": ""})
         parts.append(table.iloc[sample_rows(f"{plate}/{well}", len(table), quota)])
-    cells = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    filled = [part for part in parts if len(part)]
+    if not filled:
+        return [], {"cell_maps": "There is no cell."}
+    cells = pd.concat(filled, ignore_index=True)
     known = pd.concat(list(wells.values()), ignore_index=True)
     keys = ["Metadata_Plate", "Metadata_Well"]
     cells = cells.merge(known[[*keys, "Metadata_Treatment", "Metadata_Control", "Metadata_Batch"]], on=keys, how="left")
