@@ -10,11 +10,11 @@ from plateloom.errors import ConfigError
 
 # A demonstration should be over in minutes on two cores.
 QUICK = """illumination:
-  fields: 24              # of 64 a plate
+  fields: 24              # of 48 a plate
 
 latent:
   autoencoder:
-    cells: 1500           # of about 6000; the default is made for real screens
+    cells: 1500           # of about 4500; the default is made for real screens
     parameters: {epochs: 12, out_px: 48}
   maps:
     cells: 2000
@@ -24,9 +24,9 @@ latent:
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--plates", default=2, show_default=True, help="Number of plates.")
-@click.option("--rows", default=4, show_default=True, help="Rows of a plate.")
+@click.option("--rows", default=6, show_default=True, help="Rows of a plate.")
 @click.option("--columns", default=8, show_default=True, help="Columns of a plate.")
-@click.option("--fields", default=2, show_default=True, help="Fields per well.")
+@click.option("--fields", default=1, show_default=True, help="Fields per well.")
 @click.option("--size", default=512, show_default=True, help="Side of a field [px].")
 @click.option("--cells", default=50.0, show_default=True, help="Mean number of cells per field.")
 @click.option("--seed", default=0, show_default=True, help="Everything follows from it.")

@@ -72,7 +72,7 @@ def start_job(snakemake):
         os.environ[name] = "1"
     handler = logging.FileHandler(snakemake.log[0], mode="w")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler, logging.StreamHandler()], force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("distributed").setLevel(logging.ERROR)
     faulthandler.enable(handler.stream)
     sys.excepthook = lambda *error: log.critical("the job failed", exc_info=error)

@@ -140,14 +140,7 @@ def _describe_plate(plate, batch, source, settings, inputs):
         batch=batch,
         source=source,
         dose_unit=doses[0] if len(doses) == 1 else "",
-        summary={
-            "wells": len(wells),
-            "fields": int(total.sum()),
-            "fields failed": int(failed.sum()),
-            "fields flagged": len(flagged.drop_duplicates(["Metadata_Well", "Metadata_Field"])),
-            "cells": int(wells["Metadata_CellCount"].sum()),
-            "normalization": _normalization(inputs["profiled"]["facts"]["normalization"]),
-        },
+        summary={"fields flagged": len(flagged.drop_duplicates(["Metadata_Well", "Metadata_Field"]))},
         exclusions=exclusions,
         flagged=flagged.rename(columns={"Channel": "channel", "Reason": "reason"}),
         heat_maps=tuple(maps),
@@ -157,7 +150,7 @@ def _describe_plate(plate, batch, source, settings, inputs):
         dose_response=tuple(curves),
         cell_maps=tuple(cell_maps),
         versions=versions(),
-        parameters=settings["config"],
+        parameters={"normalization": _normalization(inputs["profiled"]["facts"]["normalization"])} | settings["config"],
         reproduce=("plateloom check .", "plateloom run ."),
         notes=notes,
     )
@@ -406,12 +399,7 @@ def _describe_screen(plates, missing, settings, inputs):
     return report.ScreenReport(
         screen=Path.cwd().name,
         plates=pd.DataFrame(rows),
-        summary={
-            "plates complete": f"{len(good)} of {len(plates) + len(missing)}",
-            "wells": sum(len(table) for table in wells.values()),
-            "cells": sum(int(table["Metadata_CellCount"].sum()) for table in wells.values()),
-            "hits": int(hits["hit"].sum()) if hits is not None else "no readout",
-        },
+        summary={"hits": int(hits["hit"].sum()) if hits is not None else "no readout"},
         quality=quality,
         shapes={plate: plate_format(list(table["Metadata_Well"])) for plate, table in wells.items()},
         heat_maps=tuple(maps),
