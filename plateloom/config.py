@@ -75,7 +75,9 @@ class Profiling(Section):
     parameters: dict = Field(
         {}, description="How wells are aggregated, normalized and judged; `plateloom config --methods` lists it."
     )
-    exclude_flagged: bool = Field(True, description="Leave fields that QC has flagged out of profiles and training.")
+    exclude_flagged: bool = Field(
+        True, description="Leave fields that QC has flagged out of profiles; models never learn from them."
+    )
 
 
 class Autoencoder(Section):

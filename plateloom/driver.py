@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from plateloom.store.provenance import PACKAGE, read_json, write_json
 log = logging.getLogger(__name__)
 
 LOCK = Path(".plateloom.lock")
-FROZEN = Path(".plateloom/config.json")
+FROZEN = Path(".plateloom/run.json")
 PHASE = "PLATELOOM_RUN"  # process that holds the lock, for the second phase that it starts
 
 
@@ -29,7 +30,7 @@ def open_screen(config, *, main):
         Snakemake's; replaced in place by the full one.
     main : bool
         Whether this is the process that the user started. Others, which run single jobs on other machines, get the
-        config that the run began with, so that an edit under way changes nothing before the next run.
+        config, plate list and listings that the run began with: an edit under way holds from the next run on.
 
     Returns
     -------
@@ -38,7 +39,7 @@ def open_screen(config, *, main):
     _reach_interpreters()
     frozen = None if main else read_json(FROZEN)
     try:
-        screen = Screen(frozen or dict(config))
+        screen = Screen(dict(config), frozen=frozen)
     except ConfigError as error:
         from snakemake.exceptions import WorkflowError
 
@@ -65,7 +66,7 @@ def begin_run(screen):
             print(f"Another run works on this screen: {error}", file=sys.stderr, flush=True)
             os._exit(1)  # an exception here would be printed as if the workflow had a bug
         atexit.register(holder.close)
-    write_json(FROZEN, screen.config.model_dump(mode="json"))
+    write_json(FROZEN, screen.freeze())
 
 
 def finish_complete_plates(log_files):
@@ -78,22 +79,52 @@ def finish_complete_plates(log_files):
     """
     if PHASE in os.environ or not any("Error in rule" in Path(path).read_text(errors="replace") for path in log_files):
         return
-    command = second_phase(sys.argv)
-    log.info("Some plates failed; finishing the complete ones: %s", " ".join(command))
-    subprocess.run(command, env=os.environ | {PHASE: str(os.getpid())}, check=False)
+    # Snakemake works in the screen's folder by now; the shell that it was called from tells where its options' paths begin.
+    command = second_phase(sys.argv, screen=Path.cwd(), called_from=Path(os.environ.get("PWD", ".")))
+    log.info("Some plates failed; finishing the complete ones: %s", shlex.join(command))
+    done = subprocess.run(command, env=os.environ | {PHASE: str(os.getpid())}, check=False)
+    if done.returncode:
+        print(
+            f"What needs all plates could not be finished on the complete ones: {shlex.join(command)}", file=sys.stderr
+        )
 
 
-def second_phase(arguments):
+def second_phase(arguments, *, screen, called_from):
     """The same snakemake command, on the complete plates only.
 
-    >>> second_phase(["snakemake", "--cores", "2", "--config", "parts=2"])[1:]
-    ['-m', 'snakemake', '--cores', '2', '--config', 'complete_only=1', 'parts=2']
+    Parameters
+    ----------
+    arguments : list of str
+        Of the first phase.
+    screen : Path
+        The screen's folder.
+    called_from : Path
+        The folder that relative paths in the arguments begin at.
+
+    Returns
+    -------
+    list of str
+
+    Examples
+    --------
+    >>> first = ["snakemake", "-d", "demo", "--cores", "2", "--config=parts=2"]
+    >>> second_phase(first, screen=Path("/s/demo"), called_from=Path("/s"))[5:]
+    ['--directory', '/s/demo', '--cores', '2', '--config', 'complete_only=1', 'parts=2']
     """
-    rest = list(arguments[1:])
-    for name in ("--config", "-C"):
-        if name in rest:
-            rest.insert(rest.index(name) + 1, "complete_only=1")
-            break
-    else:
-        rest += ["--config", "complete_only=1"]
-    return [sys.executable, "-m", "snakemake", *rest]
+    rest, config, waiting = [], ["complete_only=1"], list(arguments[1:])
+    while waiting:
+        name, joined, value = waiting.pop(0).partition("=")
+        if name in ("--directory", "-d", "--snakefile", "-s"):
+            if not joined:
+                waiting.pop(0)
+        elif name in ("--config", "-C"):
+            config += [value] if joined else []
+            while waiting and not waiting[0].startswith("-"):
+                config.append(waiting.pop(0))
+        elif name in ("--profile", "--workflow-profile"):
+            value = value if joined else waiting.pop(0)
+            rest += [name, str(called_from / value) if (called_from / value).exists() else value]
+        else:
+            rest.append(f"{name}{joined}{value}")
+    where = ["--snakefile", str(PACKAGE.parent / "Snakefile"), "--directory", str(screen)]
+    return [sys.executable, "-m", "snakemake", *where, *rest, "--config", *config]

@@ -8,7 +8,7 @@ from plateloom.config import load_config, method_modules
 from plateloom.errors import ConfigError, DataFault, did_you_mean
 from plateloom.readers import READERS, load_reader
 from plateloom.store.layout import part_of, record_path, screen_record
-from plateloom.store.provenance import PACKAGE, code_digest, digest, file_digest, read_json
+from plateloom.store.provenance import PACKAGE, code_digest, file_digest, read_json
 from plateloom.store.sheets import read_sheet
 
 PLATE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -101,6 +101,8 @@ class Screen:
         The merged config.
     folder : path, optional
         The screen's folder; default: the current one.
+    frozen : dict, optional
+        What `freeze` gave when the run began: it holds instead of what plates.tsv and the source folders say now.
 
     Raises
     ------
@@ -108,10 +110,20 @@ class Screen:
         If config or plates.tsv are wrong.
     """
 
-    def __init__(self, settings, folder="."):
+    def __init__(self, settings, folder=".", *, frozen=None):
         self.folder = Path(folder)
-        self.config = load_config(settings)
-        self.plates = {plate.plate: plate for plate in read_plates(self.folder / self.config.plates)}
+        self.config = load_config(settings if frozen is None else frozen["config"])
+        if frozen is None:
+            rows = read_plates(self.folder / self.config.plates)
+        else:
+            rows = [Plate(**row) for row in frozen["plates"]]
+            self._listings = frozen["listings"]
+        self.plates = {plate.plate: plate for plate in rows}
+
+    def freeze(self):
+        """Everything that a run's jobs need of config, plate list and listings, as JSON."""
+        plates = [dataclasses.asdict(plate) for plate in self.plates.values()]
+        return {"config": self.config.model_dump(mode="json"), "plates": plates, "listings": self._listings}
 
     @functools.cached_property
     def complete_plates(self):
@@ -203,6 +215,15 @@ class Screen:
         }
         return {"report": config["report"], "channels": config["channels"], "config": science}
 
+    def recorded_settings(self, stage, plate=None):
+        """What a record says that its stage was configured with: its settings, and the tables that people write."""
+        extra = {}
+        if stage == "profiling":
+            extra = {"batch": self.plates[plate].batch, "plate_map": self.plate_map(plate)}
+        elif stage == "classifier":
+            extra = {"labels": self.labels()}
+        return self.settings(stage, plate) | extra
+
     def code(self, stage):
         """Digest of the code that makes a stage's results."""
         if stage not in self.stages():
@@ -253,7 +274,7 @@ class Screen:
                 if part is None:
                     part = where[well] = part_of(well, parts)
                 lines[part].append(line)
-        except DataFault as fault:
+        except (DataFault, OSError, KeyError, ValueError) as fault:  # one plate's folder must not stop the others
             return [f"fault: {fault}"] * parts
         return [file_digest("\n".join(sorted(part)).encode()) for part in lines]
 
@@ -270,12 +291,6 @@ class Screen:
     def plate_table(self):
         """Plates that screen-level steps read, with batch and map, as JSON rows."""
         return [dataclasses.asdict(self.plates[plate]) for plate in self.complete_plates]
-
-    def digest(self):
-        """Digest of config and plates, to tell whether a run's frozen copy is this one."""
-        return digest(
-            [self.config.model_dump(mode="json"), [dataclasses.asdict(plate) for plate in self.plates.values()]]
-        )
 
 
 def read_plates(path):

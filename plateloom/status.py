@@ -40,12 +40,14 @@ class State:
     failures: int = 0
 
 
-def read_screen(folder):
+def read_screen(folder, *, frozen=None):
     """Read the state of a screen.
 
     Parameters
     ----------
     folder : path
+    frozen : dict, optional
+        What a run began with (`Screen.freeze`), to judge it by that; default: the folder's config as it is now.
 
     Returns
     -------
@@ -55,7 +57,10 @@ def read_screen(folder):
     from plateloom.config import read_config
 
     folder = Path(folder)
-    screen = Screen(read_config(folder).model_dump(mode="json"), folder)
+    if frozen is None:
+        screen = Screen(read_config(folder).model_dump(mode="json"), folder)
+    else:
+        screen = Screen({}, folder, frozen=frozen)
     code = functools.cache(screen.code)
     of_screen = {}
     plates = {plate: {} for plate in screen.plates}
@@ -111,7 +116,9 @@ def _part(screen, stage, plate, part, path, code):
         return State(QUARANTINED, wells, wells, record["reason"], **found)
     if stage == "conversion" and record["facts"].get("listing") != screen.listing(plate, part):
         return State(STALE, wells, wells, "the source files have changed", **found)
-    if record["settings"] != digest(screen.settings(stage, plate)):
+    if STAGES[stage].scope == "part" and record["parts"] != screen.config.parts:
+        return State(STALE, wells, wells, "the plate is cut into another number of parts", **found)
+    if record["settings"] != digest(screen.recorded_settings(stage, plate)):
         return State(STALE, wells, wells, "settings have changed", **found)
     if record["code"] != code(stage):
         return State(STALE, wells, wells, "its code has changed", **found)
@@ -140,7 +147,7 @@ def screen_state(states):
     quarantined = [
         plate
         for plate, stages in plates.items()
-        if any(state.state == QUARANTINED for state in stages.values()) or stages["conversion"].failures
+        if any(state.state == QUARANTINED or state.failures for state in stages.values())
     ]
     left = [
         plate
@@ -153,8 +160,8 @@ def screen_state(states):
     if whole:
         summary += f"; quarantined: {', '.join(whole)}"
     if partly := [plate for plate in quarantined if plate not in whole]:
-        fields = sum(plates[plate]["conversion"].failures for plate in partly)
-        summary += f"; {fields} planes failed on {', '.join(partly)}"
+        number = sum(state.failures for plate in partly for state in plates[plate].values())
+        summary += f"; {number} failures recorded on {', '.join(partly)}"
     return {"summary": summary, "quarantined": quarantined, "open": left, "seconds_left": _seconds_left(states)}
 
 

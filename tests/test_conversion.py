@@ -188,9 +188,55 @@ def test_too_many_failed_fields_fail_the_plate_in_one_line():
 def test_a_folder_without_a_matching_file_says_so():
     for path in Path("raw").iterdir():
         path.unlink()
+    assert convert()["status"] == "failed"
+    record = assemble()
+    assert record["status"] == "skipped" and "no image" in record["reason"]
+
+
+def test_an_empty_mount_or_a_wrong_pattern_costs_no_well():
+    convert()
+    before = bytes_of()
+    Path("raw").rename("elsewhere")
+    Path("raw").mkdir()
+    assert convert()["status"] == "failed"
+    assert bytes_of() == before
+
+
+def test_a_file_taken_for_another_channel_is_another_recipe():
+    one = convert()["artefacts"]
+    settings = SETTINGS | {"reader_params": {"pattern": r"(?P<well>[AB]\d+)_s(?P<field>\d)_w(?P<z>\d)\.tif"}}
+    settings["channels"] = {"DNA": SETTINGS["channels"]["DNA"]}
+    two = convert(settings)["artefacts"]
+    assert one.keys() == two.keys() and not set(one.values()) & set(two.values())
+
+
+def test_a_field_that_is_not_like_the_rest_of_the_plate_is_left_out_by_name():
+    from plateloom.stages.illumination import usable_fields
+
+    for channel in (1, 2):
+        write(f"A02_s1_w{channel}.tif", np.zeros((48, 64), np.uint16))
     convert()
     record = assemble()
-    assert record["status"] == "failed" and "no image" in record["reason"]
+    assert {(f["well"], f["field"]) for f in record["failures"]} == {("A02", 1)}
+    assert "A02_s1_w1.tif" in record["failures"][0]["reason"]
+    assert ("A02", 1) not in usable_fields("P", ["A01", "A02", "B01"])
+
+
+def test_converting_a_well_again_makes_its_labels_again():
+    convert()
+    marker = Path("results/plates/P/segmentation/A01.parquet")
+    marker.parent.mkdir()
+    marker.touch()
+    Path("raw/A01_s1_w1.tif").touch()
+    convert()
+    assert not marker.exists()
+
+
+def test_a_well_whose_images_were_removed_is_made_again():
+    convert()
+    before = bytes_of()
+    store.remove_well("results/plates/P/plate.zarr", "A01")
+    assert convert()["computed"] == ["A01"] and bytes_of() == before
 
 
 def test_two_files_for_one_plane_fail_the_plate_and_are_named():

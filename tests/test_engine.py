@@ -37,8 +37,7 @@ def unit(tmp_path, name, parameters=None, task=(double, 21)):
 
     def work():
         (found,) = yield [task]
-        failures = [{"well": name, "reason": str(found)}] if isinstance(found, Exception) else []
-        return parts.Outcome(pd.DataFrame({"value": [0 if failures else found]}), failures)
+        return parts.Outcome(pd.DataFrame({"value": [found]}))
 
     return parts.Unit(name, tmp_path / f"{name}.parquet", made, work)
 
@@ -62,12 +61,32 @@ def test_another_parameter_makes_another_artefact(tmp_path):
     assert read_record(tmp_path / "A01.parquet")["parameters"] == {"sigma": 2}
 
 
-def test_a_data_fault_is_recorded_and_survives_in_what_is_kept(tmp_path):
-    bad = (fail_on, 1, 1, UnreadableImageError("A01_s1.tif: truncated"))
+def test_failures_and_facts_survive_in_what_is_kept(tmp_path):
+    made = recipe("toy", parameters={}, code="c", inputs={})
+    failure = {"well": "A01", "reason": "A01_s1.tif: truncated"}
+
+    def work():
+        yield []
+        return parts.Outcome(pd.DataFrame({"value": [0]}), [failure], facts={"device": "cpu"})
+
     for _ in range(2):
-        record = run(tmp_path, [unit(tmp_path, "A01", task=bad), unit(tmp_path, "A02")])
-        assert record["status"] == "done"
-        assert record["failures"] == [{"well": "A01", "reason": "A01_s1.tif: truncated"}]
+        record = run(tmp_path, [parts.Unit("A01", tmp_path / "A01.parquet", made, work)])
+        assert record["failures"] == [failure] and record["facts"] == {"device": "cpu"}
+    assert record["kept"] == ["A01"]
+
+
+def test_a_data_fault_in_a_task_fails_the_part_without_an_exception(tmp_path):
+    bad = (fail_on, 1, 1, UnreadableImageError("the shard is missing"))
+    record = run(tmp_path, [unit(tmp_path, "A01"), unit(tmp_path, "B01", task=bad)])
+    assert record["status"] == "failed" and record["reason"] == "the shard is missing"
+
+
+def test_an_artefact_that_is_being_remade_vouches_for_nothing(tmp_path):
+    run(tmp_path, [unit(tmp_path, "A01")])
+    broken = (fail_on, 1, 1, OSError("stale file handle"))
+    with pytest.raises(OSError, match="stale"):
+        run(tmp_path, [unit(tmp_path, "A01", {"sigma": 2}, task=broken)])
+    assert not (tmp_path / "A01.parquet").exists()
 
 
 def test_an_infrastructure_fault_fails_the_job_and_keeps_what_was_made(tmp_path):

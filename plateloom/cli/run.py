@@ -34,12 +34,15 @@ def command(folder, profile, cores, until, dry_run, snakemake_options):
     plateloom run screens/mine --profile slurm
     """
     from plateloom.cli.check import find_problems
+    from plateloom.driver import FROZEN
     from plateloom.planning import STAGES
     from plateloom.status import read_screen, screen_state
+    from plateloom.store.provenance import read_json
 
     problems, _ = find_problems(folder, files=False)
     if problems:
         raise ConfigError(problems)
+    folder = folder.resolve()
     arguments = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(folder)]
     if profile:
         inside = SNAKEFILE.parent / "profiles" / profile
@@ -58,7 +61,7 @@ def command(folder, profile, cores, until, dry_run, snakemake_options):
     code = subprocess.run(arguments, env=os.environ | {"PYTHONUNBUFFERED": "1"}, check=False).returncode
     if dry_run or code:
         sys.exit(1 if code else 0)
+    state = screen_state(read_screen(folder, frozen=read_json(folder / FROZEN)))
     if until is None:
-        state = screen_state(read_screen(folder))
         click.echo(state["summary"])
-        sys.exit(3 if state["quarantined"] else 0)
+    sys.exit(3 if state["quarantined"] else 0)

@@ -55,14 +55,12 @@ class Cluster:
         Parameters
         ----------
         units : iterable of (name, generator)
-            A generator yields iterables of ``(function, argument, …)``, is sent the list of their results in order
-            (an exception that is a `DataFault` is sent as a result), and returns what `finished` is given.
+            A generator yields iterables of ``(function, argument, …)``, is sent the list of their results in order,
+            and returns what `finished` is given. An exception in a task ends the run.
         finished : callable(name, value)
             Called here, in the job's process, as soon as a generator has returned.
         """
         from distributed import as_completed
-
-        from plateloom.errors import DataFault
 
         waiting = iter(units)
         open_units = collections.deque()  # units that have tasks left to submit
@@ -121,10 +119,7 @@ class Cluster:
                 return
             future = next(queue)
             unit, position = owners.pop(future.key)
-            error = future.exception()
-            if error is not None and not isinstance(error, DataFault):
-                raise error
-            unit.results[position] = error if error is not None else future.result()
+            unit.results[position] = future.result()  # raises what the task raised
             unit.left -= 1
             del future
             close_if_done(unit)

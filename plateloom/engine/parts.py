@@ -14,7 +14,7 @@ from plateloom.engine import locks
 from plateloom.engine.cluster import open_cluster, peak_memory_mb
 from plateloom.errors import DataFault
 from plateloom.store.layout import part_of
-from plateloom.store.plate import read_group
+from plateloom.store.plate import read_group, write_group
 from plateloom.store.provenance import digest, read_json, write_json
 from plateloom.store.tables import read_record, write_table
 
@@ -162,6 +162,7 @@ def run_job(
     upstream=None,
     plate=None,
     part=None,
+    parts=None,
     facts=None,
     remove=None,
     strict=True,
@@ -185,7 +186,7 @@ def run_job(
     strict : bool
         Whether that holds. Steps of the screen leave out the plates that are not done, and say so: their plan judges.
     plate : str, optional
-    part : int, optional
+    part, parts : int, optional
     facts : dict, optional
         More for the record.
     remove : callable(set of str) -> list of str, optional
@@ -202,7 +203,7 @@ def run_job(
         attempts = lock.previous.get("attempts", 0) + 1
         lock.say(attempts=attempts, log=EXECUTION.log, stage=stage)
         told = _Told(stage, record, plate, part, attempts, started)
-        told.say(code=code, settings=digest(settings or {}))
+        told.say(code=code, settings=digest(settings or {}), parts=parts)
         inputs = _read_inputs(upstream or {})
         reasons = [reason for found in inputs.values() for reason in _not_done(found)]
         if strict and reasons:
@@ -218,14 +219,17 @@ def run_job(
         artefacts = {name: found["fingerprint"] for name, found in kept.items()}
         failures = [failure for found in kept.values() for failure in found.get("failures", [])]
         computed, seen, facts = [], {}, dict(facts or {})
+        for found in kept.values():
+            facts.update(found.get("facts", {}))
         told.say(kept=sorted(kept), removed=removed)
 
         def finished(unit, outcome):
             made = outcome.recipe or unit.recipe
+            said = {name: value for name, value in (("failures", outcome.failures), ("facts", outcome.facts)) if value}
             if outcome.table is not None:
-                write_table(
-                    unit.path, outcome.table, made | ({"failures": outcome.failures} if outcome.failures else {})
-                )
+                write_table(unit.path, outcome.table, made | said)
+            elif said:
+                _attach(unit.path, said)
             artefacts[unit.name] = made["fingerprint"]
             computed.append(unit.name)
             failures.extend(outcome.failures)
@@ -240,7 +244,7 @@ def run_job(
                 ) as cluster:
                     by_name = {unit.name: unit for unit in missing}
                     cluster.run(
-                        ((unit.name, unit.work()) for unit in missing),
+                        ((unit.name, _begin(unit)) for unit in missing),
                         finished=lambda name, outcome: finished(by_name[name], outcome),
                     )
                     cluster.observe()
@@ -263,6 +267,23 @@ def run_job(
             facts=facts,
             cluster=seen,
         )
+
+
+def _begin(unit):
+    """Work on a unit, after its old artefact is gone: what is half remade must vouch for nothing."""
+    if unit.path.is_file():
+        unit.path.unlink()
+    return (yield from unit.work())
+
+
+def _attach(path, said):
+    """Add what a unit has to say to the record of an artefact that is no table, so that a later run still knows it."""
+    if path.suffix == ".json":
+        described = read_json(path)
+        write_json(path, described | {"plateloom": described["plateloom"] | said})
+    elif path.suffix == ".zarr":
+        attributes = read_group(path)
+        write_group(path, attributes | {"plateloom": attributes["plateloom"] | said})
 
 
 def wells_of_part(kind_folder, part, parts):

@@ -56,7 +56,7 @@ def scan(source, params):
 def listing(source, params):
     """See `plateloom.readers.pattern.listing`."""
     for image in scan(source, params):
-        yield image.well, f"{image.file}/{image.size}/{image.modified}"
+        yield image.well, "/".join(map(str, image[1:]))
 
 
 def load(source, image):

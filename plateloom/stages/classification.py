@@ -42,7 +42,9 @@ def train_screen(*, plates, labels, settings, code, measured, profiled, flagged,
             if found["status"] == "done" and found["plate"] in plates
             for well, fingerprint in found["artefacts"].items()
         }
-        known = [plate for plate in plates if any(plate == other for other, _ in cells)]
+        known = [
+            found["plate"] for found in inputs["profiled"] if found["status"] == "done" and found["plate"] in plates
+        ]
         wells = _labelled_wells(settings["labels"], known)
         wells = {key: rows for key, rows in sorted(wells.items()) if key in cells}
         if not wells:
@@ -60,7 +62,7 @@ def train_screen(*, plates, labels, settings, code, measured, profiled, flagged,
         record=record,
         plan=plan,
         code=code,
-        settings=settings,
+        settings=settings | {"labels": labels},
         upstream={"measured": measured, "profiled": profiled, "flagged": flagged},
         strict=False,
     )
@@ -174,6 +176,7 @@ def classify_part(*, plate, part, parts, code, trained, measured, record):
         upstream={"trained": trained, "measured": measured},
         plate=plate,
         part=part,
+        parts=parts,
         remove=remover(plate_folder(plate) / "classes", part=part, parts=parts),
     )
 

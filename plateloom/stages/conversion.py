@@ -41,8 +41,11 @@ def convert_part(*, plate, part, parts, source, reader, listing, settings, code,
     params = module.Params(**settings["reader_params"])
 
     def plan(_):
+        images = module.scan(source, params)
+        if not images:  # an empty mount or a wrong pattern must not cost the wells that are there
+            raise PlateLayoutError(f"no image in {source!r} matches the reader's pattern")
         wells = {}
-        for image in module.scan(source, params):
+        for image in images:
             if part_of(image.well, parts) == part:
                 wells.setdefault(image.well, []).append(image)
         return [_unit(plate, well, images, source, reader, settings, code) for well, images in wells.items()]
@@ -55,6 +58,7 @@ def convert_part(*, plate, part, parts, source, reader, listing, settings, code,
         settings=settings,
         plate=plate,
         part=part,
+        parts=parts,
         facts={"listing": listing},
         remove=remover(
             plate_folder(plate) / "fields",
@@ -73,8 +77,12 @@ def _unit(plate, well, images, source, reader, settings, code):
     known = read_json(memory) or {}
     found = read_record(path) or {}
     current = known.get("listing") == listing and known.get("fingerprint") == found.get("fingerprint", "")
+    if current and known["images"]:
+        group = store.read_group(store.well_path(plate_store(plate), well)) or {}
+        current = group.get("plateloom", {}).get("fingerprint") == known["fingerprint"]
 
     def work():
+        well_table(plate, "segmentation", well).unlink(missing_ok=True)  # its labels go with the images
         store.remove_well(plate_store(plate), well)
         fields = {}
         for image in images:
@@ -89,7 +97,7 @@ def _unit(plate, well, images, source, reader, settings, code):
         written = [found["field"] for found in results if found["status"] != FAILED]
         if written:
             store.write_well(plate_store(plate), well, written, made)
-        write_json(memory, {"listing": listing, "fingerprint": made["fingerprint"]})
+        write_json(memory, {"listing": listing, "fingerprint": made["fingerprint"], "images": bool(written)})
         table = pd.DataFrame(rows).assign(Metadata_Plate=plate, Metadata_Well=well)
         first = ["Metadata_Plate", "Metadata_Well", "Metadata_Field", "Channel"]
         failures = [
@@ -177,11 +185,13 @@ def _project(module, source, stack, projection, contents):
     """Project the z planes of one channel, one plane in memory at a time."""
     total = None
     for plane in stack:
+        # Which plane a file is taken for belongs to what the field is made from.
+        key = f"{plane.channel}/{plane.z}/{plane.t}/{plane.file}"
         try:
-            pixels, contents[plane.file] = module.load(source, plane)
-        except UnreadableImageError as error:
-            contents[plane.file] = f"unreadable: {plane.size} bytes"
-            raise error
+            pixels, contents[key] = module.load(source, plane)
+        except UnreadableImageError:
+            contents[key] = f"unreadable: {plane.size} bytes"
+            raise
         if total is None:
             total, kind = pixels if projection == "max" else pixels.astype(np.uint64), pixels.dtype
         elif pixels.shape != total.shape or pixels.dtype != kind:
@@ -206,6 +216,29 @@ def _levels(shape, wanted):
     return max(1, min(wanted, int(np.log2(max(1, min(shape[-2:]) / 64))) + 1))
 
 
+def find_odd_fields(fields):
+    """Find fields of another size or type than most of the plate: they would need another flat-field and another scale.
+
+    Parameters
+    ----------
+    fields : DataFrame
+        Rows of the plate's fields and channels.
+
+    Returns
+    -------
+    accepted : list
+        Height, width [px] and data type of most fields; empty where no field is done.
+    odd : Series of bool
+        By row.
+    """
+    kind = fields[["Height", "Width", "DataType"]].apply(tuple, axis=1)
+    done = fields["Status"] == DONE
+    if not done.any():
+        return [], done
+    accepted = kind[done].value_counts().sort_index(kind="stable").idxmax()
+    return [int(accepted[0]), int(accepted[1]), str(accepted[2])], done & (kind != accepted)
+
+
 def assemble_plate(*, plate, max_failed_fields, code, converted, record):
     """Write the plate's list of wells, after every part is converted; fail the plate when too much of it failed.
 
@@ -227,6 +260,11 @@ def assemble_plate(*, plate, max_failed_fields, code, converted, record):
                 "no image in the source folder matches the reader's pattern and the config's channels"
             )
         fields = read_tables([well_table(plate, "fields", well) for well in sorted(wells)])
+        accepted, odd = find_odd_fields(fields)
+        fields.loc[odd, "Status"] = FAILED
+        fields.loc[odd, "Reason"] = (
+            fields.loc[odd, "File"] + f": not {' × '.join(map(str, accepted))} as the rest of the plate"
+        )
         status = fields.groupby(["Metadata_Well", "Metadata_Field"])["Status"].agg(lambda s: (s == FAILED).any())
         if status.mean() > max_failed_fields:
             reasons = fields.loc[fields["Status"] == FAILED, "Reason"]
@@ -235,7 +273,11 @@ def assemble_plate(*, plate, max_failed_fields, code, converted, record):
                 f"allows; first: {next((reason for reason in reasons if reason), '')}"
             )
         usable = status[~status].reset_index()
-        made = recipe("assembly", parameters={}, code=code, inputs=wells)
+        made = recipe("assembly", parameters={"accepted": accepted}, code=code, inputs=wells)
+        failures = [
+            {"well": row.Metadata_Well, "field": int(row.Metadata_Field), "channel": row.Channel, "reason": row.Reason}
+            for row in fields[odd].itertuples()
+        ]
 
         def work():
             yield []
@@ -248,7 +290,8 @@ def assemble_plate(*, plate, max_failed_fields, code, converted, record):
                 field_count=int(per_well.max()),
                 record=made,
             )
-            return Outcome(facts={"fields": len(status), "failed_fields": int(status.sum())})
+            facts = {"fields": len(status), "failed_fields": int(status.sum()), "accepted": accepted}
+            return Outcome(failures=failures, facts=facts)
 
         return [Unit("plate", plate_store(plate), made, work)]
 

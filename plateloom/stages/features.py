@@ -45,6 +45,7 @@ def measure_part(*, plate, part, parts, settings, code, segmented, illuminated, 
         upstream={"segmented": segmented, "illuminated": illuminated},
         plate=plate,
         part=part,
+        parts=parts,
         remove=remover(plate_folder(plate) / "features", part=part, parts=parts),
     )
 
@@ -56,7 +57,7 @@ def _unit(plate, well, labels, flatfield, settings, code):
     def work():
         fields = read_table(well_table(plate, "segmentation", well), ["Metadata_Field", "Status"])
         fields = fields.loc[fields["Status"] == "done", "Metadata_Field"]
-        tables = yield [(measure_field, plate, well, int(field), flatfield, settings) for field in fields]
+        tables = yield [(measure_field, plate, well, int(field), flatfield, labels, settings) for field in fields]
         if not tables:
             return Outcome(empty_table(settings))
         return Outcome(pd.concat(tables, ignore_index=True))
@@ -64,8 +65,8 @@ def _unit(plate, well, labels, flatfield, settings, code):
     return Unit(well, path, made, work)
 
 
-def measure_field(plate, well, field, flatfield, settings):
-    """Measure one field's cells; runs in a worker.
+def measure_field(plate, well, field, flatfield, made, settings):
+    """Measure one field's cells; runs in a worker. `made` is the fingerprint of the well's labels.
 
     Returns
     -------
@@ -77,8 +78,11 @@ def measure_field(plate, well, field, flatfield, settings):
     described = store.describe_image(path)
     wanted = settings["channels"] or described["channels"]
     channels = [name for name in wanted if name not in described["missing"]]
-    image = read_corrected(plate, well, field, flatfield, channels=channels)
-    labels = {compartment: store.read_labels(path, compartment) for compartment in COMPARTMENTS}
+    labels = {compartment: store.read_labels(path, compartment, made=made) for compartment in COMPARTMENTS}
+    if channels:
+        image = read_corrected(plate, well, field, flatfield, channels=channels)
+    else:  # shape and neighbors need no channel
+        image = np.zeros((0, *labels["Nuclei"].shape), np.float32)
     options = {"families": settings["families"], "neighbor_distance": settings["neighbor_distance"]}
     tables = features.measure_image(image, labels, channels, **options)
     joined = pd.concat([tables[compartment].reindex(tables["Nuclei"].index) for compartment in COMPARTMENTS], axis=1)

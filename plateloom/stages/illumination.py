@@ -32,12 +32,13 @@ def estimate_plate(*, plate, settings, code, assembled, converted, record):
 
     def plan(inputs):
         wells = wells_of(inputs["converted"])
+        accepted = inputs["assembled"]["facts"]["accepted"]
         chosen = choose_fields(usable_fields(plate, wells), settings["fields"])
         made = recipe(
             "illumination",
             parameters=settings,
             code=code,
-            inputs={f"{well}/{field}": wells[well] for well, field in chosen},
+            inputs={f"{well}/{field}": wells[well] for well, field in chosen} | {"accepted": accepted},
         )
 
         def work():
@@ -106,17 +107,18 @@ def wells_of(records):
 
 
 def usable_fields(plate, wells):
-    """Fields that have an image.
+    """Fields that have an image of the plate's size and type.
 
     Returns
     -------
     list of (str, int)
         Well and field, sorted.
     """
-    table = read_tables(
-        [well_table(plate, "fields", well) for well in sorted(wells)], ["Metadata_Well", "Metadata_Field", "Status"]
-    )
-    failed = table[table["Status"] == "failed"]
+    columns = ["Metadata_Well", "Metadata_Field", "Status", "Height", "Width", "DataType"]
+    table = read_tables([well_table(plate, "fields", well) for well in sorted(wells)], columns)
+    height, width, kind = store.read_group(plate_store(plate))["plateloom"]["facts"]["accepted"]
+    same = (table["Height"] == height) & (table["Width"] == width) & (table["DataType"] == kind)
+    failed = table[(table["Status"] == "failed") | ~same]
     every = set(zip(table["Metadata_Well"], table["Metadata_Field"], strict=True))
     return sorted(every - set(zip(failed["Metadata_Well"], failed["Metadata_Field"], strict=True)))
 

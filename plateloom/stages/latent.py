@@ -84,6 +84,7 @@ def _train(folder, wells, flatfields, settings, made):
             crop_well,
             well["plate"],
             well["well"],
+            well["fingerprint"],
             well["excluded"],
             flatfields[well["plate"]],
             quota,
@@ -159,7 +160,7 @@ def _train(folder, wells, flatfields, settings, made):
     )
 
 
-def crop_well(plate, well, excluded, flatfield, quota, crop_um, out_px, folder):
+def crop_well(plate, well, made, excluded, flatfield, quota, crop_um, out_px, folder):
     """Cut out some cells of a well and leave them in a file; runs in a worker.
 
     Returns
@@ -183,7 +184,9 @@ def crop_well(plate, well, excluded, flatfield, quota, crop_um, out_px, folder):
         if len(mine):
             path_of_field = store.field_path(plate_store(plate), well, field)
             described = store.describe_image(path_of_field)
-            _, centers = find_centers(path_of_field)
+            if described["missing"]:
+                continue  # a black channel is nothing to learn from
+            _, centers = find_centers(path_of_field, made)
             image = read_corrected(plate, well, field, flatfield)
             size = round(crop_um / described["pixel_size_um"])
             crops.append(crop_cells(image, centers[mine], size_px=size, out_px=out_px))
@@ -194,11 +197,11 @@ def crop_well(plate, well, excluded, flatfield, quota, crop_um, out_px, folder):
     return sum(len(found) for found in crops)
 
 
-def find_centers(path):
-    """Labels and centers (row, column) [px] of a field's nuclei."""
+def find_centers(path, made):
+    """Labels and centers (row, column) [px] of a field's nuclei; `made` is the fingerprint that its labels must have."""
     from scipy import ndimage
 
-    labels = store.read_labels(path, "Nuclei")
+    labels = store.read_labels(path, "Nuclei", made=made)
     values = np.unique(labels)
     values = values[values > 0]
     return values, np.reshape(ndimage.center_of_mass(labels > 0, labels, values), (-1, 2))
@@ -274,6 +277,7 @@ def encode_part(*, plate, part, parts, settings, code, trained, segmented, illum
         upstream={"trained": trained, "segmented": segmented, "illuminated": illuminated},
         plate=plate,
         part=part,
+        parts=parts,
         remove=remover(plate_folder(plate) / "latent", part=part, parts=parts),
     )
 
@@ -287,13 +291,15 @@ def _unit(plate, well, labels, flatfield, model, settings, code):
         fields = read_table(well_table(plate, "segmentation", well), ["Metadata_Field", "Status"])
         fields = fields.loc[fields["Status"] == "done", "Metadata_Field"].astype(int)
         device = engine.EXECUTION.device
-        tables = yield [(encode_field, plate, well, field, flatfield, model, device) for field in [*fields, None]]
+        tables = yield [
+            (encode_field, plate, well, field, flatfield, labels, model, device) for field in [*fields, None]
+        ]
         return Outcome(pd.concat([table for table in tables if len(table)] or tables[-1:], ignore_index=True))
 
     return Unit(well, well_table(plate, "latent", well), made, work)
 
 
-def encode_field(plate, well, field, flatfield, fingerprint, policy):
+def encode_field(plate, well, field, flatfield, made, fingerprint, policy):
     """Latent columns of one field's cells; runs in a worker. Field None gives a table without rows."""
     from plateloom.latent import autoencoder
     from plateloom.latent.crops import crop_cells, normalize_crops
@@ -304,7 +310,7 @@ def encode_field(plate, well, field, flatfield, fingerprint, policy):
     if field is not None:
         path = store.field_path(plate_store(plate), well, field)
         described = store.describe_image(path)
-        values, centers = find_centers(path)
+        values, centers = find_centers(path, made)
         if len(values) and not described["missing"]:
             size = round(card["crop_um"] / described["pixel_size_um"])
             image = read_corrected(plate, well, field, flatfield, channels=card["channels"])

@@ -110,6 +110,7 @@ def map_part(*, plate, part, parts, code, fitted, measured, record):
         upstream={"fitted": fitted, "measured": measured},
         plate=plate,
         part=part,
+        parts=parts,
         remove=remover(plate_folder(plate) / "maps", part=part, parts=parts),
     )
 

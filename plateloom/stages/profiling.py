@@ -1,6 +1,7 @@
 """Cells -> one row per well of a plate; profiles of all plates -> selected features, readouts, dose responses, hits."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,9 @@ from plateloom.engine.parts import Outcome, Unit, run_job
 from plateloom.errors import PlateLayoutError
 from plateloom.stages.illumination import wells_of
 from plateloom.store.layout import plate_folder, screen_folder, well_table
-from plateloom.store.provenance import recipe
+from plateloom.store.provenance import file_digest, recipe
 from plateloom.store.sheets import read_plate_map
-from plateloom.store.tables import KEYS, read_table, write_table
+from plateloom.store.tables import KEYS, read_metadata, read_table, write_table
 
 READOUT = "Metadata_Readout"
 
@@ -55,6 +56,8 @@ def profile_plate(*, plate, batch, plate_map, settings, code, measured, flagged,
             aggregates = pd.DataFrame(rows)
             aggregates.insert(1, "Metadata_Batch", batch)
             known = pd.DataFrame(read_plate_map(path) if path else [], columns=None if path else ["well", "treatment"])
+            if path and file_digest(Path(path).read_bytes()) != content:
+                raise RuntimeError(f"{path} changed while the run was under way; run again")
             aggregates = profiling.annotate(aggregates, known)
             facts = {"flagged_fields": len(bad), "cells": int(aggregates["Metadata_CellCount"].sum())}
             if params.readout:
@@ -75,7 +78,7 @@ def profile_plate(*, plate, batch, plate_map, settings, code, measured, flagged,
         record=record,
         plan=plan,
         code=code,
-        settings=settings,
+        settings=settings | {"batch": batch, "plate_map": content},
         upstream={"measured": measured, "flagged": flagged},
         plate=plate,
     )
@@ -128,6 +131,8 @@ def profile_screen(*, plates, missing, settings, code, profiled, record):
         def work():
             yield []
             folder = screen_folder()
+            for name in ("wells", "dose_response", "hits"):  # without a readout none of them is made
+                (folder / f"{name}.parquet").unlink(missing_ok=True)
             facts = {
                 "plates": sorted(usable),
                 "missing": left_out(inputs["profiled"]) | dict.fromkeys(missing, "not complete"),
@@ -142,7 +147,7 @@ def profile_screen(*, plates, missing, settings, code, profiled, record):
             selected, facts["map"] = place_wells(selected)
             if params.readout:
                 wells = joined_readout(
-                    [read_table(plate_folder(plate) / "aggregates.parquet") for plate in sorted(usable)]
+                    [read_metadata(plate_folder(plate) / "aggregates.parquet") for plate in sorted(usable)]
                 )
                 hits, report = profiling.call_hits(wells, params)
                 facts["hits"] = plain(report) | {"count": int(hits["hit"].sum())}
@@ -166,9 +171,7 @@ def profile_screen(*, plates, missing, settings, code, profiled, record):
 
 def joined_readout(tables):
     """Wells of all plates with what is in them and their readout; wells that hold nothing have no treatment."""
-    wells = pd.concat(
-        [table[[name for name in table.columns if name.startswith("Metadata_")]] for table in tables], ignore_index=True
-    )
+    wells = pd.concat(tables, ignore_index=True)
     wells.loc[wells["Metadata_Control"] == "empty", "Metadata_Treatment"] = None
     return wells
 

@@ -25,7 +25,8 @@ def measure_part(*, plate, part, parts, code, assembled, converted, record):
     """
 
     def plan(inputs):
-        return [_unit(plate, well, found, code) for well, found in wells_of([inputs["converted"]]).items()]
+        accepted = inputs["assembled"]["facts"]["accepted"]
+        return [_unit(plate, well, found, accepted, code) for well, found in inputs["converted"]["artefacts"].items()]
 
     run_job(
         "quality",
@@ -35,13 +36,14 @@ def measure_part(*, plate, part, parts, code, assembled, converted, record):
         upstream={"assembled": assembled, "converted": converted},
         plate=plate,
         part=part,
+        parts=parts,
         remove=remover(plate_folder(plate) / "quality", part=part, parts=parts),
     )
 
 
-def _unit(plate, well, fingerprint, code):
+def _unit(plate, well, fingerprint, accepted, code):
     path = well_table(plate, "quality", well)
-    made = recipe("quality", parameters={}, code=code, inputs={"images": fingerprint})
+    made = recipe("quality", parameters={}, code=code, inputs={"images": fingerprint, "accepted": accepted})
 
     def work():
         fields = usable_fields(plate, [well])

@@ -14,7 +14,7 @@ from plateloom.stages.sampling import choose_wells, sample_rows
 from plateloom.store import plate as store
 from plateloom.store.layout import model_folder, plate_folder, plate_format, plate_store, screen_folder, well_table
 from plateloom.store.provenance import read_json, recipe, write_bytes
-from plateloom.store.tables import KEYS, read_table, read_tables
+from plateloom.store.tables import KEYS, read_metadata, read_table, read_tables
 
 MONTAGE_PX = 480
 MAP_CELLS = 20_000
@@ -43,6 +43,7 @@ def report_plate(
     def plan(inputs):
         for name in ("profiled", "flagged"):
             if inputs[name]["status"] != "done":
+                (plate_folder(plate) / "report.html").unlink(missing_ok=True)
                 raise PlateLayoutError(inputs[name]["reason"])
 
         def work():
@@ -89,6 +90,13 @@ def _describe_plate(plate, batch, source, settings, inputs):
     params = profiling.Params(**settings["config"]["profiling"]["parameters"])
     colors = [f"#{settings['channels'][name]['color'].lstrip('#')}" for name in settings["channels"]]
 
+    usable = set(usable_fields(plate, names))
+    odd = [
+        (well, field) not in usable
+        for well, field in zip(fields["Metadata_Well"], fields["Metadata_Field"], strict=True)
+    ]
+    fields.loc[odd & (fields["Reason"] == ""), "Reason"] = "the field failed, or is not like the rest of the plate"
+    fields.loc[odd, "Status"] = "failed"
     lost = fields[fields["Reason"] != ""]
     exclusions = pd.concat(
         [
@@ -207,6 +215,8 @@ def _dose_curves(wells, readout, *, groups=None):
     curves = []
     for treatment, found in treated.groupby("Metadata_Treatment", sort=True):
         if found["Metadata_Dose"].nunique() < 3:
+            continue
+        if treatment not in fits.index:
             continue
         fit = fits.loc[treatment]
         hill = None
@@ -356,8 +366,7 @@ def _describe_screen(plates, missing, settings, inputs):
     readout = params.readout or ""
     if params.readout_denominator:
         readout += f" / {params.readout_denominator}"
-    tables = {plate: read_table(plate_folder(plate) / "aggregates.parquet") for plate in good}
-    wells = {plate: table[[name for name in table if name.startswith("Metadata_")]] for plate, table in tables.items()}
+    wells = {plate: read_metadata(plate_folder(plate) / "aggregates.parquet") for plate in good}
     rows = [_plate_row(plate, wells.get(plate["plate"]), failed) for plate in plates]
     rows += [{"Metadata_Plate": plate, "status": "missing", "reason": "not complete"} for plate in missing]
     notes, maps = {}, []
@@ -384,7 +393,7 @@ def _describe_screen(plates, missing, settings, inputs):
     notes["replicability"] = "Replicability (mean average precision) is not measured yet."
     well_maps = []
     if done:
-        profiles = read_table(screen_folder() / "profiles.parquet")
+        profiles = read_metadata(screen_folder() / "profiles.parquet")
         reason = inputs["screened"]["facts"]["map"]
         well_maps = [
             _embedding("Wells, UMAP", profiles, "Metadata_Map_1", "Metadata_Map_2", reason),

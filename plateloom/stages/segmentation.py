@@ -48,6 +48,7 @@ def segment_part(*, plate, part, parts, settings, code, converted, illuminated, 
         upstream={"converted": converted, "illuminated": illuminated},
         plate=plate,
         part=part,
+        parts=parts,
         remove=remover(plate_folder(plate) / "segmentation", part=part, parts=parts),
     )
 
@@ -70,8 +71,7 @@ def _unit(plate, well, images, flatfield, settings, code):
             found.append((yield from _segment_tiles(plate, well, field, flatfield, settings, made, tile_px)))
         rows, failures = [], []
         for field, result in zip(whole + large, found, strict=True):
-            counts = {} if isinstance(result, DataFault) else result
-            reason = str(result) if isinstance(result, DataFault) else ""
+            counts, reason = ({}, result) if isinstance(result, str) else (result, "")
             if reason:
                 failures.append({"well": well, "field": field, "channel": "", "reason": reason})
             rows.append(
@@ -97,10 +97,13 @@ def segment_field(plate, well, field, flatfield, settings, record):
 
     Returns
     -------
-    dict of str to int
-        Number of objects per compartment.
+    dict of str to int, or str
+        Number of objects per compartment; or why the field cannot be segmented.
     """
-    channels, pixel_size_um = _channels(plate, well, field, settings)
+    try:
+        channels, pixel_size_um = _channels(plate, well, field, settings)
+    except DataFault as fault:
+        return str(fault)
     image = read_corrected(plate, well, field, flatfield, channels=channels)
     labels = segmentation.segment_image(
         image, channels, method=settings["method"], params=settings["parameters"], pixel_size_um=pixel_size_um
@@ -115,7 +118,7 @@ def _segment_tiles(plate, well, field, flatfield, settings, record, tile_px):
     try:
         method = _method(plate, well, field, settings)
     except DataFault as fault:
-        return fault
+        return str(fault)
     halo = method.halo_px
     folder = path / ".tiles"
     shutil.rmtree(folder, ignore_errors=True)

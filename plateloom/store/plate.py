@@ -186,8 +186,33 @@ def read_image(path, *, channels=slice(None), window=(slice(None), slice(None)),
     return _open(Path(path) / str(level)).oindex[(channels, *window)]
 
 
-def read_labels(path, compartment, *, window=(slice(None), slice(None)), level=0):
-    """Read a label image of a field, or a window of it; ndarray of uint32, shape (Y, X)."""
+def read_labels(path, compartment, *, window=(slice(None), slice(None)), level=0, made=None):
+    """Read a label image of a field, or a window of it.
+
+    Parameters
+    ----------
+    path : path
+        The field's group.
+    compartment : str
+    window : tuple of slice
+        Rows and columns [px].
+    level : int
+    made : str, optional
+        The fingerprint that the labels must have.
+
+    Returns
+    -------
+    ndarray of uint32, shape (Y, X)
+
+    Raises
+    ------
+    PlateLayoutError
+        If no labels, or others, lie there.
+    """
+    if made is not None:
+        found = (read_group(Path(path) / "labels" / compartment) or {}).get("plateloom", {}).get("fingerprint")
+        if found != made:
+            raise PlateLayoutError(f"{str(path)!r} holds the labels {found}, expected {made}; segment the well again")
     return _open(Path(path) / "labels" / compartment / str(level))[window]
 
 

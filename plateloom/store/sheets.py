@@ -48,8 +48,12 @@ def read_plate_map(path):
         except ValueError:
             problems.append(f"{path}:{line}: dose {row['dose']!r} is no number")
             dose = float("nan")
+        if dose < 0 or dose == float("inf"):
+            problems.append(f"{path}:{line}: dose {row['dose']}: expected a concentration, not its logarithm")
         defaults = dict.fromkeys(MAP_COLUMNS, "")
         wells.append(defaults | row | {"well": well, "control": control, "dose": dose})
+    if not wells and not problems:
+        problems.append(f"{path}: lists no well")
     if problems:
         raise ConfigError(problems)
     return wells

@@ -50,6 +50,11 @@ def read_table(path, columns=None):
     return pq.read_table(path, columns=columns).replace_schema_metadata(None).to_pandas()
 
 
+def read_metadata(path):
+    """Read the `Metadata_` columns of a table: what is known of its rows, without what was measured."""
+    return read_table(path, [name for name in pq.read_schema(path).names if name.startswith("Metadata_")])
+
+
 def read_tables(paths, columns=None):
     """Read the tables that exist, one below the other in the order given; an empty DataFrame where there is none."""
     tables = [read_table(path, columns) for path in paths if Path(path).exists()]
