@@ -17,6 +17,7 @@ of it that the tile answers for. Views end at the edge of the image.
 """
 
 from plateloom.registry import load_method
+from plateloom.tiling import cut_tiles
 
 METHODS = {"watershed": "plateloom.segmentation.watershed"}
 
@@ -67,19 +68,17 @@ def segment_image(image, channels, *, method="watershed", params=None, pixel_siz
     shape = image.shape[1:]
     work = module.Method(params, channels, pixel_size_um=pixel_size_um, shape=shape)
 
-    cores = _cut(shape, tile_px)
-    views = {phase: [_with_halo(core, shape, halo) for core in cores] for phase, halo in work.halo_px.items()}
-
+    tiles = {phase: cut_tiles(shape, tile_px, halo_px=halo) for phase, halo in work.halo_px.items()}
     thresholds = work.combine(
-        [work.measure(image[:, *where], origin, core) for where, origin, core in views["measure"]]
+        [work.measure(image[:, *tile.window], tile.origin, tile.inner) for tile in tiles["measure"]]
     )
     ids = np.zeros(shape, np.int64)
-    for place, (where, origin, core) in zip(cores, views["seed"], strict=True):
-        ids[place] = work.seed(image[:, *where], origin, core, thresholds)
+    for tile in tiles["seed"]:
+        ids[tile.core] = work.seed(image[:, *tile.window], tile.origin, tile.inner, thresholds)
     nuclei = relabel(ids, number([ids]))
     cells = np.zeros(shape, np.uint32)
-    for place, (where, origin, core) in zip(cores, views["grow"], strict=True):
-        cells[place] = work.grow(image[:, *where], nuclei[where], origin, core, thresholds)
+    for tile in tiles["grow"]:
+        cells[tile.core] = work.grow(image[:, *tile.window], nuclei[tile.window], tile.origin, tile.inner, thresholds)
     return {"Nuclei": nuclei, "Cells": cells, "Cytoplasm": subtract_nuclei(cells, nuclei)}
 
 
@@ -154,23 +153,3 @@ def subtract_nuclei(cells, nuclei):
     import numpy as np
 
     return np.where(nuclei == 0, cells, 0).astype(np.uint32)
-
-
-def _cut(shape, tile_px):
-    """Cut an image into squares: a list of (slice, slice)."""
-    height, width = shape
-    step = max(height, width, 1) if tile_px is None else tile_px
-    return [
-        (slice(y, min(y + step, height)), slice(x, min(x + step, width)))
-        for y in range(0, height, step)
-        for x in range(0, width, step)
-    ]
-
-
-def _with_halo(core, shape, halo_px):
-    """Widen a tile by its halo as far as the image goes: where the view is, its origin, the core within it."""
-    starts = [max(part.start - halo_px, 0) for part in core]
-    stops = [min(part.stop + halo_px, size) for part, size in zip(core, shape, strict=True)]
-    where = tuple(slice(start, stop) for start, stop in zip(starts, stops, strict=True))
-    inner = tuple(slice(part.start - start, part.stop - start) for part, start in zip(core, starts, strict=True))
-    return where, tuple(starts), inner

@@ -250,10 +250,13 @@ def _class_fractions(plate, wells, records):
     """Share of each class in each well: class -> well -> fraction."""
     if not records or any(record["status"] != "done" for record in records):
         return {}
-    found = read_tables([well_table(plate, "classes", well) for well in wells], ["Metadata_Well", "Class"])
-    counts = found[found["Class"] != ""].groupby(["Metadata_Well", "Class"]).size().unstack(fill_value=0)
-    shares = counts.div(counts.sum(axis=1), axis=0)
-    return {name: shares[name].to_dict() for name in shares}
+    counts = {}
+    for well in wells:
+        found = read_table(well_table(plate, "classes", well), ["Class"])["Class"]
+        counts[well] = found[found != ""].value_counts()
+    table = pd.DataFrame(counts).T.fillna(0)
+    shares = table.div(table.sum(axis=1).where(lambda total: total > 0), axis=0)
+    return {name: shares[name].to_dict() for name in sorted(shares)}
 
 
 def _montage(plate, wells, settings, colors):
