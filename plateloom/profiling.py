@@ -12,12 +12,12 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from plateloom.errors import did_you_mean
+from plateloom.wells import parse_well, well_name
 
 CONTROLS = ("", "negative", "positive", "empty")
 POSITION = re.compile(
     r"^[^_]+_(Location|Number|Parent|Children)_|_AreaShape_(Center|BoundingBox(Minimum|Maximum))_[XYZ]$"
 )
-WELL = re.compile(r"^([A-Z]{1,2})0*([1-9]\d*)$")
 MAD_TO_SD = 1.482602218505602  # 1 / Phi^-1(3/4): the MAD of a normal distribution in standard deviations
 NO_SPREAD = 1e-12  # relative to the largest value: below this a spread is rounding
 
@@ -675,8 +675,10 @@ def _finite(table, features):
 
 def _well(name):
     """`a1` and `A01` as `A01`; a name that is no well stays as it is."""
-    found = WELL.match(str(name).strip().upper())
-    return f"{found[1]}{int(found[2]):02d}" if found else str(name)
+    try:
+        return well_name(*parse_well(name))
+    except ValueError:
+        return str(name)
 
 
 def _key(table, name):

@@ -5,7 +5,6 @@ well and field, so a field rendered alone, in any order or in any process has th
 """
 
 import itertools
-import string
 import zlib
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,6 +12,8 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 from scipy import ndimage
+
+from plateloom.wells import well_name
 
 CLASSES = ("normal", "translocated", "condensed")
 PHENOTYPES = ("none", "translocated", "condensed")
@@ -215,17 +216,6 @@ class Field:
     table: pd.DataFrame
     defects: tuple
     flatfield: np.ndarray
-
-
-def well_name(row, column):
-    """Name a well from its row and column, both counted from 0.
-
-    >>> well_name(0, 0), well_name(7, 11), well_name(31, 47)
-    ('A01', 'H12', 'AF48')
-    """
-    letters = string.ascii_uppercase
-    first = letters[row // 26 - 1] if row >= 26 else ""
-    return f"{first}{letters[row % 26]}{column + 1:02d}"
 
 
 def plate_map(design, plate):

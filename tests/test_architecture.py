@@ -31,7 +31,7 @@ WINGS = [
         "simulation",
     },
     {"store"},
-    {"errors", "registry", "schema", "tiling"},
+    {"errors", "registry", "schema", "tiling", "wells"},
 ]
 COMPUTE = WINGS[2] - {"engine", "readers"}
 REGISTRIES = [

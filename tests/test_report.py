@@ -363,7 +363,7 @@ def test_a_diverging_scale_is_symmetric_around_zero():
 def test_a_well_outside_the_plate_is_an_error_that_names_it():
     with pytest.raises(ValueError, match="'I01' is no well of a plate of 8 rows and 12 columns"):
         plate_chart(HeatMap(title="x", values={"I01": 1.0}), (8, 12))
-    with pytest.raises(ValueError, match="'<x>' is no well"):
+    with pytest.raises(ValueError, match="'<x>' is not a well"):
         render_plate(small_plate(wells=pd.DataFrame({"Metadata_Well": ["<x>"]})))
 
 

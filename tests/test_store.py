@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import zarr
 
+from plateloom import wells
 from plateloom.errors import PlateLayoutError
 from plateloom.store import layout, plate, provenance, tables
 
@@ -55,24 +56,24 @@ def test_json_is_there_whole_or_not_at_all(tmp_path):
 
 @pytest.mark.parametrize("text", ["A1", "a01", "A-01", "A_1", " A01 "])
 def test_a_well_has_one_spelling(text):
-    assert layout.well_name(*layout.parse_well(text)) == "A01"
+    assert wells.well_name(*wells.parse_well(text)) == "A01"
 
 
 @pytest.mark.parametrize("text", ["A0", "1A", "A49", "AG01", "", "A001x"])
 def test_what_is_no_well_is_refused(text):
     with pytest.raises(ValueError, match=r"well|1536"):
-        layout.parse_well(text)
+        wells.parse_well(text)
 
 
 def test_every_well_of_a_1536_well_plate_reads_back():
     for row in range(32):
         for column in range(48):
-            assert layout.parse_well(layout.well_name(row, column)) == (row, column)
+            assert wells.parse_well(wells.well_name(row, column)) == (row, column)
 
 
 def test_parts_are_even_for_rows_for_columns_and_for_whole_plates():
-    wells = [layout.well_name(row, column) for row in range(16) for column in range(24)]
-    for chosen in (wells, wells[:24], wells[::24]):
+    names = [wells.well_name(row, column) for row in range(16) for column in range(24)]
+    for chosen in (names, names[:24], names[::24]):
         sizes = np.bincount([layout.part_of(well, 8) for well in chosen], minlength=8)
         assert sizes.max() - sizes.min() <= 1
 

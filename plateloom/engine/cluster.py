@@ -191,7 +191,7 @@ def open_cluster(*, threads, kind="processes", tasks_per_worker=2, memory_mb=Non
                     processes=processes,
                     memory_limit=int(memory_mb * 1e6 / threads) if memory_mb and processes else 0,
                     host="127.0.0.1" if processes else None,
-                    dashboard_address=None,
+                    dashboard_address="127.0.0.1:0",  # any port: several jobs share a node
                     silence_logs=logging.ERROR,
                 )
             )

@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict
 
 from plateloom.errors import PlateLayoutError, UnreadableImageError
 from plateloom.readers import SourceImage
-from plateloom.store.layout import parse_well, well_name
 from plateloom.store.provenance import file_digest
+from plateloom.wells import parse_well, well_name
 
 
 class Params(BaseModel):

@@ -7,12 +7,13 @@ needs an id, a style attribute, a script or a font file, so that a chart can sta
 import base64
 import io
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from markupsafe import Markup, escape
+
+from plateloom.wells import parse_well, row_name, well_name
 
 SEQUENTIAL = (  # viridis (CC0, Smith and van der Walt), 16 samples
     *("#440154", "#481a6c", "#472f7d", "#414487", "#39568c", "#31688e", "#2a788e", "#23888e"),
@@ -30,7 +31,6 @@ NEGATIVE, POSITIVE = "#0072b2", "#d55e00"
 
 SVG_POINTS = 2000  # a map with more points than this is drawn as a picture
 CHARACTER = 0.58  # mean width of a character, in font sizes, of a wide system font
-WELL = re.compile(r"([A-Z]{1,2})0*([1-9][0-9]?)")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -234,18 +234,10 @@ def well_position(name, shape):
     >>> well_position("B03", (8, 12))
     (1, 2)
     """
-    found = WELL.fullmatch(str(name))
-    row = 0
-    for letter in found[1] if found else "":
-        row = row * 26 + ord(letter) - 64
-    if not found or row > shape[0] or int(found[2]) > shape[1]:
+    row, column = parse_well(name)
+    if row >= shape[0] or column >= shape[1]:
         raise ValueError(f"{name!r} is no well of a plate of {shape[0]} rows and {shape[1]} columns")
-    return row - 1, int(found[2]) - 1
-
-
-def row_letters(row):
-    """Letters of a row counted from 0: ``A`` … ``Z``, ``AA`` … ``AF``."""
-    return chr(65 + row) if row < 26 else chr(64 + row // 26) + chr(65 + row % 26)
+    return row, column
 
 
 def palette_colors(positions, palette):
@@ -506,7 +498,7 @@ def plate_chart(heat_map, shape, *, states=None, controls=None, hover=None, widt
         row, column = divmod(index, columns)
         x, y = left + column * side, top + row * side
         value = grid[row, column]
-        name = known.get((row, column), f"{row_letters(row)}{column + 1:02d}")
+        name = known.get((row, column), well_name(row, column))
         control = controls.get(name) if controls.get(name) in ("negative", "positive") else None
         if (row, column) not in known:
             kind, fill, says, ink = "empty", "#ffffff", "not imaged", INK
@@ -547,7 +539,7 @@ def plate_chart(heat_map, shape, *, states=None, controls=None, hover=None, widt
             marks.append(element("text", column + 1, class_="axis", **at))
     for row in range(rows):
         at = {"x": left - 5, "y": top + (row + 0.5) * side + size * 0.36, "text_anchor": "end", "font_size": size}
-        marks.append(element("text", row_letters(row), class_="axis", **at))
+        marks.append(element("text", row_name(row), class_="axis", **at))
     valued = np.isfinite(grid).any()
     if valued:
         marks.append(color_bar(left, height + 9, 170, grid.ravel(), limits, heat_map.unit, palette))

@@ -11,10 +11,11 @@ from plateloom.engine.parts import Outcome, Unit, remover, run_job
 from plateloom.errors import ConfigError, ModelMismatchError, PlateLayoutError
 from plateloom.stages.profiling import flagged_fields
 from plateloom.stages.sampling import sample_rows
-from plateloom.store.layout import model_folder, parse_well, plate_folder, well_name, well_table
+from plateloom.store.layout import model_folder, plate_folder, well_table
 from plateloom.store.provenance import read_json, recipe, write_bytes, write_json
 from plateloom.store.sheets import read_sheet
 from plateloom.store.tables import KEYS, read_table
+from plateloom.wells import parse_well, well_name
 
 
 def train_screen(*, plates, labels, settings, code, measured, profiled, flagged, record):

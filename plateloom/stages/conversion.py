@@ -9,9 +9,10 @@ from plateloom.engine.parts import Outcome, Unit, remover, run_job
 from plateloom.errors import PlateLayoutError, UnreadableImageError
 from plateloom.readers import load_reader
 from plateloom.store import plate as store
-from plateloom.store.layout import part_of, plate_folder, plate_format, plate_store, well_table
+from plateloom.store.layout import part_of, plate_folder, plate_store, well_table
 from plateloom.store.provenance import digest, read_json, recipe, write_json
 from plateloom.store.tables import read_record, read_tables
+from plateloom.wells import plate_format
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,10 @@ from plateloom.stages.illumination import read_corrected, usable_fields
 from plateloom.stages.profiling import READOUT, left_out
 from plateloom.stages.sampling import choose_wells, sample_rows
 from plateloom.store import plate as store
-from plateloom.store.layout import model_folder, plate_folder, plate_format, plate_store, screen_folder, well_table
+from plateloom.store.layout import model_folder, plate_folder, plate_store, screen_folder, well_table
 from plateloom.store.provenance import read_json, recipe, write_bytes
 from plateloom.store.tables import KEYS, read_metadata, read_table, read_tables
+from plateloom.wells import plate_format
 
 MONTAGE_PX = 480
 MAP_CELLS = 20_000

@@ -11,8 +11,8 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from plateloom.errors import PlateLayoutError
-from plateloom.store.layout import parse_well, row_name
 from plateloom.store.provenance import read_json, write_json
+from plateloom.wells import parse_well, row_name
 
 NGFF = "0.5"
 CHUNK = 512

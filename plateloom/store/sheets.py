@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 from plateloom.errors import ConfigError, did_you_mean
-from plateloom.store.layout import parse_well, well_name
+from plateloom.wells import parse_well, well_name
 
 MAP_COLUMNS = ("well", "treatment", "dose", "unit", "control")
 CONTROLS = ("negative", "positive", "empty", "")
