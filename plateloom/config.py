@@ -208,7 +208,11 @@ def load_config(settings):
     try:
         config = Config.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(_explain(error, Config)) from None
+        problems += _explain(error, Config)
+        try:  # with defaults in the wrong places, the other mistakes come to light at once
+            config = Config.model_validate(_without(settings, [mistake["loc"] for mistake in error.errors()]))
+        except ValidationError:
+            raise ConfigError(problems) from None
     for section, module in method_modules(config, problems).items():
         holder = _holder(config, section)
         try:
@@ -311,6 +315,17 @@ def read_config(folder):
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: expected `setting: value` lines")
     return load_config(settings)
+
+
+def _without(settings, locations):
+    """A copy of nested settings that lacks the entries at these locations."""
+    kept = {}
+    for key, value in settings.items():
+        if (key,) in locations:
+            continue
+        inside = [location[1:] for location in locations if location[0] == key]
+        kept[key] = _without(value, inside) if inside and isinstance(value, dict) else value
+    return kept
 
 
 def _holder(config, section):

@@ -35,20 +35,31 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    aggregate: Literal["median", "mean"] = "median"
-    normalize_to: Literal["negative", "all"] = "negative"
-    method: Literal["mad_robustize", "standardize", "robustize"] = "mad_robustize"
-    min_controls: int = Field(3, ge=2)
-    feature_select: tuple[Operation, ...] = ("drop_na_columns", "variance_threshold", "correlation_threshold")
-    na_cutoff: float = Field(0.05, ge=0, le=1)
-    min_variance: float = Field(1e-6, ge=0)
-    correlation: float = Field(0.9, gt=0, le=1)
-    outlier_cutoff: float = Field(500.0, gt=0)
-    readout: str | None = None
-    readout_denominator: str | None = None
-    readout_log: bool = False
-    hit_threshold: float = Field(3.0, gt=0)
-    hit_min_replicates: int = Field(2, ge=1)
+    aggregate: Literal["median", "mean"] = Field("median", description="Of the cells of a well.")
+    normalize_to: Literal["negative", "all"] = Field(
+        "negative", description="The plate's negative control wells, or all of its wells."
+    )
+    method: Literal["mad_robustize", "standardize", "robustize"] = Field(
+        "mad_robustize", description="Center and spread: median and MAD, mean and SD, or median and quartiles."
+    )
+    min_controls: int = Field(3, ge=2, description="With fewer reference wells a plate is not normalized [wells].")
+    feature_select: tuple[Operation, ...] = Field(
+        ("drop_na_columns", "variance_threshold", "correlation_threshold"),
+        description="Operations that drop features, in this order.",
+    )
+    na_cutoff: float = Field(
+        0.05, ge=0, le=1, description="Features that lack more of their values are dropped [share]."
+    )
+    min_variance: float = Field(1e-6, ge=0, description="Features of less variance are dropped [normalized units²].")
+    correlation: float = Field(
+        0.9, gt=0, le=1, description="Of two features that correlate more, one is dropped [Pearson's r]."
+    )
+    outlier_cutoff: float = Field(500.0, gt=0, description="Features that reach beyond are dropped [normalized units].")
+    readout: str | None = Field(None, description="Feature that Z', dose responses and hits are computed from.")
+    readout_denominator: str | None = Field(None, description="Feature that the readout is divided by.")
+    readout_log: bool = Field(False, description="Take the readout's logarithm to base 2.")
+    hit_threshold: float = Field(3.0, gt=0, description="A hit lies this far from the negative controls [robust SD].")
+    hit_min_replicates: int = Field(2, ge=1, description="So many wells of a hit lie beyond the threshold [wells].")
 
 
 def feature_columns(table):

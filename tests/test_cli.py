@@ -84,6 +84,33 @@ def test_all_mistakes_of_a_config_are_told_at_once():
         assert part in text
 
 
+def test_every_parameter_of_every_method_has_a_meaning():
+    code, text = plateloom("config", "--methods")
+    lines = [line for line in text.splitlines() if line.startswith("    ")]
+    assert code == 0 and len(lines) > 60
+    assert not [line for line in lines if not re.search(r"\S    \S", line.strip())]
+
+
+def test_a_wrong_value_hides_no_other_mistake():
+    settings = {
+        "channels": CHANNELS,
+        "conversion": {"pixel_size_um": -1},
+        "segmentaton": {},
+        "segmentation": {"parameters": {"nuclei_chanel": "DNA"}},
+        "report": {"composite": ["DAN"]},
+    }
+    with pytest.raises(ConfigError) as caught:
+        load_config(settings)
+    text = "\n".join(caught.value.problems)
+    for part in (
+        "conversion.pixel_size_um",
+        "Did you mean 'segmentation'?",
+        "Did you mean 'nuclei_channel'?",
+        "Did you mean 'DNA'?",
+    ):
+        assert part in text, part
+
+
 def test_an_unknown_parameter_of_a_method_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match=r"nucleus_diameter: unknown setting. Did you mean 'nucleus_diameter_um'\?"):
         load_config({"channels": CHANNELS, "segmentation": {"parameters": {"nucleus_diameter": 3}}})

@@ -12,11 +12,11 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    n_rounds: int = Field(100, ge=1)
-    learning_rate: float = Field(0.1, gt=0)
-    max_leaves: int = Field(15, ge=2)
-    min_cells_per_leaf: int = Field(20, ge=1)
-    seed: int = Field(0, ge=0)
+    n_rounds: int = Field(100, ge=1, description="Rounds of boosting.")
+    learning_rate: float = Field(0.1, gt=0, description="Share of each round's tree that counts.")
+    max_leaves: int = Field(15, ge=2, description="Leaves of a tree at most.")
+    min_cells_per_leaf: int = Field(20, ge=1, description="A leaf holds so many cells at least.")
+    seed: int = Field(0, ge=0, description="Every random number follows from it.")
 
 
 def build(params):

@@ -13,8 +13,8 @@ class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     inverse_penalty: float = Field(0.1, gt=0, description="C of scikit-learn: smaller is smoother")
-    max_iterations: int = Field(2000, ge=1)
-    seed: int = Field(0, ge=0)
+    max_iterations: int = Field(2000, ge=1, description="Steps of the solver at most.")
+    seed: int = Field(0, ge=0, description="Every random number follows from it.")
 
 
 def build(params):

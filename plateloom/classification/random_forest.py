@@ -12,10 +12,10 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    n_trees: int = Field(200, ge=1)
-    max_depth: int | None = Field(None, ge=1)
-    min_cells_per_leaf: int = Field(3, ge=1)
-    seed: int = Field(0, ge=0)
+    n_trees: int = Field(200, ge=1, description="Number of trees.")
+    max_depth: int | None = Field(None, ge=1, description="Depth of a tree; none: unlimited.")
+    min_cells_per_leaf: int = Field(3, ge=1, description="A leaf holds so many cells at least.")
+    seed: int = Field(0, ge=0, description="Every random number follows from it.")
 
 
 def build(params):

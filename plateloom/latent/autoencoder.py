@@ -24,14 +24,14 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    latent_dim: int = Field(32, ge=1)
+    latent_dim: int = Field(32, ge=1, description="Latent columns K.")
     out_px: int = Field(64, ge=SHRINK, description="Side of the crops [px], a multiple of 16")
     width: int = Field(16, ge=1, description="Channels of the first layer; the deepest has four times as many")
-    epochs: int = Field(20, ge=1)
-    batch_size: int = Field(32, ge=1)
+    epochs: int = Field(20, ge=1, description="Passes over the training crops.")
+    batch_size: int = Field(32, ge=1, description="Crops per step.")
     learning_rate: float = Field(2e-3, gt=0, description="At the start; falls to 0 along a cosine")
     augment: bool = Field(True, description="Random flips and quarter turns: a cell has no upright position")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="Every random number follows from it.")
 
     @field_validator("out_px")
     @classmethod

@@ -18,8 +18,8 @@ class Params(BaseModel):
     n_components: int = Field(20, ge=1, description="Principal components that UMAP starts from")
     clip: float = Field(10.0, gt=0, description="Scaled features are clipped here [robust standard deviations]")
     n_neighbors: int = Field(15, ge=2, description="Adapted where the sample is smaller")
-    min_dist: float = Field(0.1, ge=0, lt=1)
-    seed: int = Field(0, ge=0)
+    min_dist: float = Field(0.1, ge=0, lt=1, description="Smallest distance of points [map units].")
+    seed: int = Field(0, ge=0, description="Every random number follows from it.")
 
 
 def embed(components, params):
