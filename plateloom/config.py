@@ -43,8 +43,8 @@ class Illumination(Section):
     fields: int = Field(
         64,
         ge=1,
-        description="Fields that a flat-field is estimated from, chosen by a hash of their position: a late well outside "
-        "of the choice leaves the flat-field as it is.",
+        description="Fields that a flat-field is estimated from, of few wells, chosen by a hash of their position: a late "
+        "well outside of the choice leaves the flat-field as it is.",
     )
 
 

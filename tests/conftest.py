@@ -86,7 +86,8 @@ def copy_project(folder):
 def snakemake(folder, *options, project=ROOT, check=True):
     """Run snakemake on a screen; returns the finished process, its output as text."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(project / "Snakefile"), "--directory", str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(project), "PYTHONDONTWRITEBYTECODE": "1"}
+    paths = os.pathsep.join([str(project), str(ROOT / "tests/strict")])
+    environment = os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
     found = subprocess.run(
         [*command, "--cores", "2", *options],
         stdout=subprocess.PIPE,

@@ -191,6 +191,8 @@ def test_every_model_gives_identical_predictions_after_skops(trained):
     data = dumps(model)
     again = loads(data, sha256=hashlib.sha256(data).hexdigest())
     assert again.card == model.card
+    if model.card["method"] != "random_forest":  # whose trees have padding bytes of whatever lay in memory
+        assert dumps(again) == data, "other objects, so other places in memory"
     table = pd.DataFrame(X, columns=names)
     pd.testing.assert_frame_equal(predict(again, table), predict(model, table), check_exact=True)
 

@@ -3,8 +3,10 @@
 import hashlib
 import io
 import json
+import re
 import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -163,12 +165,29 @@ def dumps(model):
     Returns
     -------
     bytes
-        A skops archive.
+        A skops archive; the same bytes for the same classifier (but for the padding in a forest's trees).
     """
     import skops.io
 
     card = json.dumps(model.card, sort_keys=True, allow_nan=False)
-    return skops.io.dumps({"format": FORMAT, "card": card, "pipeline": model.pipeline, "novelty": dict(model.novelty)})
+    parts = {"format": FORMAT, "card": card, "pipeline": model.pipeline, "novelty": dict(model.novelty)}
+    return _without_addresses(skops.io.dumps(parts))
+
+
+def _without_addresses(data):
+    """The same archive with its objects numbered as they appear: skops numbers them by their place in memory."""
+    numbers = {}
+    number = lambda found: numbers.setdefault(found[0], str(len(numbers)))  # noqa: E731
+    written = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as new:
+        schema = re.sub(r'(?<="__id__": )\d+|(?<=")\d+(?=\.npy")', number, old.read("schema.json").decode())
+        files = {
+            f"{numbers[name.stem]}{name.suffix}": name for name in map(Path, old.namelist()) if name.stem in numbers
+        }
+        for name in sorted(files):
+            new.writestr(zipfile.ZipInfo(name), old.read(str(files[name])), zipfile.ZIP_DEFLATED)
+        new.writestr(zipfile.ZipInfo("schema.json"), schema, zipfile.ZIP_DEFLATED)
+    return written.getvalue()
 
 
 def loads(data, *, sha256=None):

@@ -14,6 +14,9 @@ from plateloom.store.layout import plate_folder, plate_store, well_table
 from plateloom.store.provenance import recipe
 from plateloom.store.tables import read_tables
 
+FIELDS_AT_ONCE = 4  # of a well, before the next well's turn
+ENOUGH_FIELDS = 32  # for a flat-field; from fewer, no wells are spared
+
 
 def estimate_plate(*, plate, settings, code, assembled, converted, record):
     """Estimate a plate's flat-fields from a bounded choice of its fields.
@@ -92,13 +95,42 @@ def shrink_field(path, settings):
 def choose_fields(fields, count):
     """Choose fields by a hash of their position on the plate, the same for every plate and whatever else is there.
 
-    A late well rarely enters the choice of a large plate, so it rarely changes the flat-field.
+    The rest of the plate does not follow from a late well outside of the choice. So the choice keeps to a quarter or a
+    half of the wells, if these have enough fields, and takes several fields of a well rather than one of many wells.
 
+    Parameters
+    ----------
+    fields : sequence of (str, int)
+        Well and field.
+    count : int
+
+    Returns
+    -------
+    list of (str, int)
+        At most `count` of them, sorted.
+
+    Examples
+    --------
     >>> choose_fields([("A01", 1), ("A02", 1), ("A03", 1)], 2)
-    [('A01', 1), ('A02', 1)]
+    [('A02', 1), ('A03', 1)]
     """
-    rank = sorted(fields, key=lambda field: hashlib.sha256(f"{field[0]}/{field[1]}".encode()).digest())
-    return sorted(rank[:count])
+    by_well = {}
+    for well, field in fields:
+        by_well.setdefault(well, []).append(field)
+    order = []
+    for well, found in by_well.items():
+        found.sort(key=lambda field, well=well: _chance(f"{well}/{field}"))
+        order += [(i // FIELDS_AT_ONCE, _chance(well), well, field) for i, field in enumerate(found)]
+    for share in (0.25, 0.5, 1.0):
+        eligible = sorted(one for one in order if one[1] < share)
+        if len(eligible) >= min(count, ENOUGH_FIELDS):
+            break
+    return sorted(one[2:] for one in eligible[:count])
+
+
+def _chance(text):
+    """A number in [0, 1) that follows from a text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
 
 
 def wells_of(records):

@@ -92,10 +92,7 @@ def _describe_plate(plate, batch, source, settings, inputs):
     colors = [f"#{settings['channels'][name]['color'].lstrip('#')}" for name in settings["channels"]]
 
     usable = set(usable_fields(plate, names))
-    odd = [
-        (well, field) not in usable
-        for well, field in zip(fields["Metadata_Well"], fields["Metadata_Field"], strict=True)
-    ]
+    odd = ~pd.MultiIndex.from_frame(fields[["Metadata_Well", "Metadata_Field"]]).isin(usable)
     fields.loc[odd & (fields["Reason"] == ""), "Reason"] = "the field failed, or is not like the rest of the plate"
     fields.loc[odd, "Status"] = "failed"
     lost = fields[fields["Reason"] != ""]
