@@ -267,16 +267,15 @@ class Screen:
             return [record.get("facts", {}).get("listing", "no source folder") for record in records]
         module = load_reader(row.reader)
         params = module.Params(**self._reader_params(row.reader))
-        lines, where = [[] for _ in range(parts)], {}
+        lines, of_all, where = [[] for _ in range(parts)], [], {}
         try:
             for well, line in module.listing(source, params):
-                part = where.get(well)
-                if part is None:
-                    part = where[well] = part_of(well, parts)
-                lines[part].append(line)
+                if well not in where:
+                    where[well] = lines[part_of(well, parts)] if well else of_all
+                where[well].append(line)
         except (DataFault, OSError, KeyError, ValueError) as fault:  # one plate's folder must not stop the others
             return [f"fault: {fault}"] * parts
-        return [file_digest("\n".join(sorted(part)).encode()) for part in lines]
+        return [file_digest("\n".join(sorted(part + of_all)).encode()) for part in lines]
 
     def plate_map(self, plate):
         """Digest of a plate's map; empty where it has none."""

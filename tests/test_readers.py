@@ -8,6 +8,7 @@ import tifffile
 
 from plateloom.errors import PlateLayoutError, UnreadableImageError
 from plateloom.readers import READERS, load_reader, ome_zarr, pattern
+from plateloom.readers.folders import list_files
 from plateloom.store import plate
 
 CYTATION = pattern.Params(pattern=pattern.KNOWN["cytation"])
@@ -38,7 +39,7 @@ def test_a_reader_keeps_the_contract(name):
 def test_names_become_planes(tmp_path, layout, name, expected):
     write(tmp_path / name)
     params = pattern.Params(pattern=pattern.KNOWN[layout])
-    (image,) = pattern.scan(tmp_path, params)
+    (image,) = pattern.scan(tmp_path, params).images
     assert (image.well, image.field, image.channel) == expected
 
 
@@ -46,7 +47,7 @@ def test_files_in_subfolders_are_found_and_others_left_out(tmp_path):
     write(tmp_path / "TimePoint_1" / "A01_s1_w1.tif")
     (tmp_path / "notes.txt").write_text("x")
     write(tmp_path / "A01_s1_w1_thumb.tif")
-    (image,) = pattern.scan(tmp_path, pattern.Params())
+    (image,) = pattern.scan(tmp_path, pattern.Params()).images
     assert image.file == "TimePoint_1/A01_s1_w1.tif" and image.size > 0
 
 
@@ -55,7 +56,7 @@ def test_a_listing_names_the_wells_of_a_scan_and_notices_another_time(tmp_path):
         write(tmp_path / f"{name}.tif")
     params = pattern.Params()
     before = sorted(pattern.listing(tmp_path, params))
-    assert [well for well, _ in before] == sorted(image.well for image in pattern.scan(tmp_path, params))
+    assert [well for well, _ in before] == sorted(image.well for image in pattern.scan(tmp_path, params).images)
     os.utime(tmp_path / "B02_s1_w1.tif", ns=(1, 1))
     changed = {well for well, line in set(before) ^ set(pattern.listing(tmp_path, params))}
     assert changed == {"B02"}
@@ -72,7 +73,7 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
     write(tmp_path / "outside" / "A01_s1_w1.tif")
     (tmp_path / "plate").mkdir()
     (tmp_path / "plate" / "link").symlink_to(tmp_path / "outside")
-    assert pattern.scan(tmp_path / "plate", pattern.Params()) == []
+    assert pattern.scan(tmp_path / "plate", pattern.Params()).images == []
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_a_wrong_pattern_says_what_is_missing(text, message):
 
 
 def image_of(path):
-    return pattern.scan(path.parent, pattern.Params())[0]
+    return pattern.scan(path.parent, pattern.Params()).images[0]
 
 
 def test_a_truncated_file_is_unreadable(tmp_path):
@@ -123,10 +124,10 @@ def test_bbbc013_and_cytation_are_recognised(data):
         ("nf1_cytation_5wells/Plate_2_images", "cytation", 5, {"DAPI", "GFP", "RFP"}),
     ):
         source = data / folder
-        names = [name for name, _ in pattern.list_files(source)]
+        names = [name for name, _ in list_files(source)]
         found = pattern.recognise(source, names)
         assert found["layout"] == layout and found["share"] == 1
-        images = pattern.scan(source, pattern.Params(**found["params"]))
+        images = pattern.scan(source, pattern.Params(**found["params"])).images
         assert len({image.well for image in images}) == wells
         assert {image.channel for image in images} == channels
         assert pattern.load(source, images[0])[0].ndim == 2
@@ -145,7 +146,7 @@ def ome_plate(folder):
 
 def test_an_ome_zarr_plate_reads_back(tmp_path):
     image = ome_plate(tmp_path / "P.zarr")
-    images = ome_zarr.scan(tmp_path / "P.zarr", ome_zarr.Params())
+    images = ome_zarr.scan(tmp_path / "P.zarr", ome_zarr.Params()).images
     assert [(i.well, i.field, i.channel) for i in images] == [(w, 1, c) for w in ("A01", "B02") for c in ("DNA", "GFP")]
     pixels, content = ome_zarr.load(tmp_path / "P.zarr", images[1])
     np.testing.assert_array_equal(pixels, image[1])

@@ -79,10 +79,12 @@ def _check_files(folder, config, plate, wells, problems, notes):
     module = load_reader(plate.reader)
     params = module.Params(**config.readers.get(plate.reader, {}))
     try:
-        images = module.scan(folder / plate.source, params)
+        found = module.scan(folder / plate.source, params)
     except DataFault as fault:
         problems.append(f"{plate.plate}: {fault}")
         return
+    images = found.images
+    notes += [f"{plate.plate}: {note}" for note in found.notes]
     if not images:
         seen = sorted(path.name for path in (folder / plate.source).iterdir())[:3]
         problems.append(

@@ -84,7 +84,7 @@ def look(sources, pattern=None):
         If a folder holds nothing that a reader knows; the message shows some file names.
     """
     from plateloom.readers import READERS, load_reader
-    from plateloom.readers.pattern import list_files
+    from plateloom.readers.folders import list_files
 
     plates, channels, layouts, first = [], collections.Counter(), [], None
     for source in sources:
@@ -103,7 +103,7 @@ def look(sources, pattern=None):
                 "Give --pattern with named groups, e.g. --pattern '(?P<well>[A-P][0-9]{2})_s(?P<field>[0-9]+)_(?P<channel>.+)[.]tif'"
             )
         module = load_reader(best["reader"])
-        images = module.scan(source, module.Params(**best["params"]))
+        images = module.scan(source, module.Params(**best["params"])).images
         if not images:
             raise ConfigError(
                 f"{str(source)!r}: no file name matches {best['params'].get('pattern')!r}; found e.g. {names[:3]}"

@@ -1,9 +1,19 @@
-"""One file per layout of image folders. A reader lists a folder without reading pixels, and reads one plane at a time.
+"""One file per layout of image folders. A reader lists a plate without reading pixels, and reads one plane at a time.
 
-The contract of a reader's module: `Params` (pydantic), `scan(source, params)` -> list of `SourceImage`, `listing(source,
-params)` -> well and a line of text per file, `load(source, image)` -> ndarray (Y, X) and the digest of its content, and `recognise(source, names)` -> suggestion or None, for `plateloom init`.
+The contract of a reader's module:
+
+- `Params`, a pydantic model that forbids extras;
+- ``scan(source, params) -> Source``: the plate as one plain table, from names and metadata files alone;
+- ``listing(source, params)``: yields (well, line) of each file that a scan depends on, in one directory listing, since
+  it is called for every plate at every start; the well is empty where the file matters to all of them;
+- ``load(source, image) -> (ndarray of uint8 or uint16, shape (Y, X); digest of its content)``;
+- ``recognise(source, names) -> dict or None``: `reader`, `params`, `layout`, `share` (of the image files that it would
+  read) for `plateloom init`.
+
+What is wrong with a plate raises `PlateLayoutError`, what is wrong with one file `UnreadableImageError`.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 READERS = {
@@ -20,15 +30,31 @@ class SourceImage(NamedTuple):
     well : str
         ``A01``.
     field : int
+        As the source counts them.
     channel : str
         As the source calls it.
     z, t : int
+        As the source counts them. A channel has either a stack or its projection, never both: where the source holds
+        both, the reader's parameters say which one counts.
     file : str
-        Path relative to the source folder.
+        Path relative to the source folder, with forward slashes.
     size : int
         [bytes].
     modified : int
         [ns].
+    page : int
+        Of a file with several planes; -1 where the file must hold one only.
+    y_um, x_um : float or None
+        Center of the field, relative to any point that all fields of the well share; y grows as the image's rows do,
+        x as its columns do [µm].
+    z_um : float or None
+        Height of the plane [µm].
+    pixel_size_um : float or None
+        [µm/px].
+    seconds : float or None
+        When the plane was taken, since 1970 [s].
+    wavelength_nm : float or None
+        Of the emission [nm].
     """
 
     well: str
@@ -39,6 +65,38 @@ class SourceImage(NamedTuple):
     file: str
     size: int
     modified: int
+    page: int = -1
+    y_um: float | None = None
+    x_um: float | None = None
+    z_um: float | None = None
+    pixel_size_um: float | None = None
+    seconds: float | None = None
+    wavelength_nm: float | None = None
+
+
+@dataclasses.dataclass
+class Source:
+    """A plate as its source folder has it.
+
+    Attributes
+    ----------
+    images : list of SourceImage
+        In the order of well, field, channel, z, t; no plane twice.
+    shape : tuple of int or None
+        Rows and columns of the physical plate.
+    channels : dict of str to dict
+        What metadata say of a channel, by its name in `images`: `name`, `color` (RRGGBB), each only where known.
+    finished : bool or None
+        Whether the microscope's own end marker is there; None where the layout has none.
+    notes : list of str
+        What a person should know: declared and absent, left out and why. One line each.
+    """
+
+    images: list
+    shape: tuple | None = None
+    channels: dict = dataclasses.field(default_factory=dict)
+    finished: bool | None = None
+    notes: list = dataclasses.field(default_factory=list)
 
 
 def load_reader(name):

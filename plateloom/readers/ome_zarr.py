@@ -6,7 +6,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from plateloom.errors import PlateLayoutError, UnreadableImageError
-from plateloom.readers import SourceImage
+from plateloom.readers import Source, SourceImage
+from plateloom.readers.folders import sort_planes
 from plateloom.store.provenance import file_digest
 from plateloom.wells import parse_well, well_name
 
@@ -50,12 +51,12 @@ def scan(source, params):
                         selection = [{"t": t, "c": c, "z": z}[name] for name in names if name in "tcz"]
                         file = "/".join([array.relative_to(source).as_posix(), *(f"@{i}" for i in selection)])
                         images.append(SourceImage(well, field, channel, z, t, file, status.st_size, status.st_mtime_ns))
-    return sorted(images)
+    return Source(sort_planes(images))
 
 
 def listing(source, params):
     """See `plateloom.readers.pattern.listing`."""
-    for image in scan(source, params):
+    for image in scan(source, params).images:
         yield image.well, "/".join(map(str, image[1:]))
 
 

@@ -42,7 +42,7 @@ def convert_part(*, plate, part, parts, source, reader, listing, settings, code,
     params = module.Params(**settings["reader_params"])
 
     def plan(_):
-        images = module.scan(source, params)
+        images = module.scan(source, params).images
         if not images:  # an empty mount or a wrong pattern must not cost the wells that are there
             raise PlateLayoutError(f"no image in {source!r} matches the reader's pattern")
         wells = {}

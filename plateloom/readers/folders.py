@@ -1,0 +1,118 @@
+"""What readers share about folders: listing them once, staying inside of them, and refusing a plane that is there twice."""
+
+import os
+import re
+from pathlib import Path
+
+from plateloom.errors import PlateLayoutError
+from plateloom.wells import parse_well, well_name
+
+IMAGES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+
+
+def list_files(source, suffixes=IMAGES):
+    """List a folder and those in it; links to folders are not followed.
+
+    Parameters
+    ----------
+    source : path
+    suffixes : tuple of str
+        In small letters.
+
+    Yields
+    ------
+    name : str
+        Path below the source, with forward slashes. Bytes that are no UTF-8 stay as surrogates.
+    entry : os.DirEntry
+
+    Raises
+    ------
+    PlateLayoutError
+        If there is no such folder.
+    """
+    waiting = [""]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            entries = os.scandir(os.path.join(source, folder))
+        except (FileNotFoundError, NotADirectoryError):
+            raise PlateLayoutError(f"no folder {os.path.join(source, folder)!r}") from None
+        with entries:
+            for entry in entries:
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(name)
+                elif name.lower().endswith(suffixes):
+                    yield name, entry
+
+
+def list_changes(source, suffixes, well_of):
+    """List what a plan depends on: the `listing` of most readers.
+
+    Parameters
+    ----------
+    source : path
+    suffixes : tuple of str
+        Of images and of metadata files.
+    well_of : callable(str) -> str or None
+        The well as the name spells it; empty where a file matters to all wells, None where it does not matter.
+
+    Yields
+    ------
+    well : str
+        ``A01``, or empty.
+    line : str
+        Name, size [bytes] and time [ns] of the file.
+    """
+    wells = {"": ""}
+    for name, entry in list_files(source, suffixes):
+        text = well_of(name)
+        if text is None:
+            continue
+        if text not in wells:
+            wells[text] = name_well(text, name)
+        status = entry.stat()
+        yield wells[text], f"{name}/{status.st_size}/{status.st_mtime_ns}"
+
+
+def name_well(text, file):
+    """``A01`` for a well as a file's name spells it; `PlateLayoutError` naming the file where it is none."""
+    try:
+        return well_name(*parse_well(text))
+    except ValueError as error:
+        raise PlateLayoutError(f"{file!r}: {error}") from None
+
+
+def below(source, name):
+    """Path of a file that metadata name, relative to the source; refused if it points outside of it.
+
+    >>> below("/data/plate", "Images\\\\a.tiff")
+    'Images/a.tiff'
+    """
+    path = name.replace("\\", "/")
+    if not path or "\0" in path or path.startswith("/") or re.match("[A-Za-z]:", path) or ".." in path.split("/"):
+        raise PlateLayoutError(f"{name!r} in the metadata of {str(source)!r} points outside of it")
+    if not Path(source, path).resolve().is_relative_to(Path(source).resolve()):
+        raise PlateLayoutError(f"{name!r} in the metadata of {str(source)!r} points outside of it")
+    return path
+
+
+def sort_planes(images):
+    """Sort planes, and refuse two files that claim the same well, field, channel, z and t.
+
+    Parameters
+    ----------
+    images : list of SourceImage
+
+    Returns
+    -------
+    list of SourceImage
+    """
+    images = sorted(images, key=lambda image: image[:6] + (image.page,))
+    for one, two in zip(images, images[1:], strict=False):
+        if one[:5] == two[:5]:
+            raise PlateLayoutError(
+                f"{one.file!r} and {two.file!r} claim the same plane (well {one.well}, field {one.field}, channel "
+                f"{one.channel}, z {one.z}, t {one.t}); narrow the reader's parameters, or remove one of them"
+            )
+    return images
