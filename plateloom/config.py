@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from plateloom.errors import ConfigError, PlateloomError, did_you_mean
 from plateloom.readers import READERS
@@ -30,9 +30,50 @@ class Channel(Section):
 class Conversion(Section):
     """Source folder -> plate.zarr images."""
 
-    projection: Literal["max", "mean"] = Field("max", description="How the z planes of a field become one.")
-    pixel_size_um: float = Field(1.0, gt=0, description="Size of a pixel [µm/px].")
+    layout: Literal["fields", "stitched"] = Field(
+        "fields",
+        description="One image per field, or one per well, of its fields put side by side by their positions (whole pixels; "
+        "where fields overlap, a pixel is that of the field whose center is nearest).",
+    )
+    z: Literal["max", "mean", "best focus", "keep"] = Field(
+        "max",
+        description="How the z planes of a field become one: brightest value, mean, sharpest plane of each channel; or "
+        "`keep` them all, which only conversion and viewers understand.",
+    )
+    time: int | Literal["keep"] | None = Field(
+        None,
+        description="Which time point, as the source counts them; or `keep` all, which only conversion and viewers "
+        "understand. Needed only where the source has several.",
+    )
+    pixel_size_um: float | None = Field(
+        None, gt=0, description="Size of a pixel [µm/px]; default: what the source's metadata say."
+    )
     levels: int = Field(3, ge=1, le=8, description="Levels of the image pyramid, each half the size of the last.")
+    ngff: Literal["0.5", "0.4"] = Field(
+        "0.5",
+        description="Version of OME-Zarr: 0.5 (Zarr 3, sharded), or 0.4 (Zarr 2) for QuPath, OMERO, Bio-Formats, MoBIE.",
+    )
+    codec: Literal["blosc", "zstd", "zlib"] = Field(
+        "blosc", description="Compression: blosc (zstd after a byte shuffle), zstd (0.5 only), zlib (0.4 only)."
+    )
+    compression: int = Field(2, ge=1, le=9, description="Level of the compression: 1 fast … 9 small.")
+    chunk_px: int = Field(
+        512,
+        ge=64,
+        description="Side of a chunk, the least that a reader decodes, as nearly as fields are cut evenly [px].",
+    )
+    shard_px: int = Field(
+        2048,
+        ge=64,
+        description="Side of a shard, the least that is written, where wells are stitched or planes kept [px]; single "
+        "fields are one shard per level.",
+    )
+
+    @model_validator(mode="after")
+    def _codec_of_format(self):
+        if self.codec == {"0.5": "zlib", "0.4": "zstd"}[self.ngff]:
+            raise ValueError(f"codec {self.codec} does not exist in OME-Zarr {self.ngff}; take blosc")
+        return self
 
 
 class Illumination(Section):
@@ -158,12 +199,20 @@ class Engine(Section):
     slurm: dict = Field({}, description="Arguments of dask_jobqueue.SLURMCluster, and `jobs`, their number.")
     tile_px: int = Field(2048, ge=64, description="Images larger than this are worked on in tiles of this side [px].")
     device: Literal["require", "prefer", "cpu"] = Field("prefer", description="Whether to use a GPU.")
+    end_marker: bool = Field(
+        True, description="Put a plate off whose microscope marks the end of a measurement, and has not yet."
+    )
+    settle_minutes: float = Field(
+        0, ge=0, description="A plate is put off to the next run while its newest file is younger than this [min]."
+    )
 
 
 class Config(Section):
     """A screen's config.yaml."""
 
-    plates: str = Field("plates.tsv", description="Table of plates: plate, source, reader, plate_map, batch.")
+    plates: str = Field(
+        "plates.tsv", description="Table of plates: plate, source, reader, plate_map, batch, acquisition."
+    )
     parts: int = Field(
         1, ge=1, le=64, description="Jobs per plate and stage: 1 on a workstation, about 8 on a cluster."
     )
@@ -241,6 +290,7 @@ def load_config(settings):
     sources = [channel.source for channel in config.channels.values()]
     if len(set(sources)) < len(sources):
         problems.append(f"channels: two of them have the same source ({', '.join(sources)})")
+    problems += _check_readout(config)
     for where, names in _channel_uses(config):
         for name in names:
             if name not in config.channels:
@@ -250,6 +300,32 @@ def load_config(settings):
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _check_readout(config):
+    """Mistakes in the names of features that the assay's readout is made of."""
+    from plateloom import features
+
+    families = [name for name in config.features.families or features.FAMILIES if name in features.FAMILIES]
+    channels = [name for name in config.features.channels or config.channels if name in config.channels]
+    options = {"families": families, "neighbor_distance": config.features.neighbor_distance}
+    problems = []
+    for key in ("readout", "readout_denominator"):
+        name = config.profiling.parameters.get(key)
+        if not name or not isinstance(name, str):
+            continue
+        known = [
+            column
+            for compartment in ("Nuclei", "Cells", "Cytoplasm")
+            for column in features.feature_columns(compartment, channels, **options)
+        ]
+        if name not in known and name != "Metadata_CellCount":
+            problems.append(
+                f"profiling.parameters.{key}: no feature {name!r}.{did_you_mean(name, known)} A feature is "
+                "Compartment_Family_Measurement_Channel, e.g. Nuclei_Intensity_MeanIntensity_"
+                + (channels or ["DNA"])[0]
+            )
+    return problems
 
 
 def method_modules(config, problems=None):
@@ -307,14 +383,34 @@ def read_config(folder):
 
     path = Path(folder) / "config.yaml"
     try:
-        settings = yaml.safe_load(path.read_text()) or {}
+        settings = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_unique_keys(yaml.SafeLoader)) or {}
     except FileNotFoundError:
         raise ConfigError(f"no {str(path)!r}; `plateloom init {folder} --source …` writes one") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        said = " ".join(str(error).replace("<unicode string>", path.name).split())
+        raise ConfigError(f"{path}: not YAML: {said}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text; save it as UTF-8") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: expected `setting: value` lines")
     return load_config(settings)
+
+
+def _unique_keys(loader):
+    """A YAML loader that refuses a key that stands there twice, where others silently take the last."""
+    from yaml.constructor import ConstructorError
+
+    class Unique(loader):
+        def construct_mapping(self, node, deep=False):
+            seen = set()
+            for key, _ in node.value:
+                name = self.construct_object(key, deep=True)
+                if name in seen:
+                    raise ConstructorError(None, None, f"{name!r} stands there twice", key.start_mark)
+                seen.add(name)
+            return super().construct_mapping(node, deep)
+
+    return Unique
 
 
 def _without(settings, locations):
@@ -355,7 +451,12 @@ def _explain(error, model, prefix=""):
             hint = did_you_mean(mistake["loc"][-1], known)
             lines.append(f"{where}: unknown setting.{hint} Known here: {', '.join(known)}")
         else:
-            lines.append(f"{where}: {mistake['msg']}; found {mistake['input']!r}")
+            said = mistake["msg"].removeprefix("Value error, ")
+            if mistake["type"] == "string_pattern_mismatch" and where.endswith("color"):
+                said = "expected six hexadecimal digits RRGGBB, e.g. FF8000"
+            lines.append(
+                f"{where}: {said}" + ("" if mistake["type"] == "value_error" else f"; found {mistake['input']!r}")
+            )
     return lines
 
 
@@ -366,4 +467,4 @@ def _keys_at(model, location):
         if field is None:
             return list(Channel.model_fields) if location[0] == "channels" else []
         model = field.annotation
-    return list(getattr(model, "model_fields", {}))
+    return [name for name in getattr(model, "model_fields", {}) if name != "complete_only"]

@@ -5,8 +5,10 @@ import contextlib
 import logging
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from plateloom.engine import locks
@@ -19,6 +21,9 @@ log = logging.getLogger(__name__)
 LOCK = Path(".plateloom.lock")
 FROZEN = Path(".plateloom/run.json")
 PHASE = "PLATELOOM_RUN"  # process that holds the lock, for the second phase that it starts
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_ended_by = 0  # the first signal that told this process to end
 
 
 def open_screen(config, *, main):
@@ -37,6 +42,8 @@ def open_screen(config, *, main):
     Screen
     """
     _reach_interpreters()
+    if main:
+        _listen()
     frozen = None if main else read_json(FROZEN)
     try:
         screen = Screen(dict(config), frozen=frozen)
@@ -58,6 +65,7 @@ def _reach_interpreters():
 
 def begin_run(screen):
     """Take the screen's lock, which dies with this process, and freeze its config."""
+    _listen()  # once more: Snakemake's scheduler has put its own handler in place of ours
     if os.environ.get(PHASE) != str(locks.read(LOCK).get("process")):
         holder = contextlib.ExitStack()
         try:
@@ -69,21 +77,53 @@ def begin_run(screen):
     write_json(FROZEN, screen.freeze())
 
 
+def _listen():
+    """Let a signal end this process with 128 + its number, silently, and be remembered.
+
+    Handlers are set even where SIGINT is ignored, as it is in the background of a shell script. Only `nohup` is heard.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in ENDING:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _end)
+
+
+def _end(number, frame):
+    """Leave whatever is under way; Snakemake then cancels its jobs. A second signal must not cut that short."""
+    global _ended_by
+    if not _ended_by:
+        _ended_by = number
+        # Jobs that end because they were told to are no errors, and their logs need not be shown.
+        logging.getLogger("snakemake.logging").addFilter(lambda record: record.levelno < logging.ERROR)
+        raise SystemExit(128 + number)
+
+
 def finish_complete_plates(log_files):
     """After a failed job: run what needs all plates on those that are complete, with the same command.
+
+    A run that a signal has ended ends here, with 128 + the signal's number.
 
     Parameters
     ----------
     log_files : list of path
-        Snakemake's logs, to tell a failed job from a run that was ended by a signal.
+        Snakemake's logs, to tell a failed job from whatever else ended the run.
     """
+    if _ended_by:
+        sys.exit(128 + _ended_by)
     if PHASE in os.environ or not any("Error in rule" in Path(path).read_text(errors="replace") for path in log_files):
         return
     # Snakemake works in the screen's folder by now; the shell that it was called from tells where its options' paths begin.
     command = second_phase(sys.argv, screen=Path.cwd(), called_from=Path(os.environ.get("PWD", ".")))
     log.info("Some plates failed; finishing the complete ones: %s", shlex.join(command))
-    done = subprocess.run(command, env=os.environ | {PHASE: str(os.getpid())}, check=False)
-    if done.returncode:
+    process = subprocess.Popen(command, env=os.environ | {PHASE: str(os.getpid())})
+    try:
+        code = process.wait()
+    except SystemExit:
+        process.terminate()
+        process.wait()
+        raise
+    if code:
         print(
             f"What needs all plates could not be finished on the complete ones: {shlex.join(command)}", file=sys.stderr
         )

@@ -5,9 +5,11 @@ PlateloomError
 ├── UnknownMethodError (LookupError)  a name that no registry knows
 ├── DataFault (ValueError)            what the microscope wrote is unusable: recorded, never retried
 │   ├── PlateLayoutError              a folder or a plate that is not laid out as its reader expects
+│   │   └── DeferredError             a folder that is still being written: looked at again by the next run
 │   └── UnreadableImageError          one file that cannot be decoded, or is not what was declared
 ├── TileOverlapError (ValueError)     an object is wider than a tile's halo
 ├── ModelMismatchError (ValueError)   a model and the data or file that it meets do not belong together
+├── CorruptStoreError (OSError)       a plate no longer holds what was written into it: the job fails, nothing is recorded
 └── LockedError (RuntimeError)        another run holds this screen
 
 Anything else that is raised in a job is an infrastructure fault: the job fails, is retried, and then fails its plate only.
@@ -55,6 +57,10 @@ class PlateLayoutError(DataFault):
     """A folder or a plate is not laid out as its reader expects."""
 
 
+class DeferredError(PlateLayoutError):
+    """A folder is still being written; the next run looks at it again, whether it has changed or not."""
+
+
 class UnreadableImageError(DataFault):
     """One image file cannot be decoded, or is not what was declared."""
 
@@ -65,6 +71,21 @@ class TileOverlapError(PlateloomError, ValueError):
 
 class ModelMismatchError(PlateloomError, ValueError):
     """A model and the data or the file that it meets do not belong together."""
+
+
+class CorruptStoreError(PlateloomError, OSError):
+    """What Plateloom wrote no longer reads as it was written; `file` says where, `reason` what was found.
+
+    Exit code 1, and no data fault: a damaged disk must not become a result. The job fails and is retried (a bad read
+    over the network may pass), then fails its plate only, until the well is made again.
+    """
+
+    def __init__(self, file, reason):
+        self.file, self.reason = str(file), reason
+        super().__init__(f"{self.file!r} {reason}; `plateloom verify --repair` makes its well again")
+
+    def __reduce__(self):
+        return type(self), (self.file, self.reason)
 
 
 class LockedError(PlateloomError, RuntimeError):

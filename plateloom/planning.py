@@ -7,12 +7,13 @@ from pathlib import Path
 from plateloom.config import load_config, method_modules
 from plateloom.errors import ConfigError, DataFault, did_you_mean
 from plateloom.readers import READERS, load_reader
+from plateloom.readers.folders import digest_changes
 from plateloom.store.layout import part_of, record_path, screen_record
 from plateloom.store.provenance import PACKAGE, code_digest, file_digest, read_json
 from plateloom.store.sheets import read_sheet
 
 PLATE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-PLATE_COLUMNS = {"plate", "source", "reader", "plate_map", "batch"}
+PLATE_COLUMNS = {"plate", "source", "reader", "plate_map", "batch", "acquisition"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ STAGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Plate:
-    """One row of plates.tsv."""
+    """One row of plates.tsv; a plate that was imaged again has its acquisition's number in its name."""
 
     plate: str
     source: str
@@ -251,6 +252,12 @@ class Screen:
         """
         return self._listings[plate][part]
 
+    def deferral(self, plate, part):
+        """Which attempt a part was last deferred in: a value that makes it run again, and stays once it is done."""
+        record = read_json(self.folder / self.records("conversion", plate)[part]) or {}
+        facts = record.get("facts", {})
+        return record["started"] if facts.get("deferred") else facts.get("after_deferral", "")
+
     @functools.cached_property
     def _listings(self):
         """Digests by plate and part; folders are listed side by side, since a network file system answers slowly."""
@@ -267,15 +274,10 @@ class Screen:
             return [record.get("facts", {}).get("listing", "no source folder") for record in records]
         module = load_reader(row.reader)
         params = module.Params(**self._reader_params(row.reader))
-        lines, of_all, where = [[] for _ in range(parts)], [], {}
         try:
-            for well, line in module.listing(source, params):
-                if well not in where:
-                    where[well] = lines[part_of(well, parts)] if well else of_all
-                where[well].append(line)
+            return digest_changes(module, source, params, part_of, parts)
         except (DataFault, OSError, KeyError, ValueError) as fault:  # one plate's folder must not stop the others
             return [f"fault: {fault}"] * parts
-        return [file_digest("\n".join(sorted(part + of_all)).encode()) for part in lines]
 
     def plate_map(self, plate):
         """Digest of a plate's map; empty where it has none."""
@@ -306,7 +308,8 @@ def list_plates(path):
     Parameters
     ----------
     path : path
-        Columns `plate` and `source`, and if there are any `reader`, `plate_map`, `batch`.
+        Columns `plate` and `source`, and if there are any `reader`, `plate_map`, `batch`, and `acquisition`, a number that
+        tells several measurements of one plate apart: ``P1`` imaged again as 2 is the plate ``P1-acquisition2``.
 
     Returns
     -------
@@ -321,13 +324,22 @@ def list_plates(path):
     for line, row in rows:
         row = {name: row.get(name, "") for name in PLATE_COLUMNS}
         row["reader"] = row["reader"] or "pattern"
+        again = row.pop("acquisition")
+        if again and not re.fullmatch("[1-9][0-9]*", again):
+            problems.append(f"{path}:{line}: acquisition {again!r}: expected a number from 1, or nothing")
+        elif again and again != "1":
+            row["plate"] += f"-acquisition{again}"
         if not re.fullmatch(PLATE_NAME, row["plate"]):
             problems.append(f"{path}:{line}: plate {row['plate']!r}: expected letters, digits, '.', '_' and '-' only")
         elif row["plate"] in seen:
             problems.append(
                 f"{path}:{line}: plate {row['plate']!r} stands there twice: {seen[row['plate']]!r} and {row['source']!r}; "
-                "give one of them another name"
+                "give one of them another name, or, if the plate was imaged again, number both in a column `acquisition`"
             )
+        elif row["plate"].lower() in {name.lower() for name in seen}:
+            problems.append(f"{path}:{line}: plate {row['plate']!r} differs from another only in capital letters")
+        if row["source"] and row["source"] in seen.values() and row["plate"] not in seen:
+            problems.append(f"{path}:{line}: source {row['source']!r} belongs to another plate already")
         seen.setdefault(row["plate"], row["source"])
         if row["reader"] not in READERS:
             problems.append(

@@ -20,6 +20,11 @@ POSITION = re.compile(
 )
 MAD_TO_SD = 1.482602218505602  # 1 / Phi^-1(3/4): the MAD of a normal distribution in standard deviations
 NO_SPREAD = 1e-12  # relative to the largest value: below this a spread is rounding
+CURVE = ("ec50", "ec50_low", "ec50_high", "hill", "bottom", "top")
+HILL_SLOPES = (0.5, 8.0)  # a fit may choose: steeper is a step between two doses, shallower is a line without ends
+MIN_SPAN = 3.0  # of a dose response [robust SD of the negative controls]
+MIN_CONTROLS = 3
+DOSE_MARGIN = 10.0  # how far beyond the doses the interval of an EC50 may reach
 
 Operation = Literal[
     "drop_na_columns", "variance_threshold", "frequency_threshold", "correlation_threshold", "drop_outliers"
@@ -429,18 +434,22 @@ def assay_quality(positive, negative, *, n_bootstrap=1000, confidence=0.95, seed
     return quality
 
 
-def dose_response(readout, *, value="Metadata_Readout", alpha=0.05):
-    """Fit a Hill curve to each treatment that was given in several doses.
+def dose_response(readout, *, value="Metadata_Readout", alpha=0.05, min_span=MIN_SPAN):
+    """Fit a Hill curve to each treatment that was given in several doses, and report it where the data carry it.
 
     Parameters
     ----------
     readout : DataFrame, shape (W, ...)
-        `Metadata_Treatment`, `Metadata_Dose`, `value`, optionally `Metadata_Unit`; wells without dose or value are
-        left out.
+        `Metadata_Treatment`, `Metadata_Dose`, `value`, optionally `Metadata_Unit`, `Metadata_Control` and
+        `Metadata_Plate`. Wells without dose or value are left out; control wells are not fitted, but the negative ones
+        say how large a response must be.
     value : str
         The column to fit.
     alpha : float in (0, 1)
         Level of the F test of the curve against a constant.
+    min_span : float
+        How far a curve's ends must lie apart [robust SD of the negative controls about their plates' medians]; without
+        `MIN_CONTROLS` negative controls nothing is asked.
 
     Returns
     -------
@@ -448,28 +457,22 @@ def dose_response(readout, *, value="Metadata_Readout", alpha=0.05):
         One row per treatment with a dose: `Metadata_Treatment`, `Metadata_Unit`, `ec50` with its 95 % interval
         `ec50_low`, `ec50_high` [unit of the dose], `hill` (> 0), `bottom` (the response at dose 0), `top` (at
         saturation; below `bottom` for a falling curve), `r2`, `p`, `n` wells, `n_doses`, `reason`. Where `reason` is
-        not empty what it speaks of is NaN.
+        not empty no curve is reported: `ec50` … `top` are NaN.
 
     Notes
     -----
-    ``y = bottom + (top - bottom) x / (1 + x)``, ``x = (dose / ec50) ** hill``. For a given EC50 and Hill slope the
-    other two are linear, so a grid over the first two starts the bounded fit from its three best places. Hill slopes
-    lie in [0.2, 8]; an EC50 beyond the doses given is an extrapolation and reported as NaN.
+    ``y = bottom + (top - bottom) x / (1 + x)``, ``x = (dose / ec50) ** hill``, Hill slopes in [0.5, 8]. For a given EC50
+    and Hill slope the other two are linear, so a grid over the first two starts the bounded fit from its three best
+    places. A curve is reported if all of this holds: the F test of its four parameters against a constant has
+    p <= `alpha`; the EC50 lies within the doses given; the EC50's 95 % interval stays within the doses given, widened by
+    `DOSE_MARGIN` at either end; the curve spans at least `min_span`. The interval is a likelihood profile, which stays
+    true where a quadratic approximation does not: of a step between two doses it is the gap between them, and of a
+    curve without a plateau it is open, so that there is no EC50.
     """
-    columns = [
-        "Metadata_Treatment",
-        "Metadata_Unit",
-        "ec50",
-        "ec50_low",
-        "ec50_high",
-        "hill",
-        "bottom",
-        "top",
-        "r2",
-        "p",
-    ]
-    columns += ["n", "n_doses", "reason"]
-    table = readout[readout["Metadata_Treatment"].notna()]
+    columns = ["Metadata_Treatment", "Metadata_Unit", *CURVE, "r2", "p", "n", "n_doses", "reason"]
+    control = readout["Metadata_Control"] if "Metadata_Control" in readout else pd.Series("", index=readout.index)
+    spread = _controls_spread(readout[control == "negative"], value)
+    table = readout[readout["Metadata_Treatment"].notna() & ~control.isin(["negative", "positive"])]
     table = table[np.isfinite(table["Metadata_Dose"].astype(float)) & (table["Metadata_Dose"].astype(float) >= 0)]
     rows = []
     for treatment, wells in table.groupby("Metadata_Treatment", sort=True):
@@ -479,7 +482,8 @@ def dose_response(readout, *, value="Metadata_Readout", alpha=0.05):
         if len(units) > 1:
             fit = {"n": len(wells), "reason": f"doses in different units: {', '.join(units)}"}
         else:
-            fit = fit_hill(wells["Metadata_Dose"].to_numpy(float), wells[value].to_numpy(float), alpha=alpha)
+            doses, values = wells["Metadata_Dose"].to_numpy(float), wells[value].to_numpy(float)
+            fit = fit_hill(doses, values, alpha=alpha, least_span=min_span * spread if spread > 0 else 0.0)
         rows.append(row | fit)
     table = pd.DataFrame(rows, columns=columns)
     counts = {"n": "int64", "n_doses": "int64"}
@@ -488,7 +492,18 @@ def dose_response(readout, *, value="Metadata_Readout", alpha=0.05):
     return table.astype({name: "float64" for name in columns} | counts | texts)
 
 
-def fit_hill(dose, response, *, alpha=0.05):
+def _controls_spread(negative, value):
+    """Robust SD of negative controls about their plates' medians; NaN where there are too few."""
+    values = negative[value].astype(float)
+    values = values[np.isfinite(values)]
+    if len(values) < MIN_CONTROLS:
+        return np.nan
+    if "Metadata_Plate" in negative:
+        values = values - values.groupby(negative.loc[values.index, "Metadata_Plate"]).transform("median")
+    return float(MAD_TO_SD * np.median(np.abs(values - np.median(values))))
+
+
+def fit_hill(dose, response, *, alpha=0.05, least_span=0.0):
     """Fit one Hill curve; see `dose_response`.
 
     Parameters
@@ -498,6 +513,8 @@ def fit_hill(dose, response, *, alpha=0.05):
     response : array of float, shape (W,)
         Finite.
     alpha : float in (0, 1)
+    least_span : float
+        How far the curve's ends must lie apart [unit of the response].
 
     Returns
     -------
@@ -506,11 +523,10 @@ def fit_hill(dose, response, *, alpha=0.05):
     """
     from scipy.optimize import least_squares
     from scipy.stats import f as f_distribution
-    from scipy.stats import t as t_distribution
 
     dose, response = np.asarray(dose, float), np.asarray(response, float)
-    names = ("ec50", "ec50_low", "ec50_high", "hill", "bottom", "top", "r2", "p")
-    fit = dict.fromkeys(names, np.nan) | {"n": len(dose), "n_doses": len(np.unique(dose)), "reason": ""}
+    fit = dict.fromkeys((*CURVE, "r2", "p"), np.nan)
+    fit |= {"n": len(dose), "n_doses": len(np.unique(dose)), "reason": ""}
     given = dose[dose > 0]
     if fit["n_doses"] < 4 or len(np.unique(given)) < 3 or fit["n"] < 5:
         return fit | {"reason": f"{fit['n_doses']} doses in {fit['n']} wells; at least 4 doses and 5 wells are needed"}
@@ -525,21 +541,17 @@ def fit_hill(dose, response, *, alpha=0.05):
     with np.errstate(divide="ignore"):
         log_dose = np.log10(dose)  # dose 0 is -inf: response = bottom
 
-    def occupied(log_ec50, hill):
-        with np.errstate(over="ignore"):
-            return 1 / (1 + 10.0 ** (hill * (log_ec50 - log_dose)))
-
     starts = []
     for log_ec50 in np.linspace(lowest - 0.5, highest + 0.5, 25):
         for hill in (0.5, 1.0, 2.0, 4.0):
-            design = np.stack([1 - occupied(log_ec50, hill), occupied(log_ec50, hill)], axis=1)
+            part = _occupied(log_dose, log_ec50, hill)
+            design = np.stack([1 - part, part], axis=1)
             ends = np.linalg.lstsq(design, y, rcond=None)[0]
             starts.append((float(np.sum((design @ ends - y) ** 2)), log_ec50, hill, *np.clip(ends, -2, 3)))
-    lower, upper = [lowest - 1, 0.2, -2.0, -2.0], [highest + 1, 8.0, 3.0, 3.0]
+    lower, upper = [lowest - 1, HILL_SLOPES[0], -2.0, -2.0], [highest + 1, HILL_SLOPES[1], 3.0, 3.0]
 
     def residuals(p):
-        part = occupied(p[0], p[1])
-        return p[2] + (p[3] - p[2]) * part - y
+        return p[2] + (p[3] - p[2]) * _occupied(log_dose, p[0], p[1]) - y
 
     fits = [least_squares(residuals, start[1:], bounds=(lower, upper), max_nfev=100) for start in sorted(starts)[:3]]
     fits = [each for each in fits if each.success]
@@ -554,16 +566,79 @@ def fit_hill(dose, response, *, alpha=0.05):
     else:
         fit["p"] = float(f_distribution.sf(max(total - remaining, 0) / 3 / (remaining / free), 3, free))
     if fit["p"] > alpha:
-        return fit | {"reason": f"no response that depends on the dose (F test, p = {fit['p']:.2g})"}
-    log_ec50, hill, bottom, top = best.x
-    fit |= {"hill": float(hill), "bottom": float(offset + scale * bottom), "top": float(offset + scale * top)}
+        return fit | {"reason": f"no dose response (F test, p = {fit['p']:.2g})"}
+    log_ec50, hill, bottom, top = (float(one) for one in best.x)
+    span = scale * abs(top - bottom)
+    if span < least_span:
+        return fit | {
+            "reason": f"no dose response beyond the spread of the negative controls (it spans {span:.2g}, {least_span:.2g} "
+            "needed)"
+        }
     if not lowest <= log_ec50 <= highest:
-        return fit | {"reason": "the EC50 lies beyond the doses given"}
-    covariance = np.linalg.pinv(best.jac.T @ best.jac) * 2 * best.cost / free
-    half = t_distribution.ppf(0.975, free) * np.sqrt(max(covariance[0, 0], 0))
+        return fit | {"reason": "no EC50: it lies beyond the doses given"}
+    margin = np.log10(DOSE_MARGIN)
+    low, high = _ec50_interval(log_dose, y, log_ec50, best=2 * best.cost, ends=(lowest - margin, highest + margin))
+    if not np.isfinite([low, high]).all():
+        return fit | {
+            "reason": f"no EC50: its 95 % interval reaches more than {DOSE_MARGIN:g} times beyond the doses given"
+        }
+    fit |= {"ec50": 10**log_ec50, "ec50_low": 10**low, "ec50_high": 10**high}
+    return fit | {"hill": hill, "bottom": float(offset + scale * bottom), "top": float(offset + scale * top)}
+
+
+def _occupied(log_dose, log_ec50, hill):
+    """The rise of a Hill curve from 0 to 1."""
     with np.errstate(over="ignore"):
-        low, high = 10.0 ** (log_ec50 - half), np.float64(10.0) ** (log_ec50 + half)
-    return fit | {"ec50": float(10**log_ec50), "ec50_low": float(low), "ec50_high": float(high)}
+        return 1 / (1 + 10.0 ** (hill * (log_ec50 - log_dose)))
+
+
+def _ec50_interval(log_dose, y, log_ec50, *, best, ends):
+    """Ends of the 95 % likelihood profile of the EC50 [decades]; infinite where it reaches an end of the range.
+
+    Parameters
+    ----------
+    log_dose, y : array of float, shape (W,)
+    log_ec50 : float
+        The fitted one [decades].
+    best : float
+        Its sum of squares.
+    ends : tuple of float
+        Range that is searched [decades].
+    """
+    from scipy.stats import f as f_distribution
+
+    # A curve sees the wells of a dose only through their mean.
+    levels, which, count = np.unique(log_dose, return_inverse=True, return_counts=True)
+    means = np.bincount(which, y) / count
+    within = float(np.sum((y - means[which]) ** 2))
+    slopes = np.geomspace(*HILL_SLOPES, 25)
+    step = slopes[1] / slopes[0]
+
+    def squares(at, slopes):
+        part = _occupied(levels, at[:, None, None], slopes[..., None])
+        part = part - (part @ count / count.sum())[..., None]
+        rest = means - means @ count / count.sum()
+        spread = (part**2) @ count
+        shared = np.where(spread > 1e-12, (part @ (rest * count)) ** 2 / np.maximum(spread, 1e-12), 0)
+        return within + max(float(rest**2 @ count), 0) - shared
+
+    def profile(at):
+        coarse = np.broadcast_to(slopes, (len(at), len(slopes)))
+        around = slopes[squares(at, coarse).argmin(axis=1)]
+        fine = np.clip(around[:, None] * step ** np.linspace(-1, 1, 15), *HILL_SLOPES)
+        return squares(at, fine).min(axis=1)
+
+    free = len(y) - 4
+    factor = 1 + f_distribution.ppf(0.95, 1, free) / free
+    low, high = ends
+    for _ in range(3):  # each time on a finer grid, around what the last one has found
+        grid = np.unique(np.append(np.linspace(low, high, 101), log_ec50))
+        found = profile(grid)
+        inside = np.flatnonzero((found <= max(best, found.min()) * factor) | (grid == log_ec50))
+        low, high = grid[max(inside[0] - 1, 0)], grid[min(inside[-1] + 1, len(grid) - 1)]
+    if low <= ends[0] or high >= ends[1]:
+        return -np.inf, np.inf
+    return float(low), float(high)
 
 
 def robust_z(values, reference):
@@ -615,7 +690,7 @@ def call_hits(readout, params, *, value="Metadata_Readout"):
         One row per treatment and dose but the negative controls: `Metadata_Treatment`, `Metadata_Dose`,
         `Metadata_Unit`, `Metadata_Control`, `n` wells with a value, `n_plates`, `median` of the value, `robust_z`
         (median over the wells), `n_beyond` (wells at or beyond the threshold on the side of the median), `hit`,
-        `reason` (why it can be no hit). Strongest first.
+        `reason` (why it can be no hit). Strongest first. Positive controls are listed and are no hits.
     report : dict
         `threshold`, `min_replicates`, `n_wells`, `skipped_plates` (plate to reason), and `false_rate`, the share of
         negative control wells at or beyond the threshold (NaN without any): what the threshold means on these plates.
@@ -646,7 +721,9 @@ def call_hits(readout, params, *, value="Metadata_Readout"):
         median = judged["score"].median() if len(judged) else np.nan
         beyond = int((judged["score"] * np.sign(median) >= params.hit_threshold).sum()) if len(judged) else 0
         reason = ""
-        if not len(judged):
+        if key[3] == "positive":
+            reason = "positive control"
+        elif not len(judged):
             reason = "no well with a value on a plate with negative controls"
         elif len(judged) < params.hit_min_replicates:
             reason = f"{len(judged)} wells, {params.hit_min_replicates} needed"

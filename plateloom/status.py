@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import statistics
 from pathlib import Path
 
@@ -9,8 +10,13 @@ from plateloom.engine import locks
 from plateloom.planning import STAGES, Screen
 from plateloom.store.provenance import digest, read_json
 
-DONE, RUNNING, FAILED, QUARANTINED, STALE, MISSING = "done", "running", "failed", "quarantined", "stale", "missing"
-WORST = (FAILED, RUNNING, QUARANTINED, STALE, MISSING, DONE)
+DONE, RUNNING, FAILED, INTERRUPTED = "done", "running", "failed", "interrupted"
+QUARANTINED, DEFERRED, SKIPPED, STALE, MISSING = "quarantined", "deferred", "skipped", "stale", "missing"
+WORST = (FAILED, INTERRUPTED, RUNNING, STALE, MISSING, QUARANTINED, DEFERRED, SKIPPED, DONE)
+LEFT = (FAILED, INTERRUPTED, RUNNING, STALE, MISSING)  # the same command has something to do here
+FOLLOWS = (STALE, MISSING, SKIPPED)  # may be so only because of what lies above
+SCREEN_STAGES = {name for name, stage in STAGES.items() if stage.scope == "screen"}
+FOLLOWING = "what it is made from changes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,15 +26,20 @@ class State:
     Attributes
     ----------
     state : str
-        `done`, `running`, `failed` (infrastructure; will be tried again), `quarantined` (the data are at fault),
-        `stale` (done, but settings, code or what it was made from have changed) or `missing`.
+        `done`, `running`, `failed` (infrastructure; will be tried again), `interrupted` (begun, and ended without an
+        error), `quarantined` (the data are at fault), `deferred` (put off: the plate is still being written), `skipped`
+        (what it is made from was not made), `stale` (done, but settings, code or what it was made from have changed) or
+        `missing`.
     done, of : int
         Wells.
     reason, log : str
     seconds : float
         [s] that its jobs took.
-    failures : int
-        Fields that failed.
+    failed : tuple of dict
+        What could not be used of a plate that went on: `well`, `field`, `channel`, `reason`.
+    waits_for : str
+        The stage above that it merely waits for, ``plate1 segmentation`` or, of the screen, ``map``; empty where the
+        cause is its own.
     """
 
     state: str
@@ -37,7 +48,34 @@ class State:
     reason: str = ""
     log: str = ""
     seconds: float = 0.0
-    failures: int = 0
+    failed: tuple = ()
+    waits_for: str = ""
+
+
+@dataclasses.dataclass
+class Cause:
+    """Why stages are not done: one cause, however many plates it concerns.
+
+    Attributes
+    ----------
+    stage, state, reason : str
+    plates : list of str
+        Empty for a stage of the screen.
+    done, of : int
+        Wells of these plates.
+    logs : list of str
+    later : set of str
+        Stages that wait for this.
+    """
+
+    stage: str
+    state: str
+    reason: str
+    plates: list = dataclasses.field(default_factory=list)
+    done: int = 0
+    of: int = 0
+    logs: list = dataclasses.field(default_factory=list)
+    later: set = dataclasses.field(default_factory=set)
 
 
 def read_screen(folder, *, frozen=None):
@@ -62,28 +100,39 @@ def read_screen(folder, *, frozen=None):
     else:
         screen = Screen({}, folder, frozen=frozen)
     code = functools.cache(screen.code)
-    of_screen = {}
-    plates = {plate: {} for plate in screen.plates}
+    of_screen, plates = {}, {plate: {} for plate in screen.plates}
     for stage in screen.stages():
-        if STAGES[stage].scope == "screen":
-            upstream = [
-                plates[plate][after] for after in STAGES[stage].after for plate in plates if after in plates[plate]
-            ]
-            of_screen[stage] = _state(screen, stage, None, code, upstream)
+        if stage in SCREEN_STAGES:
+            above = [(f"{plate} {name}", state) for plate in plates for name, state in plates[plate].items()]
+            of_screen[stage] = _state(screen, stage, None, code, above)
         else:
             for plate, states in plates.items():
-                upstream = [(states | of_screen).get(after) for after in STAGES[stage].after]
-                states[stage] = _state(screen, stage, plate, code, [state for state in upstream if state])
+                above = [(f"{plate} {name}", state) for name, state in states.items()] + list(of_screen.items())
+                states[stage] = _state(screen, stage, plate, code, above)
     return {"plates": plates, "screen": of_screen}
 
 
-def _state(screen, stage, plate, code, upstream):
-    """State of a stage over all of its parts."""
+def _state(screen, stage, plate, code, above):
+    """State of a stage over all of its parts, given the states of earlier stages by their names for `waits_for`."""
     parts = [_part(screen, stage, plate, i, path, code) for i, path in enumerate(screen.records(stage, plate))]
     worst = min(parts, key=lambda part: WORST.index(part.state))
     state, reason = worst.state, worst.reason
-    if state == DONE and any(above.state in (STALE, MISSING, FAILED, RUNNING) for above in upstream):
-        state, reason = STALE, "what it is made from changes"
+    alike = sum(part.state == state for part in parts)
+    if state in (QUARANTINED, DEFERRED, STALE) and alike < len(parts):
+        reason = f"{reason} (in {alike} of {len(parts)} parts)"
+    nearest = [(name, found) for name, found in above if name.split(" ")[-1] in STAGES[stage].after]
+    waits_for = next((found.waits_for or name for name, found in nearest if found.state in LEFT), "")
+    if state == DONE and waits_for:
+        state, reason = STALE, FOLLOWING
+    faults = [(name, found) for name, found in above if found.state in (QUARANTINED, DEFERRED)]
+    repeats = any(found.reason and found.reason in reason for _, found in faults)
+    nothing_left = faults and stage in SCREEN_STAGES and not any(found.state == DONE for _, found in nearest)
+    if state == QUARANTINED and (repeats or nothing_left):
+        state = SKIPPED
+    if state == SKIPPED and not waits_for:
+        waits_for = next((name for name, _ in faults), "")
+        if not waits_for:
+            state, reason = STALE, "what it is made from is there by now"
     return State(
         state,
         done=sum(part.done for part in parts),
@@ -91,7 +140,8 @@ def _state(screen, stage, plate, code, upstream):
         reason=reason,
         log=worst.log,
         seconds=sum(part.seconds for part in parts),
-        failures=sum(part.failures for part in parts),
+        failed=tuple(failure for part in parts for failure in part.failed),
+        waits_for=waits_for if state in FOLLOWS else "",
     )
 
 
@@ -105,80 +155,214 @@ def _part(screen, stage, plate, part, path, code):
     if said.get("attempts") and locks.is_held(lock):
         return State(RUNNING, said.get("done", 0), said.get("of", 0), f"by {locks.describe(said)}", log)
     if record is None:
-        if said.get("attempts"):
-            return State(
-                FAILED, said.get("done", 0), said.get("of", 0), _last_error(screen.folder / log) if log else "", log
-            )
-        return State(MISSING)
+        if not said.get("attempts"):
+            return State(MISSING)
+        error = _last_error(screen.folder / log) if log else ""
+        reason = error or "its process ended without an error: told to end, or killed for want of memory or time"
+        return State(FAILED if error else INTERRUPTED, said.get("done", 0), said.get("of", 0), reason, log)
     wells = len(record["artefacts"])
-    found = {"log": record["log"], "seconds": record["seconds"], "failures": len(record["failures"])}
-    if record["status"] != "done":
-        return State(QUARANTINED, wells, wells, record["reason"], **found)
-    if stage == "conversion" and record["facts"].get("listing") != screen.listing(plate, part):
-        return State(STALE, wells, wells, "the source files have changed", **found)
+    found = {"log": record["log"], "seconds": record["seconds"], "failed": tuple(record["failures"])}
+    changed = _changed(screen, stage, plate, part, record, code)
+    if record["status"] == "done":
+        return State(STALE if changed else DONE, wells, wells, changed, **found)
+    if changed:
+        return State(STALE, wells, wells, f"{changed}; before: {record['reason']}", **found)
+    if record["status"] == "skipped":
+        return State(SKIPPED, wells, wells, record["reason"], **found)
+    return State(
+        DEFERRED if record["facts"].get("deferred") else QUARANTINED,
+        wells,
+        wells,
+        record["reason"].removeprefix("deferred: "),
+        **found,
+    )
+
+
+def _changed(screen, stage, plate, part, record, code):
+    """What has changed since a record was written; empty where nothing has."""
+    if stage == "conversion" and record["facts"].get("listing", "") not in ("", screen.listing(plate, part)):
+        return "at least one source file has changed, come or gone; only the wells concerned are made anew"
     if STAGES[stage].scope == "part" and record["parts"] != screen.config.parts:
-        return State(STALE, wells, wells, "the plate is cut into another number of parts", **found)
+        return "the plate is cut into another number of parts"
     if record["settings"] != digest(screen.recorded_settings(stage, plate)):
-        return State(STALE, wells, wells, "settings have changed", **found)
+        return "settings have changed"
     if record["code"] != code(stage):
-        return State(STALE, wells, wells, "its code has changed", **found)
-    return State(DONE, wells, wells, **found)
+        return "its code has changed"
+    return ""
 
 
 def _last_error(log):
-    """Last line of a log that says what went wrong."""
+    """What a job's log says went wrong; empty where it holds no error, as after a signal.
+
+    Only what was logged as an error, and what Python writes when it crashes, is one.
+    """
     try:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:
-        return "ended without a word"
-    return next((line.strip() for line in reversed(lines) if line.strip()), "ended without a word")
+        return ""
+    begins = [
+        i for i, line in enumerate(lines) if re.match(r"\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+ |Fatal Python error", line)
+    ]
+    errors = [i for i in begins if re.match(r"\S+ \S+ (ERROR|CRITICAL) |Fatal", lines[i])]
+    if not errors:
+        return ""
+    told = lines[errors[-1] : next((i for i in begins if i > errors[-1]), len(lines))]
+    frames = [i for i, line in enumerate(told) if line.startswith("  File ")]
+    if frames and not told[0].startswith("Fatal"):  # what was raised stands behind the traceback
+        told = [line for line in told[frames[-1] :] if line.strip() and not line.startswith(" ")] or told
+    message = re.sub(r"^\S+ \S+ (ERROR|CRITICAL) ", "", told[0]).strip()
+    return "" if message.startswith(("KeyboardInterrupt", "SystemExit")) else message
+
+
+def find_causes(states):
+    """Why stages are not done, each cause once.
+
+    Parameters
+    ----------
+    states : dict
+        From `read_screen`.
+
+    Returns
+    -------
+    list of Cause
+        In the order of the stages. What is done, not begun yet, or merely waits, is no cause.
+    """
+    causes = {}
+    for where, stage, state in _walk(states):
+        if state.state in (DONE, MISSING) or state.waits_for:
+            continue
+        plates = [where] if where else list(states["plates"])
+        waiting = {
+            name
+            for found in [*(states["plates"][plate] for plate in plates), states["screen"]]
+            for name in _later(stage) & found.keys()
+            if found[name].state in FOLLOWS
+        }
+        key = (stage, state.state, state.reason)
+        cause = causes.setdefault(key, Cause(*key))
+        cause.later |= waiting
+        cause.plates += [where] if where else []
+        cause.done, cause.of = cause.done + state.done, cause.of + state.of
+        cause.logs += [state.log] if state.log else []
+    order = list(STAGES)
+    return sorted(causes.values(), key=lambda cause: order.index(cause.stage))
+
+
+@functools.cache
+def _later(stage):
+    """Names of all stages that a stage's result goes into."""
+    direct = {name for name, found in STAGES.items() if stage in found.after}
+    return direct.union(*map(_later, direct))
+
+
+def _walk(states):
+    """Plate (None for the screen), stage and state, one after the other."""
+    for plate, stages in states["plates"].items():
+        yield from ((plate, stage, state) for stage, state in stages.items())
+    yield from ((None, stage, state) for stage, state in states["screen"].items())
+
+
+def find_failures(stages):
+    """What could not be used of a plate, each failure once.
+
+    Parameters
+    ----------
+    stages : dict of str to State
+
+    Returns
+    -------
+    list of dict
+        `stage`, `well`, `field`, `channel`, `reason`.
+    """
+    seen = {}
+    for stage, state in stages.items():
+        for failure in state.failed:
+            row = {name: failure.get(name, "") for name in ("well", "field", "channel", "reason")}
+            seen.setdefault(tuple(row.values()), {"stage": stage} | row)
+    return list(seen.values())
 
 
 def screen_state(states):
-    """Sum up a screen.
+    """Sum up a screen. Every plate is in one of `complete`, `with_failures`, `quarantined`, `deferred` and `open`.
+
+    Parameters
+    ----------
+    states : dict
+        From `read_screen`.
 
     Returns
     -------
     dict
-        `summary` (one line), `quarantined` (plates with faults of the data), `open` (plates with work left), and
-        `seconds_left`, the work that is left as far as what is done tells [s]; None where nothing tells.
+        `complete`: plates whose every stage is done, or waits only for a step of the screen that had nothing to work on;
+        `with_failures`: likewise, but fields of them could not be used;
+        `quarantined`: plates with a stage that their data do not allow, and all others done or skipped;
+        `deferred`: plates that are still being written;
+        `open`: plates with work left, which the same command does;
+        `not_made`: steps of the screen that had nothing to work on, each with its reason;
+        `summary` (one line); `seconds_left`, the work that is left as far as what is done tells [s], None where nothing
+        tells.
     """
-    plates = states["plates"]
-    quarantined = [
-        plate
-        for plate, stages in plates.items()
-        if any(state.state == QUARANTINED or state.failures for state in stages.values())
-    ]
-    left = [
-        plate
-        for plate, stages in plates.items()
-        if any(state.state in (FAILED, STALE, MISSING, RUNNING) for state in stages.values())
-    ]
-    complete = len(plates) - len(set(left))
-    whole = [plate for plate in quarantined if any(state.state == QUARANTINED for state in plates[plate].values())]
-    summary = f"{complete} of {len(plates)} plates complete"
-    if whole:
-        summary += f"; quarantined: {', '.join(whole)}"
-    if partly := [plate for plate in quarantined if plate not in whole]:
-        number = sum(state.failures for plate in partly for state in plates[plate].values())
-        summary += f"; {number} failures recorded on {', '.join(partly)}"
-    return {"summary": summary, "quarantined": quarantined, "open": left, "seconds_left": _seconds_left(states)}
+    sorts = {name: [] for name in ("complete", "with_failures", "quarantined", "deferred", "open")}
+    for plate, stages in states["plates"].items():
+        sorts[_sort(plate, stages)].append(plate)
+    not_made = {stage: state.reason for stage, state in states["screen"].items() if state.state == QUARANTINED}
+    complete = len(sorts["complete"]) + len(sorts["with_failures"])
+    summary = f"{complete} of {len(states['plates'])} plates complete"
+    if partly := sorts["with_failures"]:
+        summary += f", {len(partly)} of them with failed fields ({shorten(partly)})"
+    for name, word in (("quarantined", "quarantined"), ("deferred", "put off"), ("open", "open")):
+        if sorts[name]:
+            summary += f"; {word}: {shorten(sorts[name])}"
+    if not_made:
+        summary += f"; not made: {', '.join(not_made)}"
+    return sorts | {
+        "not_made": not_made,
+        "summary": summary,
+        "seconds_left": _seconds_left(states),
+    }
+
+
+def _sort(plate, stages):
+    """Which sort of plate this is: a key of `screen_state`."""
+    # A stage that is done, and follows other plates only, is made anew with them: that is no work left of this plate.
+    kinds = {
+        state.state
+        for state in stages.values()
+        if state.reason != FOLLOWING or state.waits_for.split(" ")[0] == plate or " " not in state.waits_for
+    }
+    if kinds & set(LEFT):
+        return "open"
+    if QUARANTINED in kinds:
+        return "quarantined"
+    if DEFERRED in kinds:
+        return "deferred"
+    return "with_failures" if find_failures(stages) else "complete"
+
+
+def shorten(names, most=5):
+    """The first names, and how many more there are.
+
+    Examples
+    --------
+    >>> shorten(["a", "b", "c", "d"], most=2)
+    'a, b and 2 more'
+    """
+    shown, more = ", ".join(names[:most]), len(names) - most
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _seconds_left(states):
     """Work left [s]: for every stage that is not done, what it took elsewhere, less what is done of it."""
-    everything = [*states["plates"].values(), states["screen"]]
     took = {}
-    for stages in everything:
-        for stage, state in stages.items():
-            if state.state == DONE:
-                took.setdefault(stage, []).append(state.seconds)
+    for _, stage, state in _walk(states):
+        if state.state == DONE:
+            took.setdefault(stage, []).append(state.seconds)
     total, known = 0.0, False
-    for stages in everything:
-        for stage, state in stages.items():
-            if state.state in (MISSING, RUNNING, STALE, FAILED) and stage in took:
-                share = 1 - state.done / state.of if state.state in (RUNNING, FAILED) and state.of else 1
-                total, known = total + statistics.median(took[stage]) * share, True
+    for _, stage, state in _walk(states):
+        if state.state in LEFT and stage in took:
+            begun = state.state in (RUNNING, FAILED, INTERRUPTED) and state.of
+            total += statistics.median(took[stage]) * (1 - state.done / state.of if begun else 1)
+            known = True
     return round(total) if known else None
 
 

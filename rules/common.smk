@@ -65,6 +65,11 @@ def listing_of(wildcards):
     return SCREEN.listing(wildcards.plate, int(wildcards.part))
 
 
+def deferral_of(wildcards):
+    """When a part was last put off because its files were still on their way."""
+    return SCREEN.deferral(wildcards.plate, int(wildcards.part))
+
+
 def source_of(wildcards):
     """Source folder of a plate."""
     return SCREEN.plates[wildcards.plate].source

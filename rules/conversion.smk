@@ -18,6 +18,7 @@ rule convert_plate:
         source=source_of,
         reader=reader_of,
         listing=listing_of,
+        deferral=deferral_of,
         parts=len(PARTS),
         settings=settings_of("conversion"),
         code=code_of("conversion"),

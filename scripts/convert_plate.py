@@ -15,4 +15,5 @@ if __name__ == "__main__":  # Dask's worker processes import this file
         settings=snakemake.params.settings,
         code=snakemake.params.code,
         record=snakemake.output.record,
+        deferral=snakemake.params.deferral,
     )

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -49,8 +50,8 @@ def simulate(folder, **design):
 
     options = {"plates": ("P1",), "rows": 3, "columns": 4, "fields": 1, "size_px": 256, "cells_per_field": 12.0}
     write_screen(folder, ScreenDesign(**options | design))
-    with open(folder / "config.yaml", "a") as file:
-        file.write(SMALL)
+    settings = yaml.safe_load((folder / "config.yaml").read_text()) | yaml.safe_load(SMALL)
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     return folder
 
 

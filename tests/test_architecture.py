@@ -15,11 +15,13 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 
 # From the top down; a module imports from its own wing and from those below it.
 WINGS = [
-    {"cli", "status", "driver", "planning", "config"},
+    {"cli", "status", "driver", "planning", "config", "repair", "export"},
     {"stages"},
     {
         "engine",
         "readers",
+        "projection",
+        "stitching",
         "illumination",
         "quality",
         "segmentation",

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -144,9 +145,69 @@ def test_init_writes_a_screen_that_only_lacks_treatments(tmp_path, data):
     code, text = plateloom("init", folder, "--source", data / "bbbc013_sbs_rows_ABEF")
     assert code == 0 and "48 wells" in text
     code, text = plateloom("check", folder)
-    assert code == 0 and "48 wells, 48 fields, 96 files" in text
+    assert code == 2 and "set conversion.pixel_size_um" in text, "µm without a pixel size would mean nothing"
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     assert set(settings["channels"]) == {"Channel1", "Channel2"}
+    assert settings["segmentation"]["parameters"]["nuclei_channel"] == "Channel2", "by its pixels alone"
+    settings["conversion"]["pixel_size_um"] = 1.0
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    code, text = plateloom("check", folder)
+    assert code == 0 and "48 wells, 48 fields, 96 files" in text
+    assert "no well is a negative control" in text and "no mistake, but 2 warnings" in text
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text("parts: 1\nreport: {montage_wells: 2}\nparts: 2\n")
+    code, text = plateloom("check", tmp_path)
+    assert code == 2 and "'parts' stands there twice" in text and "line 3" in text
+
+
+def test_a_misspelt_readout_is_a_mistake_of_the_config():
+    wrong = {"channels": CHANNELS, "profiling": {"parameters": {"readout": "Nuclei_Intensity_Mean_GFP"}}}
+    with pytest.raises(ConfigError, match="Did you mean 'Nuclei_Intensity_MeanIntensity_GFP'"):
+        load_config(wrong)
+
+
+def test_what_is_odd_about_files_and_maps_is_a_warning(screen):
+    (screen / "raw/P1/A01_s1_w2.tif").write_bytes(b"")
+    (screen / "raw/P1/A02_s1_w3.tif").unlink()
+    path = screen / "maps/P1.tsv"
+    path.write_text(path.read_text().replace("negative", "") + "H12\tx\t1\tuM\t\n")
+    code, text = plateloom("check", screen)
+    assert code == 0
+    for part in ("1 files have no content: A01_s1_w2.tif", "A02 field 1 lacks", "no well is a negative", "H12"):
+        assert part in text, part
+
+
+def test_a_plate_that_was_imaged_again_needs_an_acquisition_number(screen):
+    from plateloom.planning import list_plates
+
+    shutil.copytree(screen / "raw/P1", screen / "raw/again")
+    path = screen / "plates.tsv"
+    path.write_text("plate\tsource\nP1\traw/P1\nP1\traw/again\n")
+    _, (problem,) = list_plates(path)
+    assert "'raw/P1' and 'raw/again'" in problem and "column `acquisition`" in problem
+    path.write_text("plate\tsource\tacquisition\nP1\traw/P1\t1\nP1\traw/again\t2\n")
+    plates, problems = list_plates(path)
+    assert not problems and [plate.plate for plate in plates] == ["P1", "P1-acquisition2"]
+    path.write_text("plate\tsource\tacquisition\nP1\traw/P1\tsecond\n")
+    assert "expected a number" in list_plates(path)[1][0]
+
+
+def test_the_table_of_planes_is_listed_without_a_screen(screen, tmp_path):
+    code, text = plateloom("scan", screen / "raw/P1", "--out", tmp_path / "planes.tsv")
+    assert code == 0 and "pattern: 35 planes, 12 wells" in text
+    lines = (tmp_path / "planes.tsv").read_text().splitlines()
+    assert lines[0].startswith("well\tfield\tchannel\tz\tt\tfile") and len(lines) == 36
+    assert plateloom("scan", screen / "raw/P1", "--reader", "pattern", "--set", "patern=x")[0] == 2
+    assert plateloom("scan", tmp_path / "nowhere")[0] == 2
+
+
+def test_two_plates_of_one_folder_or_name_are_refused(screen):
+    path = screen / "plates.tsv"
+    path.write_text(path.read_text() + "p1\traw/P1\tpattern\t\t\n")
+    code, text = plateloom("check", screen)
+    assert code == 2 and "capital letters" in text and "belongs to another plate" in text
 
 
 def test_init_shows_file_names_where_it_knows_no_layout(tmp_path):

@@ -1,6 +1,8 @@
 """Source folder -> plate.zarr: what is kept, what is refused, what is redone."""
 
+import errno
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from plateloom.config import Conversion
 from plateloom.engine import parts
 from plateloom.readers import pattern
 from plateloom.stages import conversion
@@ -20,7 +23,7 @@ SETTINGS = {
         "DNA": {"source": "1", "color": "0000FF", "window": None},
         "GFP": {"source": "2", "color": "00FF00", "window": [0, 500]},
     },
-    "conversion": {"projection": "max", "pixel_size_um": 0.5, "levels": 2},
+    "conversion": Conversion(pixel_size_um=0.5, levels=2).model_dump(),
     "reader_params": {"pattern": pattern.KNOWN["plateloom"], "folders": False},
 }
 RECORD = "results/plates/P/records/conversion/part-0.json"
@@ -167,7 +170,7 @@ def test_z_is_projected(projection, expected):
         for channel in (1, 2):
             write(f"A01_s1_z{z}_w{channel}.tif", np.full((64, 64), value, np.uint16))
     settings = SETTINGS | {
-        "conversion": SETTINGS["conversion"] | {"projection": projection},
+        "conversion": SETTINGS["conversion"] | {"z": projection},
         "reader_params": {"pattern": r"(?P<well>A\d+)_s(?P<field>\d)_z(?P<z>\d)_w(?P<channel>\d)\.tif"},
     }
     convert(settings)
@@ -254,3 +257,231 @@ def test_the_plate_validates_and_lists_its_wells():
     assemble()
     found = HCS.from_zarr(zarr.open_group("results/plates/P/plate.zarr", mode="r")).ome_attributes.plate
     assert [well.path for well in found.wells] == ["A/01", "A/02", "B/01"]
+
+
+def settings_with(pattern=None, **conversion):
+    found = SETTINGS | {"conversion": SETTINGS["conversion"] | conversion}
+    return found | {"reader_params": {"pattern": pattern}} if pattern else found
+
+
+def stack_of(times, heights):
+    """One well whose file names carry z and t; pixels (C, T, Z, Y, X)."""
+    for path in Path("raw").iterdir():
+        path.unlink()
+    pixels = np.random.default_rng(3).integers(0, 999, (2, times, heights, 64, 64), dtype=np.uint16)
+    for c, t, z in np.ndindex(pixels.shape[:3]):
+        write(f"A01_s1_t{t}_z{z}_w{c + 1}.tif", pixels[c, t, z])
+    return pixels, r"(?P<well>A\d+)_s(?P<field>\d)_t(?P<t>\d)_z(?P<z>\d)_w(?P<channel>\d)\.tif"
+
+
+def test_several_time_points_are_refused_until_the_config_names_one():
+    pixels, pattern_ = stack_of(times=2, heights=1)
+    record = convert(settings_with(pattern_))
+    assert record["status"] == "failed" and "set conversion.time to one of them, or to keep" in record["reason"]
+    convert(settings_with(pattern_, time=1))
+    np.testing.assert_array_equal(store.read_image(field_path("A01", 1)), pixels[:, 1, 0])
+    record = convert(settings_with(pattern_, time=7))
+    assert record["status"] == "failed" and "no time point 7; there are 0, 1" in record["reason"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "axes", "expected"),
+    [
+        ({"z": "keep", "time": 0}, "czyx", lambda pixels: pixels[:, 0]),
+        ({"z": "max", "time": "keep"}, "tcyx", lambda pixels: pixels.max(2).swapaxes(0, 1)),
+        ({"z": "keep", "time": "keep"}, "tczyx", lambda pixels: pixels.swapaxes(0, 1)),
+    ],
+)
+def test_a_plate_that_keeps_z_or_time_is_converted_and_what_follows_says_so(keep, axes, expected):
+    from plateloom.stages.illumination import require_planes
+
+    pixels, pattern_ = stack_of(times=2, heights=3)
+    convert(settings_with(pattern_, **keep))
+    found = store.read_group(field_path("A01", 1))["ome"]["multiscales"][0]["axes"]
+    assert "".join(axis["name"] for axis in found) == axes
+    import zarr
+
+    array = zarr.open_array(field_path("A01", 1) / "0", mode="r")
+    np.testing.assert_array_equal(array[...], expected(pixels))
+    record = assemble()
+    assert record["status"] == "done"
+    with pytest.raises(parts.DataFault, match="works on one plane per field and channel"):
+        require_planes(record)
+
+
+def test_a_plane_missing_from_a_stack_is_said():
+    _, pattern_ = stack_of(times=1, heights=3)
+    for well in ("A02", "A03"):
+        for path in list(Path("raw").glob("A01*")):
+            shutil.copyfile(path, path.with_name(path.name.replace("A01", well)))
+    Path("raw/A02_s1_t0_z1_w2.tif").unlink()
+    record = convert(settings_with(pattern_))
+    assert [(f["well"], f["channel"], f["reason"]) for f in record["failures"]] == [
+        ("A02", "GFP", "2 of 3 planes are there")
+    ]
+    assert convert(settings_with(pattern_, z="keep"))["failures"][0]["reason"].endswith("z 1 are missing")
+
+
+def test_without_any_pixel_size_nothing_is_converted():
+    record = convert(settings_with(pixel_size_um=None))
+    assert record["status"] == "failed" and "set conversion.pixel_size_um" in record["reason"]
+
+
+@pytest.fixture
+def placed(monkeypatch):
+    """Give the raw fields positions, as metadata would: field 2 to the right of field 1, 8 px over it, 1 px lower."""
+    scan = pattern.scan
+
+    def with_positions(source, params):
+        found = scan(source, params)
+        where = {1: (100.0, 50.0), 2: (100.5, 110.0)}
+        found.images = [i._replace(y_um=where[i.field][0], x_um=where[i.field][1]) for i in found.images]
+        return found
+
+    monkeypatch.setattr(pattern, "scan", with_positions)
+
+
+def test_fields_are_stitched_by_their_positions_not_by_their_order(placed):
+    record = convert(settings_with(layout="stitched"))
+    assert record["status"] == "done" and not record["failures"]
+    path = field_path("A01", 1)
+    one, two = (
+        np.stack([tifffile.imread(f"raw/A01_s{field}_w{channel}.tif") for channel in (1, 2)]) for field in (1, 2)
+    )
+    image = store.read_image(path)
+    assert image.shape == (2, 97, 248)
+    np.testing.assert_array_equal(image[:, :96, :120], one[:, :, :120])
+    np.testing.assert_array_equal(image[:, 1:97, 128:], two[:, :, 8:])
+    assert not image[:, 96, :119].any(), "no field lies there"
+    assert not (path.parent / ".tiles").exists()
+    transformations = store.read_group(path)["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    assert transformations[1] == {"type": "translation", "translation": [0.0, 76.25, 18.25]}
+    fields = read_table("results/plates/P/fields/A01.parquet")
+    assert set(fields["Metadata_Field"]) == {1} and set(fields["SourceField"]) == {1, 2}
+    assert assemble()["facts"]["fields"] == 6
+
+
+def test_an_unreadable_field_is_a_hole_in_its_stitched_well(placed):
+    convert(settings_with(layout="stitched"))
+    assemble()
+    before = bytes_of()
+    path = Path("raw/A02_s1_w2.tif")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200])
+    record = convert(settings_with(layout="stitched"))
+    assert record["computed"] == ["A02"]
+    assert {(f["well"], f["field"]) for f in record["failures"]} == {("A02", 1)}
+    image = store.read_image(field_path("A02", 1))
+    np.testing.assert_array_equal(image[1], tifffile.imread("raw/A02_s2_w2.tif"))
+    assert assemble()["facts"]["failed_fields"] == 1
+    path.write_bytes(whole)
+    convert(settings_with(layout="stitched"))
+    assemble()
+    assert bytes_of() == before
+
+
+def test_stitching_without_positions_is_refused():
+    record = convert(settings_with(layout="stitched"))
+    assert record["status"] == "failed" and "no positions" in record["reason"]
+
+
+def test_every_field_of_a_stitched_well_is_corrected_with_its_own_shading(placed):
+    from plateloom.stages.illumination import estimate_plate, read_corrected, shrink_field
+    from plateloom.store.flatfields import write_flatfields
+
+    convert(settings_with(layout="stitched"))
+    assemble()
+    flat = np.linspace(0.5, 1.5, 128, dtype=np.float32)[None].repeat(96, 0)
+    write_flatfields("results/plates/P/illumination.zarr", {"DNA": flat, "GFP": flat}, {"fingerprint": "f"})
+    whole = read_corrected("P", "A01", 1, "f")
+    expected = tifffile.imread("raw/A01_s2_w1.tif")[:, 8:] / (flat[:, 8:] * 65535)
+    np.testing.assert_allclose(whole[0, 1:97, 128:], expected, rtol=1e-5)
+    window = (slice(3, 90), slice(100, 140))
+    np.testing.assert_array_equal(read_corrected("P", "A01", 1, "f", window=window), whole[(slice(None), *window)])
+    settings = {"method": "none", "parameters": {}, "fields": 64}
+    assert set(shrink_field(str(field_path("A01", 1)), 2, settings)) == {"DNA", "GFP"}
+    record = "results/plates/P/records/illumination/part-0.json"
+    estimate_plate(
+        plate="P",
+        settings=settings,
+        code="c",
+        assembled="results/plates/P/records/assembly/part-0.json",
+        converted=[RECORD],
+        record=record,
+    )
+    assert read_json(record)["facts"]["DNA"] == "from 6 fields"
+
+
+def test_a_file_whose_end_has_not_come_yet_puts_the_plate_off():
+    path = Path("raw/A01_s1_w1.tif")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:6000] + bytes(len(whole) - 6000))
+    record = convert()
+    assert record["status"] == "failed" and record["facts"]["deferred"]
+    assert "A01_s1_w1.tif" in record["reason"] and "still being copied" in record["reason"]
+    assert not Path("results/plates/P/plate.zarr").exists()
+    path.write_bytes(whole)
+    assert convert()["status"] == "done"
+
+
+def test_a_young_plate_is_put_off_where_the_config_asks_for_it(monkeypatch):
+    options = {"threads": 2, "cluster": {"kind": "threads"}, "settle_minutes": 30}
+    monkeypatch.setattr(parts, "EXECUTION", parts.Execution(**options))
+    assert convert()["facts"]["deferred"]
+    for path in Path("raw").iterdir():
+        os.utime(path, (1e9, 1e9))
+    assert convert()["status"] == "done"
+
+
+def test_a_folder_that_changes_after_the_run_was_planned_is_put_off():
+    from plateloom.readers.folders import digest_changes
+    from plateloom.store.layout import part_of
+
+    params = pattern.Params(**SETTINGS["reader_params"])
+    (planned,) = digest_changes(pattern, "raw", params, part_of, 1)
+    write("B02_s1_w1.tif", np.zeros((96, 128), np.uint16))
+    arguments = {"plate": "P", "part": 0, "parts": 1, "source": "raw", "reader": "pattern", "code": "c"}
+    conversion.convert_part(**arguments, settings=SETTINGS, record=RECORD, listing=planned)
+    assert read_json(RECORD)["facts"]["deferred"] and "have changed since" in read_json(RECORD)["reason"]
+    (now,) = digest_changes(pattern, "raw", params, part_of, 1)
+    conversion.convert_part(**arguments, settings=SETTINGS, record=RECORD, listing=now, deferral="then")
+    record = read_json(RECORD)
+    assert record["status"] == "done" and record["facts"]["after_deferral"] == "then"
+
+
+def test_a_plate_without_the_microscopes_end_marker_is_put_off_unless_told_otherwise(monkeypatch):
+    scan = pattern.scan
+
+    def unfinished(source, params):
+        found = scan(source, params)
+        found.finished = False
+        return found
+
+    monkeypatch.setattr(pattern, "scan", unfinished)
+    record = convert()
+    assert record["facts"]["deferred"] and "engine.end_marker" in record["reason"]
+    options = {"threads": 2, "cluster": {"kind": "threads"}, "end_marker": False}
+    monkeypatch.setattr(parts, "EXECUTION", parts.Execution(**options))
+    assert convert()["status"] == "done"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_leaves_no_record_says_what_was_needed_and_resumes(monkeypatch, number):
+    convert()
+    expected = bytes_of()
+    shutil.rmtree("results")
+    write_well = store.write_well
+
+    def full(folder, well, *arguments, **options):
+        if well == "B01":
+            raise OSError(number, os.strerror(number), str(folder))
+        return write_well(folder, well, *arguments, **options)
+
+    monkeypatch.setattr(store, "write_well", full)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        convert()
+    assert not Path(RECORD).exists()
+    monkeypatch.setattr(store, "write_well", write_well)
+    record = convert()
+    assert "B01" in record["computed"] and record["kept"] == sorted({"A01", "A02"} - set(record["computed"]))
+    assert bytes_of() == expected

@@ -298,6 +298,66 @@ def test_noise_is_not_given_an_ec50_more_often_than_the_level_says():
     assert np.mean(found) <= 0.1
 
 
+CURVE = ("ec50", "ec50_low", "ec50_high", "hill", "bottom", "top")
+
+
+def test_flat_lines_give_no_curve_however_they_wiggle():
+    random, dose = np.random.default_rng(5), np.repeat(np.geomspace(0.01, 10, 8), 2)
+    fits = [fit_hill(dose, random.normal(size=len(dose))) for _ in range(60)]
+    assert sum(fit["reason"] == "" for fit in fits) <= 1
+    for fit in fits:
+        assert fit["reason"] == "" or all(np.isnan(fit[name]) for name in CURVE)
+
+
+def test_of_a_step_between_two_doses_the_interval_is_the_gap_between_them():
+    dose = np.repeat([0.01, 0.1, 1.0, 10.0, 100.0], 3)
+    response = (dose >= 1) + np.random.default_rng(2).normal(0, 0.02, len(dose))
+    fit = fit_hill(dose, response)
+    assert fit["reason"] == "" and 0.1 < fit["ec50_low"] < fit["ec50"] < fit["ec50_high"] < 1
+    assert fit["ec50_high"] / fit["ec50_low"] > 3, "nothing is known of where in the gap it lies"
+
+
+@pytest.mark.parametrize("ec50, reason", [(3.0, ""), (20.0, "EC50"), (500.0, "EC50")])
+def test_a_curve_without_a_plateau_has_no_ec50(ec50, reason):
+    dose = np.repeat(np.geomspace(0.01, 30, 9), 3)
+    response = hill_curve(dose, ec50, 1.0, 0, 10 * max(1, ec50 / 30)) + np.random.default_rng(4).normal(0, 0.3, 27)
+    fit = fit_hill(dose, response)
+    assert fit["p"] < 1e-6, "that it depends on the dose is beyond doubt"
+    assert reason in fit["reason"] and (fit["reason"] == "") == (reason == "")
+    assert np.isnan([fit[name] for name in CURVE]).all() == (reason != "")
+
+
+def test_one_replicate_is_enough_where_the_noise_is_small():
+    random, dose = np.random.default_rng(6), np.geomspace(0.01, 10, 8)
+    fit = fit_hill(dose, hill_curve(dose, 0.3, 1.2, 1, 5) + random.normal(0, 0.1, 8))
+    assert fit["reason"] == "" and fit["n"] == 8 and fit["ec50_low"] < 0.3 < fit["ec50_high"] < 1
+    flat = [fit_hill(dose, random.normal(size=8))["reason"] for _ in range(40)]
+    assert sum(reason == "" for reason in flat) <= 2
+
+
+def test_a_response_within_the_spread_of_the_negative_controls_is_none():
+    dose = np.repeat(np.geomspace(0.03, 10, 6), 4)
+    effect = hill_curve(dose, 0.6, 3.0, 0, 1.0) + np.random.default_rng(0).normal(0, 0.1, len(dose))
+    noise = np.random.default_rng(1).normal(0, 1.0, 40)
+    plates = np.repeat(["P1", "P2"], 20)
+    keys = ["Metadata_Plate", "Metadata_Treatment", "Metadata_Dose", "Metadata_Control", "Metadata_Readout"]
+
+    def fitted(spread):
+        rows = [("P1", "weak", d, "", value) for d, value in zip(dose, effect, strict=True)]
+        rows += [
+            (plate, "DMSO", 0.0, "negative", value * spread + 100 * (plate == "P2"))
+            for plate, value in zip(plates, noise, strict=True)
+        ]
+        rows += [("P1", "reference", 10.0, "positive", 99.0)] * 9
+        return dose_response(pd.DataFrame(rows, columns=keys)).set_index("Metadata_Treatment")
+
+    assert list(fitted(0.1).index) == ["weak"], "controls are no dose response"
+    assert 0.3 < fitted(0.1).loc["weak", "ec50"] < 1
+    lost = fitted(0.5).loc["weak"]
+    assert "spread of the negative controls" in lost["reason"] and lost["p"] < 0.05 and np.isnan(lost["ec50"])
+    assert fitted(0.1).loc["weak", "reason"] == "", "the level of a plate is no spread"
+
+
 def test_each_treatment_has_a_row_and_a_failed_fit_its_reason():
     dose = np.geomspace(0.1, 10, 6)
     tables = {
@@ -377,6 +437,16 @@ def test_hits_are_called_against_the_controls_of_their_own_plate():
     assert found.loc[("strong", 1.0), "n_beyond"] == 3 and found.loc[("strong", 1.0), "n_plates"] == 3
     assert report["skipped_plates"] == {} and 0 <= report["false_rate"] < 0.1
     assert call_hits(readout, Params(hit_min_replicates=1))[0].set_index("Metadata_Treatment").loc["single", "hit"]
+
+
+def test_positive_controls_are_listed_and_are_no_hits():
+    readout = make_readout()
+    strong = readout[(readout["Metadata_Treatment"] == "strong") & (readout["Metadata_Dose"] == 1)]
+    hits, _ = call_hits(pd.concat([readout, strong.assign(Metadata_Control="positive")]), Params())
+    found = hits.set_index(["Metadata_Treatment", "Metadata_Dose", "Metadata_Control"])
+    assert found.loc[("strong", 1.0, ""), "hit"] and not found.loc[("strong", 1.0, "positive"), "hit"]
+    control = found.loc[("strong", 1.0, "positive")]
+    assert control["reason"] == "positive control" and control["robust_z"] > 3 and control["n_beyond"] == 3
 
 
 def test_a_plate_without_controls_is_named_and_calls_no_hit():

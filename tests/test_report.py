@@ -3,11 +3,13 @@
 import base64
 import hashlib
 import io
+import json
 import re
 import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,7 +17,9 @@ import pytest
 from PIL import Image
 
 from plateloom.report import (
+    NOTICES,
     PLATE_SECTIONS,
+    QUARANTINE_SECTIONS,
     SCREEN_SECTIONS,
     AutoencoderReport,
     ClassifierReport,
@@ -23,29 +27,45 @@ from plateloom.report import (
     Embedding,
     HeatMap,
     HillCurve,
+    Notice,
     PlateReport,
+    QuarantineReport,
     ScreenHeatMap,
     ScreenReport,
     Tile,
+    choose_tiles,
     composite_image,
+    doubt_pixel_size,
+    doubt_segmentation,
+    explain_hits,
+    find_losses,
+    list_exclusions,
     outline_image,
     outline_layer,
     pair_image,
     render_plate,
+    render_quarantined,
     render_screen,
+    share_of_failed_fields,
 )
 from plateloom.report.charts import (
+    CATEGORIES,
+    NEGATIVE,
+    POSITIVE,
     category_colors,
     confusion_chart,
     dose_chart,
     embedding_chart,
+    interval_chart,
     nice_ticks,
     plate_chart,
     scale_limits,
     scatter_picture,
+    wrap_text,
 )
-from plateloom.report.montage import outline_mask
-from plateloom.report.page import local_address
+from plateloom.report.exclusions import count_exclusions
+from plateloom.report.montage import outline_mask, scale_bar
+from plateloom.report.page import FOLD, color_legend, local_address
 
 VOID = {"meta", "img", "input", "br", "hr", "link"}
 HOSTILE = "<script>alert('x')</script>"
@@ -148,6 +168,9 @@ def small_plate(**changes):
         versions={"plateloom": "0"},
         parameters={"segmentation": {"compartments": [{"name": HOSTILE, "diameter_um": 12.0}], "halo_px": None}},
         reproduce=("snakemake --cores 2 <x>",),
+        notices=(Notice(kind="controls", text=f"1 of 2 controls has no value: {HOSTILE}.", section="heat_maps"),),
+        origin={"config": HOSTILE},
+        stages=pd.DataFrame({"stage": ["conversion"], "code": ["c0de"], "settings": ["5e77"], "result": [HOSTILE]}),
     )
     return replace(report, **changes)
 
@@ -213,21 +236,70 @@ def small_screen(**changes):
         versions={"plateloom": "0"},
         parameters={"seed": 0},
         reproduce=("plateloom run",),
+        notices=(
+            Notice(
+                kind="normalization",
+                text=f"Not normalized: {HOSTILE}.",
+                section="parameters",
+                plate=HOSTILE,
+                link="a.html",
+            ),
+            Notice(kind="flagged", text="1 field.", section="flagged", plate="P4", link="javascript:alert(1)"),
+        ),
     )
     return replace(report, **changes)
 
 
+def small_quarantine(**changes):
+    """A plate of which two fields failed, and with it the plate."""
+    report = QuarantineReport(
+        screen=HOSTILE,
+        plate="P2",
+        reason=f"assembly failed: {HOSTILE}",
+        states=pd.DataFrame(
+            {
+                "stage": ["conversion", "assembly"],
+                "status": ["done", "failed"],
+                "reason": ["", HOSTILE],
+                "log": ["a", "b"],
+            }
+        ),
+        exclusions=list_exclusions(
+            some_fields(("A01", 1, "DNA", "failed", f"{FORMULA}: 0 bytes"), ("A01", 2, "DNA", "done", ""))
+        ),
+        shape=(8, 12),
+        failed={"A01": 0.5, "B02": 0.0},
+        versions={"plateloom": "0"},
+        parameters={"seed": HOSTILE_ATTRIBUTE},
+        reproduce=("plateloom run .",),
+    )
+    return replace(report, **changes)
+
+
+def some_fields(*rows):
+    """Rows of the table of fields: well, field, channel, status, reason, and what differs from the usual."""
+    usual = {"File": "", "Height": 512, "Width": 512, "DataType": "uint16"}
+    keys = ("Metadata_Well", "Metadata_Field", "Channel", "Status", "Reason")
+    return pd.DataFrame(
+        [{**usual, **dict(zip(keys, row, strict=False)), **(row[5] if len(row) > 5 else {})} for row in rows]
+    )
+
+
 def pages():
-    return {"plate": render_plate(small_plate()), "screen": render_screen(small_screen())}
+    return {
+        "plate": render_plate(small_plate()),
+        "screen": render_screen(small_screen()),
+        "quarantined": render_quarantined(small_quarantine()),
+    }
 
 
-@pytest.mark.parametrize("kind", ["plate", "screen"])
+@pytest.mark.parametrize("kind", ["plate", "screen", "quarantined"])
 def test_a_page_is_well_formed(kind):
     page = Page(pages()[kind])
     assert page.all("html") and page.all("main")
 
 
-@pytest.mark.parametrize("kind", ["plate", "screen"])
+@pytest.mark.parametrize("kind", ["plate", "screen", "quarantined"])
 def test_a_page_loads_nothing_from_outside_its_file(kind):
     page = Page(pages()[kind])
     for tag, attributes in page.tags:
@@ -246,7 +318,7 @@ def test_a_page_loads_nothing_from_outside_its_file(kind):
     assert "url(" not in style and "@import" not in style
 
 
-@pytest.mark.parametrize("kind", ["plate", "screen"])
+@pytest.mark.parametrize("kind", ["plate", "screen", "quarantined"])
 def test_the_policy_allows_the_pages_own_style_and_script_and_nothing_else(kind):
     html = pages()[kind]
     (policy,) = (meta["content"] for meta in Page(html).all("meta") if "http-equiv" in meta)
@@ -258,7 +330,7 @@ def test_the_policy_allows_the_pages_own_style_and_script_and_nothing_else(kind)
         assert f"{tag}-src 'sha256-{digest}'" in policy
 
 
-@pytest.mark.parametrize("kind", ["plate", "screen"])
+@pytest.mark.parametrize("kind", ["plate", "screen", "quarantined"])
 def test_hostile_names_stand_on_the_page_as_text_only(kind):
     html = pages()[kind]
     page = Page(html)
@@ -273,7 +345,7 @@ def test_a_name_that_no_encoding_knows_can_still_be_written():
     html.encode("utf-8")
 
 
-@pytest.mark.parametrize("kind", ["plate", "screen"])
+@pytest.mark.parametrize("kind", ["plate", "screen", "quarantined"])
 def test_the_same_data_give_the_same_bytes_in_another_process(kind):
     code = f"import sys; sys.path.insert(0, {str(__file__).rsplit('/', 1)[0]!r}); import hashlib, test_report as t; "
     code += f"print(hashlib.sha256(t.pages()[{kind!r}].encode()).hexdigest())"
@@ -340,7 +412,8 @@ def test_controls_are_marked_with_letters(shape, marks):
 def test_controls_of_a_1536_well_plate_are_marked_with_a_ring_and_a_dot():
     controls = {"A01": "negative", "AF48": "positive"}
     page = Page(plate_chart(HeatMap(title="x", values={"A01": 1, "AF48": 2}), (32, 48), controls=controls))
-    assert [circle["fill"] == "none" for circle in page.all("circle")] == [True, False, True, False]
+    assert [circle["fill"] for circle in page.all("circle")] == ["#ffffff", POSITIVE] * 2
+    assert [circle["stroke"] for circle in page.all("circle")] == [NEGATIVE, "#ffffff"] * 2
 
 
 def test_the_ends_of_a_scale_are_palette_ends_and_beyond_them_is_said():
@@ -625,3 +698,683 @@ def test_a_confusion_matrix_shows_every_count_and_the_fraction_of_the_true_class
 def test_ticks_are_round_and_inside():
     assert nice_ticks(-0.3, 1.1, 4) == [0.0, 0.5, 1.0]
     assert nice_ticks(2, 2) == [2.0]
+
+
+def section_of(html, key):
+    """Text of one section of a page, tags included."""
+    start = html.index(f'<section id="{key}">')
+    return html[start : html.index("</section>", start)]
+
+
+def banners(html):
+    """Tone and text of each banner."""
+    return [
+        (tone, re.sub(r"<[^>]+>", "", text))
+        for tone, text in re.findall(r'<div class="verdict (\w+)">(.*?)</div>', html, re.S)
+    ]
+
+
+# A quarantined plate
+
+
+def test_the_page_of_a_quarantined_plate_says_so_and_lists_file_and_reason_of_every_failed_field():
+    html = render_quarantined(small_quarantine())
+    assert banners(html)[0][0] == "bad" and "This plate is quarantined. assembly failed" in banners(html)[0][1]
+    page = Page(html)
+    assert page.ids == list(QUARANTINE_SECTIONS)
+    words = Page(section_of(html, "exclusions") + "</section>").words
+    assert "A01" in words and f"{FORMULA}: 0 bytes" in words and "1 field: 1 failed." in words
+    assert "A01: 0.5 share of fields" in section_of(html, "heat_maps")
+    assert "failed" in section_of(html, "states")
+
+
+def test_a_plate_that_is_put_off_is_not_called_quarantined():
+    html = render_quarantined(small_quarantine(deferred=True))
+    assert "put off" in banners(html)[0][1] and "is quarantined" not in html and "Plate report: put off" in html
+
+
+def test_nothing_is_drawn_and_nothing_invented_where_no_field_was_read():
+    html = render_quarantined(
+        QuarantineReport(screen="S", plate="P", reason="no folder", notes={"exclusions": "No file."})
+    )
+    assert "No file." in html and "<svg" not in html and "No field failed" not in html
+
+
+def write_quarantined(folder, *, status="failed"):
+    """Records and tables of a plate whose assembly failed; returns what `report_plate` is called with."""
+    from plateloom.store.provenance import write_json
+    from plateloom.store.tables import write_table
+
+    plate = folder / "results/plates/P1"
+    record = {
+        "stage": "x",
+        "plate": "P1",
+        "log": "logs/x",
+        "artefacts": {},
+        "facts": {},
+        "versions": {"python": "3.11"},
+    }
+    reasons = {"conversion": "", "assembly": "2 of 3 fields failed"}
+    for stage, state in (
+        ("conversion", "done"),
+        ("assembly", "failed"),
+        ("flagging", "skipped"),
+        ("profiling", "skipped"),
+    ):
+        values = {
+            "stage": stage,
+            "status": state,
+            "reason": reasons.get(stage, "assembly failed: 2 of 3 fields failed"),
+        }
+        write_json(plate / f"records/{stage}/part-0.json", record | values)
+    write_json(folder / "results/screen/records/profiles.json", record | {"status": "done", "reason": ""})
+    table = some_fields(
+        ("B02", 1, "DNA", "failed", "b02_1.tif: 0 bytes", {"File": "b02_1.tif"}),
+        ("B02", 1, "GFP", "failed", "", {"File": "b02_2.tif"}),
+    )
+    write_table(plate / "fields/B02.parquet", table, {"fingerprint": "f"})
+    (plate / "report.html").write_text("an old page")
+    return {
+        "plate": "P1",
+        "batch": "b",
+        "source": "raw",
+        "settings": {"config": {"seed": 0}, "report": {}, "channels": {}},
+        "code": "c",
+        "profiled": str(plate / "records/profiling/part-0.json"),
+        "flagged": str(plate / "records/flagging/part-0.json"),
+        "screened": str(folder / "results/screen/records/profiles.json"),
+        "mapped": [],
+        "classified": [],
+        "encoded": [],
+        "record": str(plate / "records/report/part-0.json"),
+    }
+
+
+def test_a_quarantined_plate_gets_a_page_and_a_record_that_is_not_done(tmp_path, monkeypatch):
+    from plateloom.stages.report import report_plate
+
+    monkeypatch.chdir(tmp_path)
+    report_plate(**write_quarantined(tmp_path))
+    record = json.loads(Path("results/plates/P1/records/report/part-0.json").read_text())
+    assert record["status"] == "failed" and "2 of 3 fields failed" in record["reason"]
+    html = Path("results/plates/P1/report.html").read_text()
+    Page(html)
+    for words in ("This plate is quarantined", "b02_1.tif: 0 bytes", "B02", "not reached", "assembly failed"):
+        assert words in html
+    assert html.count("2 of 3 fields failed") == 2, "once as the reason, once in the table of stages"
+
+
+def test_the_screen_links_to_the_page_of_a_quarantined_plate(tmp_path, monkeypatch):
+    from plateloom.stages.report import _plate_row
+
+    monkeypatch.chdir(tmp_path)
+    write_quarantined(tmp_path)
+    row = _plate_row({"plate": "P1", "batch": ""}, None, {"P1": "too many fields failed"})
+    assert row["status"] == "quarantined"
+    html = render_screen(ScreenReport(screen="S", plates=pd.DataFrame([row])))
+    assert html.count('<a href="../plates/P1/report.html">P1</a>') == 2, "in the banner and in the table"
+    assert "1 plate is quarantined: P1 (too many fields failed)." in banners(html)[0][1]
+
+
+# What was left out
+
+
+def test_a_failed_field_is_listed_once_with_the_channel_and_file_that_caused_it():
+    fields = some_fields(
+        ("A01", 1, "DNA", "failed", "", {"File": "a_w1.tif"}),
+        ("A01", 1, "GFP", "failed", "a_w2.tif: truncated", {"File": "a_w2.tif"}),
+        ("A02", 1, "DNA", "done", ""),
+    )
+    (row,) = list_exclusions(fields).to_dict("records")
+    assert row == {
+        "Metadata_Well": "A01",
+        "Metadata_Field": 1,
+        "what": "failed",
+        "channel": "GFP",
+        "file": "a_w2.tif",
+        "reason": "a_w2.tif: truncated",
+    }
+
+
+def test_a_field_of_another_size_is_told_from_one_that_failed():
+    fields = some_fields(
+        ("A01", 1, "DNA", "done", ""),
+        ("A02", 1, "DNA", "done", ""),
+        ("A03", 1, "DNA", "done", "", {"Height": 256, "File": "x"}),
+    )
+    (row,) = list_exclusions(fields).to_dict("records")
+    assert (row["Metadata_Well"], row["what"], row["file"]) == ("A03", "unlike the plate", "x")
+    assert row["reason"] == "uint16, 256 × 512 px; the rest of the plate has uint16, 512 × 512 px"
+    assert len(list_exclusions(fields, accepted=(256, 512, "uint16"))) == 2
+
+
+def test_holes_of_stitched_wells_missing_channels_and_planes_are_named():
+    fields = some_fields(
+        ("A01", 1, "DNA", "hole", "left out: no position", {"SourceField": 7}),
+        ("A01", 1, "DNA", "done", "", {"SourceField": 8}),
+        ("A02", 1, "DNA", "done", "2 of 3 planes are there", {"SourceField": 1}),
+        ("A02", 1, "GFP", "missing", "no file for this channel", {"SourceField": 1}),
+    )
+    found = list_exclusions(fields)
+    assert found["what"].tolist() == ["hole", "channel missing", "planes missing"]
+    assert found["Metadata_Field"].tolist() == [7, 1, 1] and found["channel"].tolist() == ["DNA", "GFP", "DNA"]
+    assert share_of_failed_fields(fields) == {"A01": 0.5, "A02": 0.0}
+
+
+def test_flagged_fields_are_excluded_and_counted_by_field_and_not_by_channel():
+    fields = some_fields(*(("A01", 1, channel, "done", "") for channel in ("DNA", "ER", "GFP")))
+    quality = fields[["Metadata_Well", "Metadata_Field", "Channel"]].assign(Reason="empty: contrast 3.3 of the noise")
+    exclusions = list_exclusions(fields, flagged=quality)
+    assert exclusions["what"].tolist() == ["flagged"] and count_exclusions(exclusions) == (1, "1 field: 1 flagged")
+    flagged = quality.rename(columns={"Channel": "channel", "Reason": "reason"})
+    html = render_plate(small_plate(exclusions=exclusions, flagged=flagged, flagged_note="They are left out."))
+    assert "Nothing was excluded." not in html and "1 field: 1 flagged." in html
+    assert "1 field (3 channels): 3 × empty." in html and "They are left out." in html
+    assert len(list_exclusions(fields)) == 0, "where the config keeps flagged fields"
+
+
+def test_a_field_that_was_not_segmented_is_excluded():
+    segmented = pd.DataFrame({"Metadata_Well": ["A01"], "Metadata_Field": [3], "Reason": ["lacks ER"]})
+    (row,) = list_exclusions(some_fields(("A01", 3, "DNA", "done", "")), segmented=segmented).to_dict("records")
+    assert (row["what"], row["reason"]) == ("not segmented", "lacks ER")
+
+
+# Banners
+
+
+def some_wells(**changes):
+    wells = {
+        "Metadata_Well": ["A01", "A02", "A03", "A04"],
+        "Metadata_Control": ["negative", "negative", "positive", ""],
+        "fields": [1, 1, 1, 2],
+        "failed_fields": [0, 1, 0, 1],
+        "cells": [5, 0, 0, 7],
+    }
+    return pd.DataFrame(wells | changes)
+
+
+def test_lost_wells_fields_and_controls_are_told():
+    fields = some_fields(("A02", 1, "DNA", "failed", "x"), ("A04", 2, "DNA", "failed", "y"))
+    quality = pd.DataFrame(
+        {"Metadata_Well": ["A03"], "Metadata_Field": [1], "Channel": ["DNA"], "Reason": ["blurred: 0.1"]}
+    )
+    found = find_losses(some_wells(), list_exclusions(fields, flagged=quality))
+    assert [(notice.kind, notice.text) for notice in found] == [
+        ("wells", "1 of 4 wells has no usable field: A02."),
+        ("fields", "A field failed: A04 field 2."),
+        ("wells", "1 of 4 wells has no cell left, because of flagged fields: A03."),
+        ("controls", "1 of 2 negative control wells has no value: A02."),
+        ("controls", "1 of 1 positive control well has no value: A03."),
+        ("flagged", "1 field is flagged by quality control and left out of values per well."),
+    ]
+    assert {notice.kind for notice in found} <= set(NOTICES)
+
+
+def test_a_control_with_cells_and_without_a_readout_is_lost():
+    wells = some_wells(cells=[5, 5, 5, 5], failed_fields=[0, 0, 0, 0]).assign(value=[1.0, NAN, 2.0, NAN])
+    (notice,) = find_losses(wells, list_exclusions(some_fields()))
+    assert notice.text == "1 of 2 negative control wells has no value: A02."
+
+
+def test_a_plate_with_warnings_is_not_green_and_its_banners_lead_to_their_sections():
+    wells = small_plate().wells.iloc[[0, 1]]
+    html = render_plate(small_plate(wells=wells))
+    assert [tone for tone, _ in banners(html)] == ["plain", "warn"]
+    assert '<a href="#heat_maps">Plate maps</a></div>' in html
+    assert [tone for tone, _ in banners(render_plate(small_plate(wells=wells, notices=())))] == ["good"]
+
+
+def test_a_complete_screen_with_warnings_is_not_green_and_links_to_the_plates():
+    plates = pd.DataFrame({"Metadata_Plate": ["P1"], "status": ["done"]})
+    notice = Notice(
+        kind="controls", text="1 of 7 controls has no value: C03.", section="heat_maps", plate="P1", link="p/1.html"
+    )
+    html = render_screen(ScreenReport(screen="S", plates=plates, notices=(notice,)))
+    assert banners(html) == [
+        ("plain", "The one plate is complete, but read what follows."),
+        ("warn", "Control wells are lost. P1: 1 of 7 controls has no value: C03."),
+    ]
+    assert '<a href="p/1.html#heat_maps">P1</a>' in html
+    assert banners(render_screen(ScreenReport(screen="S", plates=plates))) == [("good", "The one plate is complete.")]
+
+
+def test_warnings_of_many_plates_are_summed_up_by_kind():
+    plates = pd.DataFrame({"Metadata_Plate": [f"P{i}" for i in range(9)], "status": "done"})
+    notices = tuple(
+        Notice(kind="normalization", text="Not normalized.", plate=f"P{i}", link=f"{i}.html") for i in range(9)
+    )
+    (first, second) = banners(render_screen(ScreenReport(screen="S", plates=plates, notices=notices)))
+    assert first[1].startswith("All 9 plates are complete, but") and second[0] == "warn"
+    assert second[1].count("Not normalized.") == 4 and second[1].endswith("Also: P4, P5, P6, P7, P8.")
+    assert "(9 plates)" in second[1]
+
+
+def test_controls_of_the_plate_map_that_were_not_imaged_are_told(tmp_path):
+    from plateloom.stages.report import _shared_notices
+
+    sheet = tmp_path / "map.tsv"
+    sheet.write_text("well\ttreatment\tcontrol\nA01\tDMSO\tnegative\nA02\tDMSO\tnegative\nA03\tx\t\n")
+    wells = {"P1": pd.DataFrame({"Metadata_Well": ["A01"]})}
+    said = {"kind": "fields", "text": "A field failed.", "section": "exclusions"}
+    done = {"plate": "P1", "status": "done", "facts": {"notices": [said]}}
+    reported = [done, {"plate": "P2", "status": "failed", "facts": {}}]
+    found = _shared_notices([{"plate": "P1", "plate_map": str(sheet)}], wells, {"reported": reported})
+    assert [(notice.kind, notice.plate, notice.text) for notice in found] == [
+        ("fields", "P1", "A field failed."),
+        ("controls", "P1", "1 of 2 negative control wells of the plate map were not imaged: A02."),
+    ]
+    assert {notice.link for notice in found} == {"../plates/P1/report.html"}
+
+
+def test_records_of_an_earlier_number_of_parts_are_not_shown(tmp_path, monkeypatch):
+    from plateloom.stages.report import _records_of
+
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "results/plates/P1/records/features"
+    folder.mkdir(parents=True)
+    for part, parts in ((0, 2), (1, 2), (2, 3), (10, 11)):
+        (folder / f"part-{part}.json").write_text(json.dumps({"part": part, "parts": parts}))
+    found = _records_of("P1", ("features", "maps"))
+    assert [record["part"] for record in found["features"]] == [0, 1] and found["maps"] == []
+
+
+def test_maps_of_raw_features_say_so():
+    from plateloom.stages.report import _rawness
+
+    assert _rawness(["P1", "P2"], []) == ""
+    assert "raw features, not normalized" in _rawness(["P1"], ["P1"])
+    assert _rawness(["P1", "P2"], ["P2"]) == "Only normalized plates are shown; without P2."
+
+
+# Hits
+
+
+def some_hits(number=2):
+    rows = {"Metadata_Treatment": [f"T{i}" for i in range(number)], "Metadata_Dose": 1.0, "Metadata_Unit": "µM"}
+    table = pd.DataFrame(rows | {"Metadata_Control": "", "n": 4, "n_plates": 2, "median": 3.2, "robust_z": -5.0})
+    return table.assign(n_beyond=4, hit=True, reason="")
+
+
+def test_controls_are_marked_among_the_hits_and_not_counted():
+    hits = pd.concat([some_hits(), some_hits(1).assign(Metadata_Control="positive")])
+    html = render_screen(small_screen(hits=hits))
+    words = Page(html).text
+    assert words[words.index("hits") - 1] == "2"
+    section = section_of(html, "hits")
+    assert "2 hits among 3 rows." in section and section.count('<tr class="positive">') == 1
+    assert section.count(">yes<") == 2 and ">no<" in section
+
+
+def test_the_table_of_hits_has_units_directions_and_headings_that_can_be_read():
+    section = section_of(render_screen(small_screen(hits=some_hits())), "hits")
+    heads = re.findall(r"<th [^>]*>([^<]*)</th>", section)
+    assert heads == [
+        "treatment",
+        "dose",
+        "unit",
+        "wells",
+        "plates",
+        "median",
+        "robust z",
+        "direction",
+        "wells beyond",
+        "hit",
+    ]
+    assert section.count(">lower<") == 2
+
+
+def test_what_a_hit_is_and_what_the_columns_mean_is_said_once():
+    text = explain_hits(
+        "A / B", threshold=3.0, min_replicates=2, false_rate=0.07, skipped={"P9": "2 wells"}, unit="ratio"
+    )
+    for words in (
+        "A / B [ratio]",
+        "3 or more, or -3 or less",
+        "at least 2 wells",
+        "Median:",
+        "Robust z:",
+        "Wells beyond:",
+    ):
+        assert text.count(words) == 1, words
+    assert "7.0%" in text and "P9 (2 wells)" in text and "Positive controls" in text
+    assert explain_hits("A", threshold=3.0, min_replicates=1).count("at least 1 well that") == 1
+    assert text in Page(render_screen(small_screen(hits=some_hits(), hits_note=text))).words
+
+
+def test_a_long_table_is_folded_and_never_scrolls_inside_the_page():
+    html = render_screen(small_screen(hits=some_hits(60)))
+    section = section_of(html, "hits")
+    assert "Show all 60 rows" in section and 'class="long"' in section and "T59" in section
+    assert 'type="checkbox"' not in section_of(render_screen(small_screen(hits=some_hits(FOLD))), "hits")
+    style = re.search(r"<style>(.*?)</style>", html, re.S)[1]
+    assert "max-height: 520px" not in style and f"tbody tr:nth-child(n+{FOLD + 1})" in style
+
+
+# Dose responses
+
+
+def test_a_curve_that_is_not_reported_gives_its_reason_and_no_line():
+    curve = small_plate().dose_response[0]
+    flat = replace(curve, hill=None, reason=f"no dose response (F test, p = 0.75) {HOSTILE}")
+    html = section_of(render_plate(small_plate(dose_response=(flat,), dose_note="By this rule.")), "dose_response")
+    page = Page(html + "</section>")
+    assert flat.reason in page.words and "EC50" not in page.words and "By this rule." in page.words
+    assert not [path for path in page.all("path") if path.get("stroke-width") == "1.6"]
+    assert [path for path in Page(dose_chart(curve)).all("path") if path.get("stroke-width") == "1.6"]
+
+
+def test_the_readout_stands_whole_along_the_axis_its_divisor_included():
+    readout = "Nuclei_Intensity_MeanIntensity_GFP / Cytoplasm_Intensity_MeanIntensity_GFP"
+    curve = DoseResponse(treatment="t", readout=readout, doses=np.array([1.0]), values=np.array([1.0]))
+    texts = Page(dose_chart(curve)).text
+    assert "".join(texts).replace(" ", "").find(readout.replace(" ", "")) >= 0
+    assert "…" not in "".join(texts)
+
+
+@pytest.mark.parametrize("text", ["a", "", "Nuclei_Texture_Contrast / x", "x" * 70, "two words of text"])
+def test_wrapping_loses_no_letter(text):
+    lines = wrap_text(text, 12)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "") and max(map(len, lines)) <= 12
+
+
+def test_the_report_fits_what_profiling_reports():
+    from plateloom.stages.report import _dose_curves, _dose_note
+
+    dose = np.tile(np.geomspace(0.01, 10, 8), 2)
+    rising = 1 + 4 / (1 + (0.3 / dose) ** 1.5) + np.random.default_rng(0).normal(0, 0.05, 16)
+    flat = np.random.default_rng(1).normal(1, 0.05, 16)
+    wells = pd.DataFrame(
+        {
+            "Metadata_Plate": "P1",
+            "Metadata_Well": [f"A{i:02d}" for i in range(1, 17)] + [f"B{i:02d}" for i in range(1, 17)],
+            "Metadata_Treatment": ["rising"] * 16 + ["flat"] * 16,
+            "Metadata_Dose": np.tile(dose, 2),
+            "Metadata_Unit": "µM",
+            "Metadata_Control": "",
+            "Metadata_Readout": np.concatenate([rising, flat]),
+        }
+    )
+    flat_curve, rising_curve = _dose_curves(wells, "r")
+    assert flat_curve.hill is None and "no dose response" in flat_curve.reason
+    assert rising_curve.hill.ec50 == pytest.approx(0.3, rel=0.1) and rising_curve.reason == ""
+    assert "F test" in _dose_note() and "10 times" in _dose_note()
+
+
+# Pictures
+
+
+def test_a_picture_has_a_scale_bar_of_the_right_length_and_says_what_it_shows():
+    picture = np.zeros((240, 480, 3), np.uint8)
+    tile = Tile(
+        well="A01", picture=picture, width_um=312.0, caption="field 1, central 480 × 240 of 1080 × 1080 px", unit="nM"
+    )
+    section = section_of(render_plate(small_plate(montage=(replace(tile, dose=3.0),), dose_unit="µM")), "montage")
+    (bar,) = [rect for rect in Page(section + "</section>").all("rect") if rect.get("stroke") == "#000000"]
+    assert float(bar["width"]) == pytest.approx(50 / 312 * 480, abs=0.01) and "50 µm" in section
+    assert "central 480 × 240 of 1080 × 1080 px" in section and "A01 · 3 nM" in section
+
+
+@pytest.mark.parametrize("width", [0.7, 3.0, 40.0, 312.0, 14000.0])
+def test_a_scale_bar_is_a_round_number_of_at_most_a_quarter_of_the_width(width):
+    bar = scale_bar(width)
+    assert width / 10 <= bar <= width / 4 and f"{bar:e}"[0] in "125"
+
+
+def test_a_field_without_a_picture_gives_its_reason_instead():
+    tile = Tile(well="A01", picture=None, why=f"failed: {HOSTILE}")
+    section = section_of(render_plate(small_plate(montage=(tile,))), "montage")
+    assert "No picture: failed: &lt;script&gt;" in section and "<img" not in section
+
+
+def test_channels_and_outlines_have_legends_and_no_white_square():
+    report = small_plate(montage_colors={"DNA": "#4080ff"}, montage_outlines={"Nuclei": "#ffffff"})
+    section = section_of(render_plate(report), "montage")
+    assert section.index("Channels:") < section.index("DNA") < section.index("Outlines:") < section.index("Nuclei")
+    page = Page(str(color_legend({"Nuclei": "#ffffff"}, outlines=True)))
+    assert [rect["fill"] for rect in page.all("rect")] == ["#000000"]
+    assert [(one["fill"], one["stroke"]) for one in page.all("ellipse")] == [("none", "#ffffff")]
+
+
+def a_plate_of_wells():
+    names = [f"{row}{column:02d}" for row in "ABCD" for column in range(1, 7)]
+    return pd.DataFrame(
+        {
+            "Metadata_Well": names,
+            "Metadata_Treatment": ["DMSO"] * 4 + ["ref"] * 2 + [f"T{i % 3}" for i in range(18)],
+            "Metadata_Dose": [NAN] * 4 + [1.0] * 2 + [float(i) for i in range(18)],
+            "Metadata_Control": ["negative"] * 4 + ["positive"] * 2 + [""] * 18,
+            "Metadata_CellCount": [100] * 6 + [50 + i for i in range(18)],
+            "Metadata_Readout": [1.0] * 6 + [2.0 + (i * 7) % 18 for i in range(18)],
+        }
+    )
+
+
+def test_controls_flagged_failed_and_extreme_wells_are_shown_first():
+    flagged, failed = [("C05", 2, "blurred: 0.1")], [("D02", 1, "0 bytes"), ("A01", 1, "truncated")]
+    chosen = choose_tiles(a_plate_of_wells(), 12, flagged=flagged, failed=failed, order=["D06", "B05"])
+    why = {well: (field, reason) for well, field, reason in chosen}
+    assert len(why) == len(chosen) == 12
+    assert [well for well, *_ in chosen][:2] == ["A02", "A05"], "controls that have not failed"
+    assert why["C05"] == (2, "flagged: blurred: 0.1") and why["D02"] == (1, "failed: 0 bytes")
+    assert why["A01"] == (1, "failed: truncated")
+    assert why["B01"][1] == "fewest cells, lowest readout" and why["D06"][1] == "most cells"
+    assert why["B06"][1] == "highest readout"
+
+
+def test_many_failed_fields_leave_room_for_the_others():
+    failed = [(well, 1, "0 bytes") for well in a_plate_of_wells()["Metadata_Well"][8:]]
+    chosen = choose_tiles(a_plate_of_wells(), 9, failed=failed)
+    assert sum(reason.startswith("failed") for *_, reason in chosen) == 3 and len(chosen) == 9
+    assert len(choose_tiles(a_plate_of_wells().drop(columns="Metadata_Readout"), 100)) == 24
+    assert choose_tiles(a_plate_of_wells().iloc[:0], 5) == []
+
+
+# Labels, units and colors
+
+
+def test_the_label_of_an_interval_stands_whole():
+    label = "Nuclei_Intensity_MeanIntensity_GFP / Cytoplasm_Intensity_MeanIntensity_GFP"
+    texts = Page(interval_chart([label, "short"], [0.5, 0.1], [0.4, NAN], [0.6, NAN], label="Z'")).text
+    assert label.replace(" ", "") in "".join(texts).replace(" ", "") and "short" in texts
+
+
+def test_kinds_of_positive_controls_are_pooled_with_a_word_and_shown_one_by_one():
+    from plateloom.stages.report import _quality_note, _quality_rows
+
+    random = np.random.default_rng(0)
+    wells = pd.DataFrame(
+        {
+            "Metadata_Treatment": ["DMSO"] * 6 + ["a"] * 4 + ["b"] * 4,
+            "Metadata_Dose": [NAN] * 6 + [1.0] * 8,
+            "Metadata_Unit": "µM",
+            "Metadata_Control": ["negative"] * 6 + ["positive"] * 8,
+            "Metadata_Readout": np.repeat([0.0, 10.0, 20.0], [6, 4, 4]) + random.normal(0, 0.1, 14),
+        }
+    )
+    rows = _quality_rows(wells, "readout")
+    z_prime = rows[rows["statistic"] == "Z'"].set_index("controls")["value"]
+    assert list(z_prime.index) == ["2 kinds, pooled", "a 1 µM", "b 1 µM"]
+    assert z_prime["2 kinds, pooled"] < 0 < 0.9 < z_prime["a 1 µM"]
+    note = _quality_note(rows)
+    assert "95 %" in note and "1,000 bootstrap" in note and "several kinds" in note
+    one = _quality_rows(wells[wells["Metadata_Treatment"] != "b"], "readout")
+    assert set(one["controls"]) == {"a 1 µM"} and "several kinds" not in _quality_note(one)
+    html = render_plate(small_plate(quality=rows, quality_note=note))
+    assert section_of(html, "quality").count("2 kinds, pooled") >= 2 and note in Page(html).words
+    screen = render_screen(small_screen(quality=rows.assign(Metadata_Plate=HOSTILE), quality_note=note))
+    assert "Z&#39; · b 1 µM" in screen and note in Page(screen).words
+
+
+def test_settings_are_shown_whole_behind_one_line():
+    parameters = {f"setting_{i}": i for i in range(200)}
+    for html in (render_plate(small_plate(parameters=parameters)), render_screen(small_screen(parameters=parameters))):
+        section = section_of(html, "parameters")
+        assert section.count("<details>") == 1 and "setting_199" in section
+
+
+def test_two_units_on_a_plate_stay_with_their_wells():
+    wells = small_plate().wells.assign(Metadata_Unit=["", "nM", "µM", "nM"])
+    html = render_plate(small_plate(wells=wells, dose_unit=""))
+    assert "B03: 80 cells · &lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; · 1 nM" in html
+    assert "0.1 nM" in html and "10 µM" in html
+
+
+def test_a_kind_of_control_has_one_color_everywhere_and_nothing_else_has_it():
+    assert not {NEGATIVE, POSITIVE} & set(CATEGORIES)
+    assert category_colors(["positive", "a", "negative", "b"]) == {
+        "negative": NEGATIVE,
+        "positive": POSITIVE,
+        "a": CATEGORIES[0],
+        "b": CATEGORIES[1],
+    }
+    controls = {"A01": "negative", "A02": "positive"}
+    plate = plate_chart(HeatMap(title="x", values={"A01": 1.0, "A02": 2.0}), (8, 12), controls=controls)
+    curve = replace(small_plate().dose_response[0], controls={"negative": (0, 1, 2), "positive": (3, 4, 5)})
+    names = ["negative", "positive", "other"]
+    points = Embedding(title="e", x=np.arange(3.0), y=np.arange(3.0), colorings={"c": names})
+    for drawing in (plate, dose_chart(curve), embedding_chart(points, "c")):
+        assert NEGATIVE in drawing and POSITIVE in drawing
+    assert NEGATIVE not in dose_chart(replace(curve, controls={}))
+
+
+@pytest.mark.parametrize("shape, last", [((8, 12), "H"), ((16, 24), "P"), ((32, 48), "AC")])
+def test_small_plate_maps_have_letters_and_numbers(shape, last):
+    heat_map = ScreenHeatMap(title="cells", plates={"P1": {"A01": 1.0}})
+    plates = pd.DataFrame({"Metadata_Plate": ["P1"], "status": ["done"]})
+    html = render_screen(ScreenReport(screen="S", plates=plates, shapes={"P1": shape}, heat_maps=(heat_map,)))
+    texts = Page(section_of(html, "heat_maps") + "</section>").text
+    assert "A" in texts and last in texts and "1" in texts and str(shape[1]) in texts
+
+
+def test_the_units_of_readouts_follow_from_their_names():
+    from plateloom.profiling import Params
+    from plateloom.stages.report import _readout_name, _unit_of
+
+    area, mean = "Nuclei_AreaShape_Area", "Nuclei_Intensity_MeanIntensity_GFP"
+    assert [
+        _unit_of(Params(readout=name)) for name in (area, mean, "Metadata_CellCount", "Nuclei_Granularity_1_GFP")
+    ] == [
+        "px²",
+        "share of full scale",
+        "cells",
+        "",
+    ]
+    both = Params(readout=mean, readout_denominator=area, readout_log=True)
+    assert _unit_of(both) == "log2" and _readout_name(both) == f"log2({mean} / {area})"
+    assert _unit_of(Params(readout=mean, readout_denominator=area)) == "ratio"
+
+
+# Where numbers come from
+
+
+def test_code_settings_and_results_of_the_records_stand_on_the_page():
+    from plateloom.stages.report import _provenance, _versions
+
+    record = {
+        "status": "done",
+        "code": "c0de",
+        "settings": "5e77",
+        "artefacts": {"A01": "f1"},
+        "versions": {"numpy": "2.4"},
+    }
+    records = {
+        "conversion": [record, record | {"artefacts": {"A02": "f2"}, "versions": {"numpy": "2.5", "odd": "1"}}],
+        "features": [record],
+        "maps": [record | {"status": "failed"}],
+        "classes": [],
+    }
+    table = _provenance(records)
+    assert table["stage"].tolist() == ["conversion", "features"]
+    assert set(table["code"]) == {"c0de"} and table["result"].tolist()[1] == "f1" and len(table["result"][0]) == 32
+    assert _versions(records) == {"numpy": "2.4, 2.5", "odd": "1"}
+    html = render_plate(small_plate(stages=table, origin={"config": "digest d1635"}))
+    section = section_of(html, "reproduce")
+    assert "c0de" in section and "5e77" in section and "digest d1635" in section and "<details>" in section
+
+
+# Segmentation
+
+
+def test_a_plausible_segmentation_is_not_doubted():
+    random = np.random.default_rng(0)
+    diameters = random.normal(12, 1.5, 500)
+    areas = random.uniform(200, 900, 500)
+    options = {"nucleus_um": 12.0, "limits_um": (4.8, 26.4), "reach_um": 30.0}
+    assert doubt_segmentation(diameters, areas, [10] * 50, **options) == []
+    assert (
+        doubt_segmentation([], [], [0, 5], **options) == []
+        and doubt_segmentation([90.0] * 5, [1.0] * 5, [5], **options) == []
+    )
+
+
+@pytest.mark.parametrize(
+    "diameter, area, counts, says",
+    [
+        (
+            21.0,
+            500.0,
+            [9],
+            "The median nucleus is 21 µm wide, but segmentation.parameters.nucleus_diameter_um is 12 µm",
+        ),
+        (7.0, 500.0, [9], "The median nucleus is 7 µm wide"),
+        (12.0, 500.0, [0, 0, 9], "2 of 3 fields have not a single nucleus."),
+        (12.0, np.pi * 35**2, [9], "100% of the cells fill the whole disc that they may (30 µm"),
+    ],
+)
+def test_an_implausible_segmentation_is_doubted_with_numbers_and_the_setting(diameter, area, counts, says):
+    options = {"nucleus_um": 12.0, "limits_um": (4.8, 26.4), "reach_um": 30.0}
+    (text,) = doubt_segmentation([diameter] * 50, [area] * 50, counts, **options)
+    assert says in text
+
+
+def test_nuclei_at_the_limits_of_size_are_doubted():
+    diameters = [12.0] * 80 + [25.5] * 12 + [5.0] * 12
+    found = doubt_segmentation(diameters, [NAN] * 104, [9], nucleus_um=12.0, limits_um=(4.8, 26.4), reach_um=30.0)
+    assert len(found) == 2 and "smallest one allowed (4.8 µm" in found[0] and "largest one allowed (26.4 µm" in found[1]
+    assert all(text.startswith("12% of the nuclei") for text in found)
+
+
+def test_methods_that_say_nothing_of_sizes_are_not_doubted():
+    assert doubt_segmentation([90.0] * 50, [9e9] * 50, [9]) == []
+
+
+def test_a_pixel_of_one_micrometer_in_the_config_is_doubted_and_one_in_the_files_is_not():
+    assert "conversion.pixel_size_um is 1" in doubt_pixel_size(1.0, 1.0)
+    assert doubt_pixel_size(0.65, 0.65) == "" and doubt_pixel_size(1.0, None) == ""
+
+
+# Models
+
+
+def test_the_classifier_and_the_autoencoder_say_what_they_were_trained_and_tested_on(tmp_path, monkeypatch):
+    from plateloom.stages.report import _classifier
+
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "results/screen/models/classifier"
+    folder.mkdir(parents=True)
+    row = {"class": "a", "f1": 0.9, "groups": 3, "precision": 0.8, "recall": 1.0, "support": 40}
+    metrics = {
+        "scheme": "well",
+        "folds": [{}, {}],
+        "n_cells": 1400,
+        "n_groups": 30,
+        "classes": ["a"],
+        "confusion": [[40]],
+        "per_class": [row],
+        "balanced_accuracy": 0.9,
+        "balanced_accuracy_low": 0.8,
+        "balanced_accuracy_high": None,
+    }
+    (folder / "model.json").write_text(json.dumps({"card": {"metrics": metrics}}))
+    found = _classifier([{"status": "done"}], {})
+    assert list(found.per_class) == ["class", "precision", "recall", "f1", "cells", "wells"]
+    assert found.scheme.startswith(
+        "Tested by cross-validation in 2 folds on 1,400 cells of 30 wells; all cells of a well"
+    )
+    trained = replace(
+        small_screen().autoencoder, scheme="Trained on 1,216 crops from 77 wells, tested on 288 from 19 other wells"
+    )
+    html = render_screen(small_screen(classifier=found, autoencoder=trained))
+    words = Page(html).words
+    assert f"{found.scheme}." in words and f"{trained.scheme}." in words
+    assert "Split:" not in words and "Held out:" not in words

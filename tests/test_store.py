@@ -1,18 +1,11 @@
-"""Fingerprints, layout, tables and OME-Zarr groups."""
+"""Fingerprints, layout and tables."""
 
 import numpy as np
 import pandas as pd
 import pytest
-import zarr
 
 from plateloom import wells
-from plateloom.errors import PlateLayoutError
-from plateloom.store import layout, plate, provenance, tables
-
-CHANNELS = [
-    {"label": "DNA", "color": "0000FF", "window": [0, 9]},
-    {"label": "GFP", "color": "00FF00", "window": [0, 9]},
-]
+from plateloom.store import layout, provenance, tables
 
 
 def test_a_recipe_does_not_depend_on_the_order_of_its_parameters():
@@ -93,93 +86,3 @@ def test_a_cut_table_has_no_record(tmp_path):
     (tmp_path / "a.parquet").write_bytes(data[:-20])
     assert tables.read_record(tmp_path / "a.parquet") is None
     assert tables.read_record(tmp_path / "none.parquet") is None
-
-
-def write_field(path, image, **options):
-    options = {"channels": CHANNELS, "pixel_size_um": 0.5, "levels": 3, "record": {"fingerprint": "f"}} | options
-    plate.write_image(path, image, **options)
-
-
-def test_pixels_and_labels_read_back_also_by_window(tmp_path):
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 4000, (2, 700, 531), dtype=np.uint16)
-    write_field(tmp_path / "1", image)
-    labels = {"Nuclei": rng.integers(0, 9, (700, 531), dtype=np.uint32)}
-    plate.write_labels(tmp_path / "1", labels, pixel_size_um=0.5, levels=3, record={"fingerprint": "f"})
-    window = (slice(500, 620), slice(13, 531))
-    np.testing.assert_array_equal(plate.read_image(tmp_path / "1", channels=[1], window=window), image[1:, *window])
-    np.testing.assert_array_equal(plate.read_labels(tmp_path / "1", "Nuclei", window=window), labels["Nuclei"][window])
-    np.testing.assert_array_equal(plate.read_labels(tmp_path / "1", "Nuclei", level=1), labels["Nuclei"][::2, ::2])
-    assert plate.describe_image(tmp_path / "1") == {
-        "channels": ["DNA", "GFP"],
-        "colors": ["0000FF", "00FF00"],
-        "windows": [(0, 9), (0, 9)],
-        "missing": [],
-        "pixel_size_um": 0.5,
-        "levels": 3,
-        "shape": (2, 700, 531),
-    }
-
-
-def test_there_is_one_shard_per_field_and_level(tmp_path):
-    write_field(tmp_path / "1", np.ones((2, 700, 531), np.uint16))
-    files = [path for path in (tmp_path / "1").rglob("*") if path.is_file() and path.name != "zarr.json"]
-    assert len(files) == 3
-
-
-def test_a_flipped_bit_is_never_read_as_pixels(tmp_path):
-    image = np.random.default_rng(1).integers(0, 4000, (2, 64, 64), dtype=np.uint16)
-    write_field(tmp_path / "1", image, levels=1)
-    shard = tmp_path / "1/0/c/0/0/0"
-    good = shard.read_bytes()
-    for position in range(0, len(good), len(good) // 60):
-        data = bytearray(good)
-        data[position] ^= 0x10
-        shard.write_bytes(data)
-        try:
-            found = plate.read_image(tmp_path / "1")
-        except Exception:  # any codec's error will do: what counts is that no wrong pixel comes back
-            continue
-        np.testing.assert_array_equal(found, image)
-
-
-def test_a_missing_shard_is_an_error_not_zeros(tmp_path):
-    write_field(tmp_path / "1", np.ones((2, 64, 64), np.uint16), levels=1)
-    (tmp_path / "1/0/c/0/0/0").unlink()
-    with pytest.raises(PlateLayoutError, match="shard"):
-        plate.read_image(tmp_path / "1")
-
-
-def test_an_image_that_was_not_finished_is_none(tmp_path):
-    write_field(tmp_path / "1", np.ones((2, 64, 64), np.uint16))
-    (tmp_path / "1/zarr.json").unlink()
-    with pytest.raises(PlateLayoutError, match="no image"):
-        plate.describe_image(tmp_path / "1")
-
-
-def test_a_sparse_plate_keeps_its_rows_and_columns_and_validates(tmp_path):
-    from ome_zarr_models.v05.hcs import HCS
-    from ome_zarr_models.v05.image import Image
-    from ome_zarr_models.v05.image_label import ImageLabel
-
-    store = tmp_path / "plate.zarr"
-    for well in ("B03", "D06"):
-        path = plate.field_path(store, well, 1)
-        write_field(path, np.ones((2, 128, 128), np.uint16))
-        labels = {"Nuclei": np.ones((128, 128), np.uint32)}
-        plate.write_labels(path, labels, pixel_size_um=0.5, levels=3, record={"fingerprint": "f"})
-        plate.write_well(store, well, [1], {"fingerprint": "f"})
-    plate.write_plate(store, name="P", wells=["D06", "B03"], shape=(4, 6), field_count=1, record={"fingerprint": "f"})
-    group = zarr.open_group(store, mode="r")
-    found = HCS.from_zarr(group).ome_attributes.plate
-    assert [well.path for well in found.wells] == ["B/03", "D/06"]
-    assert (len(found.rows), len(found.columns)) == (4, 6)
-    assert (found.wells[0].rowIndex, found.wells[0].columnIndex) == (1, 2)
-    Image.from_zarr(group["B/03/1"])
-    ImageLabel.from_zarr(group["B/03/1/labels/Nuclei"])
-
-
-@pytest.mark.parametrize(("shape", "expected"), [((1, 2, 2), [[[3]]]), ((1, 1, 3), [[[1, 4]]])])
-def test_shrinking_averages_and_repeats_an_odd_edge(shape, expected):
-    image = np.array([0, 2, 4, 6], np.uint8)[: np.prod(shape)].reshape(shape)
-    np.testing.assert_array_equal(plate.shrink_image(image), expected)

@@ -11,9 +11,11 @@ from plateloom.errors import ConfigError, PlateloomError, did_you_mean
 COMMANDS = {
     "simulate": "Make a screen with known truth.",
     "init": "Look at image folders and write config, plate list and plate-map templates.",
+    "scan": "List the planes that a reader finds in a folder, without reading pixels.",
     "check": "Check config, plates, maps and raw files before anything runs.",
     "run": "Run a screen through Snakemake.",
     "status": "Show what is done, failed, stale or missing, plate by plate.",
+    "verify": "Check that results are what was made, chunk by chunk, and make damaged wells again.",
     "config": "Show every setting with default, unit and meaning.",
 }
 

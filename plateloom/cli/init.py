@@ -1,7 +1,7 @@
 """`plateloom init`: look at image folders and write what a screen needs. Asks nothing."""
 
-import collections
 import itertools
+import json
 from pathlib import Path
 
 import click
@@ -50,22 +50,28 @@ def command(folder, sources, pattern):
         (folder / name).write_text("\n".join(lines) + "\n")
         rows.append((plate["name"], str(Path(plate["source"]).resolve()), found["reader"], name, "batch1"))
     write_plates(folder / "plates.tsv", rows)
-    channels = {channel: channel for channel in found["channels"]}
-    names = {source if not source.isdigit() else f"Channel{source}": source for source in channels}
-    nuclei = next((name for name in names if name.lower() in NUCLEI), next(iter(names)))
     write_config(
         folder / "config.yaml",
-        channels=names,
-        pattern=found["params"].get("pattern"),
+        channels=found["channels"],
+        colors=found["colors"],
+        readers={found["reader"]: found["params"]} if found["params"] else {},
         pixel_size_um=found["pixel_size_um"],
-        nuclei=nuclei,
-        cells=next((name for name in names if name != nuclei), ""),
+        size_from=found["size_from"],
+        nuclei=found["nuclei"],
+        cells=next((name for name in found["channels"] if name != found["nuclei"]), ""),
+        guessed=found["guessed"],
+        time=found["times"][0] if len(found["times"]) > 1 else None,
         comment=f"Written by `plateloom init`; layout: {found['layout']}.",
     )
     click.echo(
         f"{len(rows)} plate(s), layout {found['layout']}, channels {', '.join(found['channels'])}, "
-        f"{sum(len(plate['wells']) for plate in found['plates'])} wells.\n"
-        f"Now edit {folder}/config.yaml (channels, sizes) and {folder}/maps/*.tsv (treatments, controls), then: plateloom check {folder}"
+        f"{sum(len(plate['wells']) for plate in found['plates'])} wells."
+    )
+    for note in found["notes"]:
+        click.echo(note)
+    click.echo(
+        f"Now edit {folder}/config.yaml (channels, sizes, readout) and {folder}/maps/*.tsv (treatments, controls: negative, "
+        f"positive, empty), then: plateloom check {folder}"
     )
 
 
@@ -75,59 +81,131 @@ def look(sources, pattern=None):
     Returns
     -------
     dict
-        `reader`, `params`, `layout`, `channels`, `pixel_size_um` (None where the files do not say), and `plates`:
-        name, source and wells of each.
+        `reader`, `params`, `layout`; `channels` (name -> what the source calls it), `colors`, `nuclei` (the name of the
+        channel that shows them) and whether that is `guessed`; `pixel_size_um` (None where neither metadata nor files
+        say) and where it is `size_from`; `times`; `notes`; `plates`: name, source and wells of each.
 
     Raises
     ------
     ConfigError
         If a folder holds nothing that a reader knows; the message shows some file names.
     """
-    from plateloom.readers import READERS, load_reader
-    from plateloom.readers.folders import list_files
+    from plateloom.readers import load_reader
 
-    plates, channels, layouts, first = [], collections.Counter(), [], None
+    plates, layouts, notes, scans = [], [], [], []
     for source in sources:
-        if not source.is_dir():
-            raise ConfigError(f"no folder {str(source)!r}")
-        names = sorted(name for name, _ in itertools.islice(list_files(source), 200_000))
-        if pattern:
-            best = {"reader": "pattern", "params": {"pattern": pattern}, "layout": "your pattern", "share": 1.0}
-        else:
-            guesses = [load_reader(name).recognise(source, names) for name in READERS]
-            best = max((guess for guess in guesses if guess), key=lambda guess: guess["share"], default=None)
-        if best is None:
-            shown = "\n".join(f"  {name}" for name in names[:5]) or "  (no image at all)"
-            raise ConfigError(
-                f"{str(source)!r}: no known layout. Some of its files:\n{shown}\n"
-                "Give --pattern with named groups, e.g. --pattern '(?P<well>[A-P][0-9]{2})_s(?P<field>[0-9]+)_(?P<channel>.+)[.]tif'"
-            )
+        best = recognise_folder(source, pattern)
         module = load_reader(best["reader"])
-        images = module.scan(source, module.Params(**best["params"])).images
-        if not images:
+        found = module.scan(source, module.Params(**best["params"]))
+        if not found.images:
             raise ConfigError(
-                f"{str(source)!r}: no file name matches {best['params'].get('pattern')!r}; found e.g. {names[:3]}"
+                f"{str(source)!r}: no file is as {best['params'].get('pattern') or best['layout']!r} says"
             )
-        first = first or (module, source, images[0])
         layouts.append(best)
-        channels.update(image.channel for image in images)
-        plates.append(
-            {"name": _plate_name(source, plates), "source": source, "wells": sorted({image.well for image in images})}
-        )
+        scans.append((module, source, found))
+        name = _plate_name(source, plates)
+        notes += [f"{name}: {note}" for note in found.notes]
+        plates.append({"name": name, "source": source, "wells": sorted({image.well for image in found.images})})
+    if len(resolved := {Path(source).resolve() for source in sources}) < len(sources):
+        raise ConfigError(f"a source is given twice; {len(resolved)} different folders")
     kinds = {(best["reader"], best["layout"]) for best in layouts}
     if len(kinds) > 1:
         raise ConfigError(
             f"the folders have different layouts ({', '.join(sorted(layout for _, layout in kinds))}); init them apart"
         )
-    best = layouts[0]
-    return {
-        "reader": best["reader"],
-        "params": best["params"],
-        "layout": best["layout"],
-        "channels": sorted(channels),
-        "pixel_size_um": _pixel_size(*first),
+    module, source, found = scans[0]
+    images = [image for _, _, scan in scans for image in scan.images]
+    said = {name: facts for _, _, scan in scans for name, facts in scan.channels.items()}
+    channels = _name_channels(sorted({image.channel for image in images}), said)
+    nuclei = next((name for name in channels if any(word in name.lower() for word in NUCLEI)), None)
+    sizes = {image.pixel_size_um for image in images if image.pixel_size_um}
+    size = None if sizes else _pixel_size(source, found.images[0])
+    return layouts[0] | {
+        "channels": channels,
+        "colors": {name: said[code]["color"] for name, code in channels.items() if said.get(code, {}).get("color")},
+        "nuclei": nuclei or _guess_nuclei(module, source, found.images, channels),
+        "guessed": nuclei is None and len(channels) > 1,
+        "pixel_size_um": size or (sorted(sizes)[0] if sizes else None),
+        "size_from": "metadata" if sizes else "the files' resolution" if size else "",
+        "times": sorted({image.t for image in images}),
+        "notes": notes,
         "plates": plates,
     }
+
+
+def recognise_folder(source, pattern):
+    """Find the reader of a folder.
+
+    Returns
+    -------
+    dict
+        `reader`, `params`, `layout` and `share` (see `plateloom.readers`).
+
+    Raises
+    ------
+    ConfigError
+        If no reader knows the folder; the message shows some file names.
+    """
+    from plateloom.readers import READERS, load_reader
+    from plateloom.readers.folders import list_files
+
+    if not source.is_dir():
+        raise ConfigError(f"no folder {str(source)!r}")
+    names = sorted(name for name, _ in itertools.islice(list_files(source, ("",)), 200_000))
+    if pattern:
+        return {"reader": "pattern", "params": {"pattern": pattern}, "layout": "your pattern", "share": 1.0}
+    guesses = [load_reader(name).recognise(source, names) for name in READERS]
+    best = max((guess for guess in guesses if guess), key=lambda guess: guess["share"], default=None)
+    if best is None:
+        shown = "\n".join(f"  {name}" for name in names[:5]) or "  (no file at all)"
+        raise ConfigError(
+            f"{str(source)!r}: no known layout. Some of its files:\n{shown}\n"
+            "Give --pattern with named groups, e.g. --pattern '(?P<well>[A-P][0-9]{2})_s(?P<field>[0-9]+)_(?P<channel>.+)[.]tif'"
+        )
+    return best
+
+
+def _name_channels(codes, said):
+    """Names for channels, safe in columns of tables: the metadata's, else the source's own; -> what the source says."""
+    import re
+
+    names = {}
+    for code in codes:
+        text = said.get(code, {}).get("name") or (code if not code.isdigit() else f"Channel{code}")
+        name = re.sub(r"[^A-Za-z0-9]+", "", text) or f"Channel{code}"
+        name = name if name[0].isalpha() else f"Channel{name}"
+        names[name if name not in names else f"{name}w{code}"] = code
+    return names
+
+
+def _guess_nuclei(module, source, images, channels):
+    """The channel whose pixels part best into bright objects and background, as nuclei do, by Otsu's measure."""
+    import numpy as np
+    from scipy.ndimage import gaussian_filter
+    from skimage.filters import threshold_otsu
+
+    from plateloom.errors import DataFault
+
+    if len(channels) == 1:
+        return next(iter(channels))
+    scores = {}
+    for name, code in channels.items():
+        found = [image for image in images if image.channel == code]
+        parted = []
+        for image in found[:: max(1, len(found) // 6)][:6]:
+            try:
+                plane = module.load(source, image)[0].astype(np.float32)
+            except (DataFault, OSError):
+                continue
+            # At the size of a nucleus, wherever that lies: cytoplasm fades into the background, nuclei do not.
+            values = np.log1p(gaussian_filter(plane, 2)).ravel()
+            above = values > threshold_otsu(values)
+            if values.std() and above.any() and not above.all():
+                share = above.mean()
+                between = share * (1 - share) * (values[above].mean() - values[~above].mean()) ** 2
+                parted.append(between / values.var())
+        scores[name] = float(np.median(parted)) if parted else 0.0
+    return max(scores, key=scores.get)
 
 
 def write_plates(path, rows):
@@ -137,7 +215,21 @@ def write_plates(path, rows):
 
 
 def write_config(
-    path, *, channels, pattern, pixel_size_um, nuclei, cells, readout=None, labels="", extra="", comment=""
+    path,
+    *,
+    channels,
+    readers,
+    pixel_size_um,
+    nuclei,
+    cells,
+    colors=None,
+    size_from="",
+    guessed=False,
+    time=None,
+    readout=None,
+    labels="",
+    extra="",
+    comment="",
 ):
     """Write a screen's config.yaml: what differs from the defaults, with the reason beside it.
 
@@ -146,12 +238,20 @@ def write_config(
     path : path
     channels : dict of str to str
         Name -> what the source calls it.
-    pattern : str or None
-        Of the pattern reader.
+    readers : dict of str to dict
+        Parameters of readers.
     pixel_size_um : float or None
         [µm/px].
     nuclei, cells : str
         Channels that show nuclei and whole cells; `cells` may be empty.
+    colors : dict of str to str, optional
+        RRGGBB of channels.
+    size_from : str
+        Where the size of a pixel was found; ``metadata``: it is taken from there, and not written.
+    guessed : bool
+        Whether the channel of the nuclei is only a guess.
+    time : int, optional
+        The time point to take, where there are several.
     readout : tuple of str, optional
         Feature, and the one that it is divided by.
     labels : str
@@ -160,11 +260,15 @@ def write_config(
         More sections, as YAML.
     comment : str
     """
-    size = (
-        f"{pixel_size_um:g}"
-        if pixel_size_um
-        else "1.0   # unknown: the files do not say. Until you give it, µm means pixels"
-    )
+    import yaml
+
+    colors = colors or {}
+    if size_from == "metadata":
+        size = f"# pixel_size_um: {pixel_size_um:g}   # the source's metadata say so"
+    elif pixel_size_um:
+        size = f"pixel_size_um: {pixel_size_um:g}" + (f"   # from {size_from}" if size_from else "")
+    else:
+        size = "pixel_size_um:         # FILL IN [µm/px]: the files do not say; lengths in µm mean nothing without it"
     lines = [
         f"# {comment}",
         "# What stands here overrides the defaults; `plateloom config` lists every setting.",
@@ -173,24 +277,26 @@ def write_config(
         "parts: 1                  # jobs per plate and stage: 1 on a workstation, about 8 on a cluster",
         "",
     ]
-    if pattern:
-        lines += ["readers:", "  pattern:", f"    pattern: '{pattern}'", ""]
+    if readers:
+        lines += [yaml.safe_dump({"readers": readers}, sort_keys=False, width=1000)]
     lines.append("channels:                 # name: {source: what the files call it, color: RRGGBB}")
     for i, (name, source) in enumerate(channels.items()):
-        lines.append(
-            f"  {name}: {{source: '{source}', color: '{COLORS.get(name.lower(), PALETTE[i % len(PALETTE)])}'}}"
-        )
+        color = colors.get(name) or COLORS.get(name.lower(), PALETTE[i % len(PALETTE)])
+        lines.append(f"  {name}: {{source: {json.dumps(source)}, color: '{color}'}}")
     lines += [
         "",
         "conversion:",
-        f"  pixel_size_um: {size}",
+        "  layout: fields          # one image per field; stitched: one per well, where the source tells positions",
+        f"  {size}",
+        *([f"  time: {time}               # of several time points; or keep"] if time is not None else []),
         "",
         "segmentation:",
         "  method: watershed",
         "  parameters:",
-        f"    nuclei_channel: {nuclei}",
+        f"    nuclei_channel: {nuclei}"
+        + ("   # guessed from the pixels: look at one image of each channel" if guessed else ""),
         *([f"    cells_channel: {cells}"] if cells else []),
-        "    # nucleus_diameter_um: 12   # typical diameter of a nucleus [µm]",
+        "    nucleus_diameter_um: 12   # typical diameter of a nucleus [µm]: measure one",
         "",
     ]
     if readout:
@@ -226,7 +332,7 @@ def _plate_name(source, plates):
     return next(name for i in itertools.count(1) if (name := stem if i == 1 else f"{stem}-{i}") not in taken)
 
 
-def _pixel_size(module, source, image):
+def _pixel_size(source, image):
     """Pixel size from a TIFF's resolution [µm/px]; None where it does not say."""
     if not image.file.lower().endswith((".tif", ".tiff")):
         return None

@@ -2,66 +2,272 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
 
-from plateloom.errors import ConfigError
+from plateloom.errors import ConfigError, LockedError, did_you_mean
 
 SNAKEFILE = Path(__file__).resolve().parents[2] / "Snakefile"
+PROFILES = sorted(path.parent.name for path in SNAKEFILE.parent.glob("profiles/*/profile.yaml"))
+AHEAD = 0.3  # [s] by which Snakemake is told to end before its jobs are
+GRACE = 5.0  # [s] for jobs to end after Snakemake has
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
-    "--profile", default=None, help="A profile of Plateloom (slurm …) or the path of one; default: this machine."
+    "--profile",
+    default=None,
+    metavar="NAME",
+    help=f"A profile of Plateloom ({', '.join(PROFILES)}), or the path or the name of one of your own; default: this machine.",
 )
-@click.option("--cores", default=None, help="Cores to use on this machine; default: all.")
-@click.option("--until", default=None, help="Stop after this stage, e.g. conversion, segmentation, features.")
+@click.option("--cores", default=None, metavar="N", help="Cores to use on this machine, or `all` (default).")
+@click.option(
+    "--until", default=None, metavar="STAGE", help="Stop after this stage, e.g. conversion, segmentation, features."
+)
 @click.option("--dry-run", "-n", is_flag=True, help="Show what would run.")
 @click.argument("snakemake_options", nargs=-1, type=click.UNPROCESSED)
 def command(folder, profile, cores, until, dry_run, snakemake_options):
     """Run the screen in FOLDER; more options go to snakemake as they are.
 
-    Exit code: 0 complete, 1 an infrastructure failure is left, 2 the configuration is wrong (nothing started), 3 finished,
-    but plates or fields are quarantined.
+    Exit code: 0 complete; 1 work is left that the same command does later (an infrastructure failure, or another run
+    holds the screen); 2 the configuration or the call is wrong, nothing was started; 3 finished, but data are at fault:
+    plates or fields are quarantined, put off, or a step of the screen had nothing to work on; 130, 143 interrupted by
+    Ctrl-C, SIGTERM.
 
     \b
     plateloom run screens/demo
     plateloom run screens/demo --until segmentation
-    plateloom run screens/mine --profile slurm
+    plateloom run screens/demo --cores 4 --dry-run
     """
-    from plateloom.cli.check import find_problems
     from plateloom.driver import FROZEN
-    from plateloom.planning import STAGES
     from plateloom.status import read_screen, screen_state
     from plateloom.store.provenance import read_json
 
-    problems, _ = find_problems(folder, files=False)
-    if problems:
-        raise ConfigError(problems)
+    options = [*_profile_options(profile), *_cores_options(cores), *(["--dry-run"] if dry_run else [])]
+    _check_options(snakemake_options)
+    if not dry_run:
+        _look_at_lock(folder)
+    _check_screen(folder)
+    options += _until_options(folder, until)
+    _check_writable(folder)
     folder = folder.resolve()
     arguments = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(folder)]
-    if profile:
-        inside = SNAKEFILE.parent / "profiles" / profile
-        arguments += ["--workflow-profile", str(inside if inside.is_dir() else profile)]
-    if cores:
-        arguments += ["--cores", cores]
-    if until:
-        rules = [stage.script for name, stage in STAGES.items() if until in (name, stage.script)]
-        if not rules:
-            raise ConfigError(f"--until {until!r}: no such stage; stages: {', '.join(STAGES)}")
-        arguments += ["--until", rules[0]]
-    if dry_run:
-        arguments += ["--dry-run"]
-    arguments += snakemake_options
+    arguments += [*options, *snakemake_options]
     click.echo(shlex.join(arguments))
-    code = subprocess.run(arguments, env=os.environ | {"PYTHONUNBUFFERED": "1"}, check=False).returncode
-    if dry_run or code:
+    earlier = _time_of(folder / FROZEN)
+    code = run_group(arguments)
+    if code > 128:
+        click.echo("interrupted; the same command goes on where it stopped", err=True)
+        sys.exit(code)
+    if dry_run:
         sys.exit(1 if code else 0)
-    state = screen_state(read_screen(folder, frozen=read_json(folder / FROZEN)))
-    if until is None:
+    # Where there was nothing to do, the frozen config is that of an earlier run.
+    frozen = read_json(folder / FROZEN) if _time_of(folder / FROZEN) != earlier else None
+    state = screen_state(read_screen(folder, frozen=frozen))
+    if code or until is None:
         click.echo(state["summary"])
-    sys.exit(3 if state["quarantined"] else 0)
+    if code:
+        click.echo(f"work is left; what failed and why: plateloom status {folder}", err=True)
+        sys.exit(1)
+    sys.exit(3 if any(state[name] for name in ("with_failures", "quarantined", "deferred", "not_made")) else 0)
+
+
+def _time_of(path):
+    """When a file was written [ns]; 0 where it is not there."""
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def _profile_options(name):
+    """Snakemake's options for a profile: one of ours in place of `default`, a foreign one below it."""
+    if name is None:
+        return []
+    if name in PROFILES:
+        return ["--workflow-profile", str(SNAKEFILE.parent / "profiles" / name)]
+    from snakemake.cli import get_profile_dir
+
+    if not name or get_profile_dir(name) is None:
+        raise ConfigError(
+            f"--profile {name!r}: no such profile.{did_you_mean(name, PROFILES)} Plateloom has: {', '.join(PROFILES)}. Else "
+            "give the path of a folder that holds a profile.yaml, or the name of such a folder in ~/.config/snakemake"
+        )
+    return ["--profile", name]
+
+
+def _cores_options(cores):
+    """Snakemake's option for a number of cores."""
+    if cores is None:
+        return []
+    if cores != "all" and not (cores.isdecimal() and int(cores) > 0):
+        raise ConfigError(f"--cores {cores!r}: expected a number from 1 on, or `all`")
+    return ["--cores", cores]
+
+
+def _until_options(folder, until):
+    """Snakemake's option for a stage, which is known by its own name or by its rule's."""
+    if until is None:
+        return []
+    from plateloom.config import read_config
+    from plateloom.planning import STAGES, Screen
+
+    stage = next((name for name, stage in STAGES.items() if until in (name, stage.script)), None)
+    if stage is None:
+        raise ConfigError(f"--until {until!r}: no such stage.{did_you_mean(until, STAGES)} Stages: {', '.join(STAGES)}")
+    if stage not in Screen(read_config(folder).model_dump(mode="json"), folder).stages():
+        raise ConfigError(f"--until {until!r}: the screen's config.yaml switches this stage off")
+    return ["--until", STAGES[stage].script]
+
+
+def _check_options(options):
+    """Refuse what Snakemake's command line would: it says so with code 1 or 2, and at length."""
+    if not options:
+        return
+    import contextlib
+    import io
+
+    from snakemake.cli import get_argument_parser
+
+    parser, said = get_argument_parser(), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            unknown = [text for text in parser.parse_known_args(list(options))[1] if text.startswith("-")]
+    except SystemExit as stop:
+        if stop.code:
+            problem = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+            raise ConfigError(f"snakemake: {problem}") from None
+        sys.exit()  # it has shown its help or its version
+    except Exception as error:
+        raise ConfigError(f"snakemake: {error}") from None
+    known = [name for action in parser._actions for name in action.option_strings]
+    if unknown:
+        raise ConfigError([f"no option {text!r}.{did_you_mean(text.split('=')[0], known)}" for text in unknown])
+
+
+def _check_screen(folder):
+    """Refuse a screen that `plateloom check` refuses.
+
+    Once a plate was converted, raw files are a plate's own affair: it is quarantined, and stops no other. Only a plate that
+    was never converted must have its source folder then, since that of others may have been archived.
+    """
+    from plateloom.cli.check import find_problems
+    from plateloom.config import read_config
+    from plateloom.planning import list_plates
+
+    began = {path.parents[2].name for path in folder.glob("results/plates/*/records/conversion/*.json")}
+    problems, _ = find_problems(folder, files=not began)
+    if began and not problems:
+        plates, _ = list_plates(folder / read_config(folder).plates)
+        problems = [
+            f"{plate.plate}: no folder {str(folder / plate.source)!r}"
+            for plate in plates
+            if plate.plate not in began and not (folder / plate.source).is_dir()
+        ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _look_at_lock(folder):
+    """Refuse a screen that another run holds, before anything is planned."""
+    from plateloom.driver import LOCK
+    from plateloom.engine import locks
+
+    if (folder / LOCK).exists() and locks.is_held(folder / LOCK):
+        raise LockedError(
+            f"another run works on this screen: {locks.describe(locks.read(folder / LOCK))}; nothing was started"
+        )
+
+
+def _check_writable(folder):
+    """Refuse a screen whose results cannot be written."""
+    names = (".", ".plateloom", ".plateloom.lock", ".snakemake", "logs", "benchmarks", "results", "results/screen")
+    places = [folder / name for name in names] + [folder / "results/plates", *folder.glob("results/plates/*")]
+    problems = []
+    for place in places:
+        if not place.exists():
+            continue
+        if place.name != ".plateloom.lock" and not place.is_dir():
+            problems.append(f"{str(place)!r} is a file; a folder must be there")
+        elif not os.access(place, os.W_OK):
+            problems.append(f"{str(place)!r} cannot be written: make it writable, or copy the screen's files elsewhere")
+    if problems:
+        raise ConfigError(problems)
+
+
+def run_group(arguments):
+    """Run a command in a process group of its own, and end the whole group when this process is told to end.
+
+    SIGINT, SIGTERM and (but under `nohup`) SIGHUP end the command with SIGTERM, a second one with SIGKILL. It returns when
+    nothing of the group is left. Handlers are set even where SIGINT is ignored, as in the background of a shell script.
+
+    Parameters
+    ----------
+    arguments : list of str
+
+    Returns
+    -------
+    int
+        The command's exit code; 128 + the signal's number where a signal has ended it.
+    """
+    from plateloom.driver import ENDING
+
+    told, process = [], None
+
+    def end(number, frame):
+        told.append(number)
+        if len(told) == 1:
+            click.echo("ending the run; once more kills it at once", err=True)
+        if process is not None:
+            end_command(signal.SIGTERM if len(told) == 1 else signal.SIGKILL)
+
+    def end_command(number):
+        if number == signal.SIGTERM and process.poll() is None:
+            process.terminate()  # Snakemake is to know before its jobs do, lest it take them for failed ones
+            time.sleep(AHEAD)
+        _signal_group(process.pid, number)
+
+    heard = [number for number in ENDING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in heard}
+    try:
+        process = subprocess.Popen(arguments, env=_environment(), stdin=subprocess.DEVNULL, start_new_session=True)
+        if told:  # before there was a process
+            end_command(signal.SIGTERM)
+        code = process.wait()
+        if told or code < 0:
+            _end_group(process.pid)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if told:
+        return 128 + told[0]
+    return 128 - code if code < 0 else code
+
+
+def _environment():
+    """Environment of the command: nothing buffered, and no word of semaphores that an ended job could not give back."""
+    quiet = ["ignore:resource_tracker:UserWarning", *filter(None, [os.environ.get("PYTHONWARNINGS")])]
+    return os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": ",".join(quiet)}
+
+
+def _end_group(group):
+    """End what is left of a process group after its leader."""
+    deadline = time.monotonic() + GRACE
+    _signal_group(group, signal.SIGTERM)
+    while _signal_group(group, 0):
+        if time.monotonic() > deadline:
+            _signal_group(group, signal.SIGKILL)
+            return
+        time.sleep(0.05)
+
+
+def _signal_group(group, number):
+    """Send a signal to a process group; whether there was any process to get it."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    return True

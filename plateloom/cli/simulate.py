@@ -119,7 +119,7 @@ def write_screen(folder, design, *, threads=None):
     write_config(
         folder / "config.yaml",
         channels={name: str(i + 1) for i, name in enumerate(design.channel_names)},
-        pattern=KNOWN["plateloom"],
+        readers={"pattern": {"pattern": KNOWN["plateloom"]}},
         pixel_size_um=design.pixel_size_um,
         nuclei="DNA",
         cells=next((name for name in design.channel_names if name in ("Actin", "ER")), ""),

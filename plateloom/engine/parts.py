@@ -12,9 +12,9 @@ from pathlib import Path
 
 from plateloom.engine import locks
 from plateloom.engine.cluster import open_cluster, peak_memory_mb
-from plateloom.errors import DataFault
+from plateloom.errors import DataFault, DeferredError
 from plateloom.store.layout import part_of
-from plateloom.store.plate import read_group, write_group
+from plateloom.store.plate import finished_record, read_group, write_group
 from plateloom.store.provenance import digest, read_json, write_json
 from plateloom.store.tables import read_record, write_table
 
@@ -42,6 +42,10 @@ class Execution:
         Side of a tile [px].
     device : str
         GPU policy: `require`, `prefer` or `cpu`.
+    settle_minutes : float
+        How old the newest file of a plate must be [min].
+    end_marker : bool
+        Whether to wait for the microscope's own mark that a plate is finished.
     """
 
     threads: int = 2
@@ -51,6 +55,8 @@ class Execution:
     cluster: dict = dataclasses.field(default_factory=dict)
     tile_px: int = 2048
     device: str = "prefer"
+    settle_minutes: float = 0.0
+    end_marker: bool = True
 
 
 EXECUTION = Execution()
@@ -75,7 +81,7 @@ def start_job(snakemake):
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("distributed").setLevel(logging.ERROR)
     faulthandler.enable(handler.stream)
-    sys.excepthook = lambda *error: log.critical("the job failed", exc_info=error)
+    sys.excepthook = _log_end
     engine = snakemake.config.get("engine", {})
     names = ("kind", "tasks_per_worker", "address", "slurm")
     EXECUTION = Execution(
@@ -85,7 +91,17 @@ def start_job(snakemake):
         cluster={name: engine[name] for name in names if name in engine},
         tile_px=engine.get("tile_px", Execution.tile_px),
         device=engine.get("device", Execution.device),
+        settle_minutes=engine.get("settle_minutes", Execution.settle_minutes),
+        end_marker=engine.get("end_marker", Execution.end_marker),
     )
+
+
+def _log_end(kind, error, trace):
+    """Log what ended a job; Ctrl-C is no fault of its own."""
+    if issubclass(kind, KeyboardInterrupt):
+        log.info("interrupted; the same command goes on where it stopped")
+    else:
+        log.critical("the job failed", exc_info=(kind, error, trace))
 
 
 @dataclasses.dataclass
@@ -143,13 +159,13 @@ class Unit:
 
 
 def artefact_record(path):
-    """The `plateloom` record of any artefact; None where it is missing or was not finished."""
+    """The `plateloom` record of any artefact; None where it is missing, was not finished, or is damaged."""
     path = Path(path)
     if path.suffix == ".parquet":
         return read_record(path)
     if path.suffix == ".json":
         return (read_json(path) or {}).get("plateloom")
-    return (read_group(path) or {}).get("plateloom")
+    return finished_record(path)
 
 
 def run_job(
@@ -210,8 +226,10 @@ def run_job(
             return told.write(lock, SKIPPED, reason="; ".join(dict.fromkeys(reasons)))
         try:
             units = plan(inputs)
+        except DeferredError as fault:
+            return told.write(lock, FAILED, reason=f"deferred: {fault}", facts=dict(facts or {}) | {"deferred": True})
         except DataFault as fault:
-            return told.write(lock, FAILED, reason=str(fault))
+            return told.write(lock, FAILED, reason=str(fault), facts=dict(facts or {}))
         removed = remove({unit.name for unit in units}) if remove else []
         there = {unit.name: unit.there() for unit in units}
         missing = [unit for unit in units if there[unit.name] is None]

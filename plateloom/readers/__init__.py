@@ -18,7 +18,12 @@ from typing import NamedTuple
 
 READERS = {
     "pattern": "plateloom.readers.pattern",
+    "imagexpress": "plateloom.readers.imagexpress",
+    "harmony": "plateloom.readers.harmony",
+    "yokogawa": "plateloom.readers.yokogawa",
+    "ome_tiff": "plateloom.readers.ome_tiff",
     "ome_zarr": "plateloom.readers.ome_zarr",
+    "bioio": "plateloom.readers.bioio",
 }
 
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from plateloom.errors import PlateLayoutError
+from plateloom.store.provenance import file_digest
 from plateloom.wells import parse_well, well_name
 
 IMAGES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
@@ -42,8 +43,16 @@ def list_files(source, suffixes=IMAGES):
                 name = f"{folder}/{entry.name}" if folder else entry.name
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(name)
-                elif name.lower().endswith(suffixes):
+                elif name.lower().endswith(suffixes) and _is_file(entry):
                     yield name, entry
+
+
+def _is_file(entry):
+    """Whether an entry is a file, or a link that leads to one."""
+    try:
+        return entry.is_file()
+    except OSError:  # a circle of links
+        return False
 
 
 def list_changes(source, suffixes, well_of):
@@ -75,6 +84,33 @@ def list_changes(source, suffixes, well_of):
         yield wells[text], f"{name}/{status.st_size}/{status.st_mtime_ns}"
 
 
+def digest_changes(module, source, params, part_of, parts):
+    """Digest a plate's listing, one digest per part.
+
+    Parameters
+    ----------
+    module : module
+        The reader.
+    source : path
+    params : Params
+    part_of : callable(str, int) -> int
+        The part of a well.
+    parts : int
+
+    Returns
+    -------
+    list of str
+        Of length `parts`.
+    """
+    lines, of_all, where = [[] for _ in range(parts)], [], {}
+    for well, line in module.listing(source, params):
+        if well not in where:
+            where[well] = lines[part_of(well, parts)] if well else of_all
+        where[well].append(line)
+    # Names need not be UTF-8.
+    return [file_digest("\n".join(sorted(part + of_all)).encode(errors="surrogateescape")) for part in lines]
+
+
 def name_well(text, file):
     """``A01`` for a well as a file's name spells it; `PlateLayoutError` naming the file where it is none."""
     try:
@@ -92,9 +128,12 @@ def below(source, name):
     path = name.replace("\\", "/")
     if not path or "\0" in path or path.startswith("/") or re.match("[A-Za-z]:", path) or ".." in path.split("/"):
         raise PlateLayoutError(f"{name!r} in the metadata of {str(source)!r} points outside of it")
-    if not Path(source, path).resolve().is_relative_to(Path(source).resolve()):
-        raise PlateLayoutError(f"{name!r} in the metadata of {str(source)!r} points outside of it")
-    return path
+    try:
+        if Path(source, path).resolve().is_relative_to(Path(source).resolve()):
+            return path
+    except (OSError, RuntimeError, UnicodeError):  # a circle of links, a name that no file can have
+        pass
+    raise PlateLayoutError(f"{name!r} in the metadata of {str(source)!r} points outside of it")
 
 
 def sort_planes(images):

@@ -1,23 +1,38 @@
 """Reports: tables and arrays in, one self-contained HTML page out.
 
-`render_plate` and `render_screen` return a page as text. It opens from a disk, loads nothing, has a strict content
-security policy, inserts every name as text and is the same bytes for the same data.
+`render_plate`, `render_quarantined` and `render_screen` return a page as text. It opens from a disk, loads nothing, has a
+strict content security policy, inserts every name as text and is the same bytes for the same data.
 """
 
 from plateloom.report.charts import DoseResponse, Embedding, HeatMap, HillCurve
-from plateloom.report.montage import Tile, composite_image, named_colors, outline_image, outline_layer, pair_image
+from plateloom.report.exclusions import list_exclusions, share_of_failed_fields
+from plateloom.report.montage import (
+    Tile,
+    choose_tiles,
+    composite_image,
+    named_colors,
+    outline_image,
+    outline_layer,
+    pair_image,
+)
+from plateloom.report.notices import NOTICES, Notice, find_losses
 from plateloom.report.plate import PLATE_SECTIONS, PlateReport, render_plate
+from plateloom.report.plausibility import doubt_pixel_size, doubt_segmentation
+from plateloom.report.quarantine import QUARANTINE_SECTIONS, QuarantineReport, render_quarantined
 from plateloom.report.screen import (
     SCREEN_SECTIONS,
     AutoencoderReport,
     ClassifierReport,
     ScreenHeatMap,
     ScreenReport,
+    explain_hits,
     render_screen,
 )
 
 __all__ = [
+    "NOTICES",
     "PLATE_SECTIONS",
+    "QUARANTINE_SECTIONS",
     "SCREEN_SECTIONS",
     "AutoencoderReport",
     "ClassifierReport",
@@ -25,15 +40,25 @@ __all__ = [
     "Embedding",
     "HeatMap",
     "HillCurve",
+    "Notice",
     "PlateReport",
+    "QuarantineReport",
     "ScreenHeatMap",
     "ScreenReport",
     "Tile",
+    "choose_tiles",
     "composite_image",
+    "doubt_pixel_size",
+    "doubt_segmentation",
+    "explain_hits",
+    "find_losses",
+    "list_exclusions",
     "named_colors",
     "outline_image",
     "outline_layer",
     "pair_image",
     "render_plate",
+    "render_quarantined",
     "render_screen",
+    "share_of_failed_fields",
 ]

@@ -7,6 +7,7 @@ needs an id, a style attribute, a script or a font file, so that a chart can sta
 import base64
 import io
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -21,14 +22,17 @@ SEQUENTIAL = (  # viridis (CC0, Smith and van der Walt), 16 samples
 )
 DIVERGING = ("#2166ac", "#4393c3", "#92c5de", "#d1e5f0", "#f7f7f7", "#fddbc7", "#f4a582", "#d6604d", "#b2182b")
 FRACTIONS = ("#f7fbff", "#deebf7", "#c6dbef", "#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b")
-CATEGORIES = (  # Okabe and Ito without yellow and black, then Paul Tol's muted
-    *("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7"),
-    *("#332288", "#999933", "#882255", "#44aa99"),
+NEGATIVE, POSITIVE = "#0072b2", "#d55e00"
+CONTROLS = {"negative": NEGATIVE, "positive": POSITIVE}  # the same in every chart, and nothing else has these colors
+CATEGORIES = (  # what Okabe and Ito have besides these two, yellow and black, then Paul Tol's muted, and a brown
+    *("#e69f00", "#009e73", "#56b4e9", "#cc79a7", "#332288"),
+    *("#999933", "#882255", "#44aa99", "#8c6d46", "#7b5fc4"),
 )
 OTHER = "#c4c8cd"
 INK, QUIET, RULE, NO_VALUE = "#1f2933", "#616e7c", "#d5dae0", "#e4e7eb"
-NEGATIVE, POSITIVE = "#0072b2", "#d55e00"
+PLAIN = "#52606d"  # points that belong to no group
 
+SMALL_MARGIN = (18, 13)  # left of and above a small plate map, for letters and numbers [px]
 SVG_POINTS = 2000  # a map with more points than this is drawn as a picture
 CHARACTER = 0.58  # mean width of a character, in font sizes, of a wide system font
 
@@ -101,6 +105,8 @@ class DoseResponse:
     groups : sequence of str, shape (W,), optional
         For example the plate of each well: up to ten colors.
     hill : HillCurve, optional
+    reason : str, optional
+        Why there is no `hill`.
     controls : mapping of str to tuple of float, optional
         Bands ``{"negative": (low, median, high), "positive": ...}`` [`unit`].
     """
@@ -114,6 +120,7 @@ class DoseResponse:
     wells: tuple | None = None
     groups: tuple | None = None
     hill: HillCurve | None = None
+    reason: str = ""
     controls: Mapping = field(default_factory=dict)
 
 
@@ -226,6 +233,51 @@ def shorten(text, characters):
     """Cut a text that is too long for its place."""
     text = str(text)
     return text if len(text) <= characters else text[: max(characters - 1, 1)] + "…"
+
+
+def wrap_text(text, characters):
+    """Break a text into lines, where possible after a blank, an underscore or a slash; nothing is cut off.
+
+    >>> wrap_text("Nuclei_Intensity_MeanIntensity_GFP / Cells_AreaShape_Area", 24)
+    ['Nuclei_Intensity_', 'MeanIntensity_GFP /', 'Cells_AreaShape_Area']
+    """
+    pieces = [piece for piece in re.split(r"(?<=[\s_/·,])", str(text)) if piece]
+    lines = [""]
+    for piece in pieces:
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > characters:
+            lines.append("")
+        while len(piece.rstrip()) > characters:
+            lines[-1], piece = piece[:characters], piece[characters:]
+            lines.append("")
+        lines[-1] += piece
+    return [line.strip() for line in lines if line.strip()] or [""]
+
+
+def upright_label(text, x, middle, length):
+    """A text along a vertical axis in as many lines as it needs.
+
+    Parameters
+    ----------
+    text : str
+    x : float
+        Baseline of the first line [px].
+    middle, length : float
+        Where the text is centered, and how long a line may be [px].
+
+    Returns
+    -------
+    drawing : Markup
+    room : float
+        How far the last line lies from the first [px].
+    """
+    pitch, size = 12, 10.5
+    lines = wrap_text(text, max(int(length / (size * 0.56)), 4))
+    drawn = []
+    for i, line in enumerate(lines):
+        turn = f"rotate(-90 {coordinate(x + i * pitch)} {coordinate(middle)})"
+        at = {"x": x + i * pitch, "y": middle, "text_anchor": "middle", "transform": turn, "font_size": size}
+        drawn.append(element("text", line, class_="axis", **at))
+    return Markup("").join(drawn), (len(lines) - 1) * pitch
 
 
 def well_position(name, shape):
@@ -425,26 +477,38 @@ def hatch(x, y, side):
     return element("path", d="".join(parts), stroke="#66717d", stroke_width=max(side / 24, 0.8), class_="hatch")
 
 
-def control_mark(x, y, side, kind, ink):
-    """N or P in the corner of a well, or a ring or a dot where a letter would be too small."""
-    letter = {"negative": "N", "positive": "P"}[kind]
-    if side >= 15:
-        size = min(side * 0.55, 10)
-        at = (x + side / 2, y + side / 2 + size * 0.36, "middle") if side < 30 else (x + 3, y + size + 1, "start")
-        return element(
-            "text",
-            letter,
-            x=at[0],
-            y=at[1],
-            text_anchor=at[2],
-            font_size=size,
-            font_weight=700,
-            fill=ink,
-            class_="mark",
-        )
-    radius = side * 0.24
-    paint = {"fill": "none", "stroke": ink, "stroke_width": 1} if kind == "negative" else {"fill": ink}
-    return element("circle", cx=x + side / 2, cy=y + side / 2, r=radius, **paint)
+def control_mark(x, y, side, kind):
+    """N or P in the corner of a well, or a ring or a dot where a letter would be too small; in the control's color."""
+    color = CONTROLS[kind]
+    if side < 15:
+        paint = {"fill": "#ffffff", "stroke": color} if kind == "negative" else {"fill": color, "stroke": "#ffffff"}
+        at = {"cx": x + side / 2, "cy": y + side / 2, "r": side * 0.26, "stroke_width": max(side * 0.13, 0.8)}
+        return element("circle", **at, **paint)
+    box = min(side * 0.66, 13)
+    left, top = (x + (side - box) / 2, y + (side - box) / 2) if side < 30 else (x + 1.5, y + 1.5)
+    text = {"x": left + box / 2, "y": top + box * 0.78, "text_anchor": "middle", "font_size": box * 0.76}
+    return Markup("").join(
+        [
+            element("rect", x=left, y=top, width=box, height=box, rx=2, fill=color, stroke="#ffffff", class_="mark"),
+            element("text", kind[0].upper(), font_weight=700, fill="#ffffff", class_="mark", **text),
+        ]
+    )
+
+
+def plate_axes(left, top, side, shape):
+    """Letters of the rows and numbers of the columns, as many as can be read."""
+    size = min(10, max(side * 0.85, 7))
+    every = next(step for step in (1, 2, 4, 6, 8, 12, 48) if step * side >= size * 1.25)
+    drawn = []
+    for column in range(shape[1]):
+        if column == 0 or (column + 1) % every == 0:
+            at = {"x": left + (column + 0.5) * side, "y": top - 4, "text_anchor": "middle", "font_size": size}
+            drawn.append(element("text", column + 1, class_="axis", **at))
+    every = next(step for step in (1, 2, 4, 8, 32) if step * side >= size)
+    for row in range(0, shape[0], every):
+        at = {"x": left - 4, "y": top + (row + 0.5) * side + size * 0.36, "text_anchor": "end", "font_size": size}
+        drawn.append(element("text", row_name(row), class_="axis", **at))
+    return drawn
 
 
 def plate_chart(heat_map, shape, *, states=None, controls=None, hover=None, width=432, legend=True, limits=None):
@@ -464,7 +528,7 @@ def plate_chart(heat_map, shape, *, states=None, controls=None, hover=None, widt
     width : float, optional
         Of the grid [px].
     legend : bool, optional
-        False for a small map without legend and with letters only at its edges.
+        False for a small map without legend and without marks in its wells.
     limits : tuple of float, optional
         Ends of the color scale, if several maps share one.
 
@@ -491,7 +555,7 @@ def plate_chart(heat_map, shape, *, states=None, controls=None, hover=None, widt
     colors = palette_colors(
         (np.nan_to_num(grid.ravel(), posinf=limits[1], neginf=limits[0]) - limits[0]) / (limits[1] - limits[0]), palette
     )
-    left, top = (24, 16) if legend else (2, 2)
+    left, top = (24, 16) if legend else SMALL_MARGIN
     wells, marks = [], []
     seen = set()
     for index in range(rows * columns):
@@ -521,25 +585,17 @@ def plate_chart(heat_map, shape, *, states=None, controls=None, hover=None, widt
         if control and kind != "empty":
             seen.add(control)
             if legend:
-                marks.append(control_mark(x, y, side, control, ink))
+                marks.append(control_mark(x, y, side, control))
         title = ": ".join([name, " · ".join(filter(None, [says, hover.get(name), control and f"{control} control"]))])
         box = {"x": x + gap / 2, "y": y + gap / 2, "width": side - gap, "height": side - gap}
         box |= {"rx": 2} if side >= 15 else {}
         edge = {"empty": RULE, "novalue": RULE, "failed": "#7b8794"}.get(kind)
         wells.append(element("rect", element("title", title), fill=fill, stroke=edge, class_=f"well {kind}", **box))
     height = top + rows * side
+    marks += plate_axes(left, top, side, shape)
     if not legend:
         frame = element("rect", x=left, y=top, width=width, height=rows * side, fill="none", stroke=RULE)
         return svg(left + width + 2, height + 2, *wells, *marks, frame, label=heat_map.title, class_="plate")
-    every = 1 if side >= 14 else 4
-    size = min(10, max(side * 0.85, 7))
-    for column in range(columns):
-        if column == 0 or (column + 1) % every == 0:
-            at = {"x": left + (column + 0.5) * side, "y": top - 5, "text_anchor": "middle", "font_size": size}
-            marks.append(element("text", column + 1, class_="axis", **at))
-    for row in range(rows):
-        at = {"x": left - 5, "y": top + (row + 0.5) * side + size * 0.36, "text_anchor": "end", "font_size": size}
-        marks.append(element("text", row_name(row), class_="axis", **at))
     valued = np.isfinite(grid).any()
     if valued:
         marks.append(color_bar(left, height + 9, 170, grid.ravel(), limits, heat_map.unit, palette))
@@ -564,7 +620,7 @@ def state_legend(x, y, seen, side):
         if kind == "novalue":
             paint["fill"] = NO_VALUE
         if kind in ("negative", "positive"):
-            items.append(control_mark(x, y - 9, side if side < 15 else 15, kind, INK))
+            items.append(control_mark(x, y - 10, side if side < 15 else 15, kind))
             if side < 15:
                 x -= 4
         else:
@@ -589,12 +645,14 @@ def plate_picture(heat_map, shape, *, width, limits):
     rgb = palette_colors(where, DIVERGING if heat_map.diverging else SEQUENTIAL).reshape(*shape, 3)
     rgb[np.isnan(grid)] = 228
     height = width * shape[0] / shape[1]
-    box = {"x": 2, "y": 2, "width": width, "height": height}
+    left, top = SMALL_MARGIN
+    box = {"x": left, "y": top, "width": width, "height": height}
     picture = element(
         "image", href=data_uri(np.dstack([rgb, alpha])), preserveAspectRatio="none", class_="pixels", **box
     )
     frame = element("rect", fill="none", stroke=RULE, **box)
-    return svg(width + 4, height + 4, picture, frame, label=heat_map.title, class_="plate")
+    axes = plate_axes(left, top, width / shape[1], shape)
+    return svg(left + width + 2, top + height + 2, picture, frame, *axes, label=heat_map.title, class_="plate")
 
 
 def scale_chart(values, limits, unit, diverging=False):
@@ -627,10 +685,12 @@ def interval_chart(labels, values, lows, highs, *, label, limits=None, zones=())
         ends = finite([*values, *lows, *highs, 0.0])
         pad = (ends.max() - ends.min()) * 0.08 or 1.0
         limits = (ends.min() - pad, ends.max() + pad)
-    longest = max((len(str(text)) for text in labels), default=0)
-    left = min(24 + min(longest, 26) * 11 * CHARACTER, 190)
-    width, pitch, top = 250, 22, 20
-    height = top + pitch * len(labels)
+    lines = [wrap_text(text, 30) for text in labels]
+    longest = max((len(line) for found in lines for line in found), default=0)
+    left = min(24 + longest * 11 * CHARACTER, 220)
+    heights = [max(24, 10 + 13 * len(found)) for found in lines]
+    width, top = 250, 20
+    height = top + sum(heights)
 
     def at(value):
         return left + (min(max(value, limits[0]), limits[1]) - limits[0]) / (limits[1] - limits[0]) * width
@@ -646,9 +706,10 @@ def interval_chart(labels, values, lows, highs, *, label, limits=None, zones=())
             element("text", format_number(tick), x=at(tick), y=height + 14, text_anchor="middle", class_="tick")
         )
     for i, text in enumerate(labels):
-        y = top + (i + 0.5) * pitch
-        name = element("text", shorten(text, 26), element("title", text), x=left - 8, y=y + 4, text_anchor="end")
-        drawn.append(name)
+        y = top + sum(heights[:i]) + heights[i] / 2
+        for j, line in enumerate(lines[i]):
+            down = y + 4 + (j - (len(lines[i]) - 1) / 2) * 13
+            drawn.append(element("text", line, x=left - 8, y=down, text_anchor="end"))
         if not math.isfinite(values[i]):
             drawn.append(element("text", "not defined", x=left + 6, y=y + 4, class_="tick"))
             continue
@@ -725,13 +786,11 @@ def plates_chart(names, values, lows=None, highs=None, *, label, lines=(), from_
             if math.isfinite(lows[i]) and math.isfinite(highs[i]):
                 drawn.append(element("line", x1=x, x2=x, y1=y_of(lows[i]), y2=y_of(highs[i]), stroke=QUIET))
             says = element("title", f"{name}: {format_number(values[i])}")
-            drawn.append(
-                element("circle", says, cx=x, cy=y_of(values[i]), r=min(4, max(pitch * 0.4, 1.5)), fill=CATEGORIES[0])
-            )
+            drawn.append(element("circle", says, cx=x, cy=y_of(values[i]), r=min(4, max(pitch * 0.4, 1.5)), fill=PLAIN))
         else:
             says = element("title", f"{name}: no value")
             cross = f"M{coordinate(x - 3)} {bottom - 9}l6 6m0 -6l-6 6"
-            drawn.append(element("path", says, d=cross, stroke=POSITIVE, stroke_width=1.6, fill="none"))
+            drawn.append(element("path", says, d=cross, stroke=INK, stroke_width=1.6, fill="none"))
         if few:
             turn = f"rotate(-45 {coordinate(x + 3)} {bottom + 12})"
             text = element("title", name)
@@ -786,8 +845,11 @@ def dose_chart(curve, *, limits=None, groups=None):
     low, high = limits or dose_limits([curve])
     positive = doses[usable & (doses > 0)]
     zero = bool((usable & (doses == 0)).any())
-    left, top, inner, tall = 52, 8, 236, 170
+    top, inner, tall = 8, 212, 170
     bottom = top + tall
+    name = f"{curve.readout} [{curve.unit}]" if curve.unit else curve.readout
+    axis, room = upright_label(name, 11, top + tall / 2, tall + 16)
+    left = 46 + room
     apart = 34 if zero else 0
     first, last = (np.log10(positive.min()), np.log10(positive.max())) if len(positive) else (-1.0, 1.0)
     margin = max((last - first) * 0.06, 0.15)
@@ -810,7 +872,7 @@ def dose_chart(curve, *, limits=None, groups=None):
     for name, (lower, middle, upper) in curve.controls.items():
         if not all(math.isfinite(edge) for edge in (lower, middle, upper)):
             continue
-        color = {"negative": NEGATIVE, "positive": POSITIVE}.get(name, QUIET)
+        color = CONTROLS.get(name, QUIET)
         box = {"x": left, "width": inner, "y": y_of(upper), "height": max(y_of(lower) - y_of(upper), 1)}
         says = f"{name} controls: median {format_number(middle)}, {format_number(lower)} to {format_number(upper)}"
         drawn.append(element("rect", element("title", says), fill=color, fill_opacity=0.13, class_="band", **box))
@@ -853,7 +915,7 @@ def dose_chart(curve, *, limits=None, groups=None):
             f"{format_number(doses[i])} {curve.dose_unit}".strip(),
             f"{format_number(values[i])} {curve.unit}".strip(),
         ]
-        color = (groups or {}).get(group, CATEGORIES[0])
+        color = (groups or {}).get(group, PLAIN)
         title = element("title", " · ".join(filter(None, says)))
         place = {"cx": x_of(doses[i]), "cy": y_of(values[i])}
         drawn.append(element("circle", title, r=3, fill=color, fill_opacity=0.55, class_="point", **place))
@@ -866,15 +928,14 @@ def dose_chart(curve, *, limits=None, groups=None):
         )
     name = f"dose [{curve.dose_unit}]" if curve.dose_unit else "dose"
     drawn.append(element("text", name, x=left + inner / 2, y=bottom + 32, text_anchor="middle", class_="axis"))
-    turn = f"rotate(-90 10 {top + tall / 2})"
-    name = f"{curve.readout} [{curve.unit}]" if curve.unit else curve.readout
-    name = name if len(name) <= 26 else shorten(curve.unit or name, 26)
-    drawn.append(element("text", name, x=10, y=top + tall / 2, text_anchor="middle", transform=turn, class_="axis"))
+    drawn.append(axis)
     return svg(left + inner + 18, bottom + 38, *drawn, label=f"{curve.treatment}: {curve.readout} over dose")
 
 
 def category_colors(categories):
     """A color for each of the ten most frequent texts; ties and colors go by name, so that they do not depend on order.
+
+    Controls come first and have their own colors, the same in every chart.
 
     Returns
     -------
@@ -882,8 +943,10 @@ def category_colors(categories):
     """
     names, counts = np.unique(np.asarray([str(name) for name in categories], object).astype(str), return_counts=True)
     order = sorted(range(len(names)), key=lambda i: (names[i] == "", -counts[i], names[i]))[: len(CATEGORIES)]
-    chosen = sorted(str(names[i]) for i in order if names[i] != "")
-    return dict(zip(chosen, CATEGORIES, strict=False))
+    given = {str(name) for name in names}
+    controls = {name: color for name, color in CONTROLS.items() if name in given}
+    chosen = sorted(str(names[i]) for i in order if names[i] != "" and names[i] not in controls)
+    return controls | dict(zip(chosen, CATEGORIES, strict=False))
 
 
 def embedding_chart(embedding, coloring, *, side=290):

@@ -1,4 +1,4 @@
-"""Pictures that let a person judge a segmentation: contrast-stretched composites with thin outlines on top."""
+"""Pictures that let a person judge a segmentation: which fields are shown, contrast-stretched, with thin outlines."""
 
 import math
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 OUTLINES = {"Cells": "#ffd43b", "Nuclei": "#ffffff", "Cytoplasm": "#ff922b"}
+EXTREMES = ("fewest cells", "most cells", "lowest readout", "highest readout")
 SPARE = ("#74c0fc", "#f783ac", "#8ce99a", "#e599f7")
 
 
@@ -16,29 +17,116 @@ class Tile:
     Parameters
     ----------
     well : str
-    picture : array of uint8, shape (H, W, 3)
-        From `composite_image`, or from `outline_image` with the outlines drawn in; best 320 to 640 px wide.
+    picture : array of uint8, shape (H, W, 3), or None
+        From `composite_image`, or from `outline_image` with the outlines drawn in; best 320 to 640 px wide. None: there
+        is no picture, and `why` says why.
     outlines : array of uint8, shape (H, W, 4), optional
         From `outline_layer`; a separate layer can be switched off on the page, and the picture is compressed harder.
     treatment : str, optional
     dose : float, optional
-        [`dose_unit` of the report]; NaN: none.
+        [`unit`]; NaN: none.
+    unit : str, optional
+        Of the dose.
     cells : int, optional
         Number of cells in the picture (or in the well: say so in `caption`); None: not counted.
     control : str, optional
         ``negative``, ``positive`` or nothing.
     caption : str, optional
-        More, e.g. ``"field 3, 200 µm"``.
+        What part of which field is shown, e.g. ``"field 3, central 480 × 480 of 1080 × 1080 px"``.
+    why : str, optional
+        Why this field is shown, e.g. ``"fewest cells"``.
+    width_um : float, optional
+        Width of what is shown [µm], for the scale bar; NaN: unknown.
     """
 
     well: str
-    picture: np.ndarray
+    picture: np.ndarray | None
     outlines: np.ndarray | None = None
     treatment: str = ""
     dose: float = math.nan
+    unit: str = ""
     cells: int | None = None
     control: str = ""
     caption: str = ""
+    why: str = ""
+    width_um: float = math.nan
+
+
+def choose_tiles(wells, count, *, flagged=(), failed=(), order=(), readout="Metadata_Readout"):
+    """Choose the fields that tell most about a plate, and say why each was chosen.
+
+    One control of each kind and treatment come first; then what was flagged or has failed, at most a third of all; then
+    the wells with the fewest and the most cells and the lowest and highest readout; second controls; the highest dose of
+    each treatment; and wells in the order given.
+
+    Parameters
+    ----------
+    wells : DataFrame, shape (W, ...)
+        ``Metadata_Well``, ``Metadata_Treatment``, ``Metadata_Dose``, ``Metadata_Control``, ``Metadata_CellCount``, and
+        the readout if there is one.
+    count : int
+        Pictures wanted.
+    flagged, failed : sequence of (str, int, str), optional
+        Well, field and reason.
+    order : sequence of str, optional
+        Wells for the places that are left.
+    readout : str, optional
+        Column of the readout.
+
+    Returns
+    -------
+    list of (str, int or None, str)
+        Well, field (None: any), and why; no well twice.
+    """
+    known = wells.drop_duplicates("Metadata_Well").set_index("Metadata_Well", drop=False)
+    chosen = {}
+
+    def add(well, field, why):
+        if well in chosen and why in EXTREMES:
+            chosen[well] = (*chosen[well][:2], f"{chosen[well][2]}, {why}")
+        elif well in known.index and well not in chosen and len(chosen) < count:
+            chosen[well] = (well, field, why)
+
+    trouble = [(well, field, f"failed: {reason}") for well, field, reason in failed]
+    trouble += [(well, field, f"flagged: {reason}") for well, field, reason in flagged]
+    bad = {well for well, *_ in trouble}
+    good = known[~known["Metadata_Well"].isin(bad)]
+    kinds = [
+        members["Metadata_Well"]
+        for kind in ("negative", "positive")
+        for _, members in good[good["Metadata_Control"] == kind].groupby("Metadata_Treatment", dropna=False, sort=True)
+    ]
+    for members in kinds:
+        add(members.iloc[0], None, "control")
+    spread = [trouble[i] for i in np.linspace(0, len(trouble) - 1, min(len(trouble), max(count // 3, 1))).astype(int)]
+    for well, field, why in spread:
+        add(well, field, why)
+    filled = good[good["Metadata_CellCount"] > 0]
+    treated = filled[filled["Metadata_Control"] == ""]
+    for column, (low, high) in (("Metadata_CellCount", EXTREMES[:2]), (readout, EXTREMES[2:])):
+        if column in treated and treated[column].notna().any():
+            ranked = treated.loc[treated[column].notna()].sort_values(column, kind="stable")["Metadata_Well"]
+            add(ranked.iloc[0], None, low)
+            add(ranked.iloc[-1], None, high)
+    for members in kinds:
+        for well in members.iloc[1:2]:
+            add(well, None, "control")
+    highest = treated.sort_values("Metadata_Dose", ascending=False, kind="stable")
+    for well in highest[highest["Metadata_Treatment"].notna()].drop_duplicates("Metadata_Treatment")["Metadata_Well"]:
+        add(well, None, "highest dose")
+    for well in [*order, *known["Metadata_Well"]]:
+        add(well, None, "chance")
+    return list(chosen.values())
+
+
+def scale_bar(width_um):
+    """Length of a bar of at most a quarter of a picture's width: 1, 2 or 5 times a power of ten [µm].
+
+    >>> [scale_bar(width) for width in (312.0, 40.0, 1400.0)]
+    [50.0, 10.0, 200.0]
+    """
+    power = 10.0 ** math.floor(math.log10(width_um / 4))
+    return max(step * power for step in (1, 2, 5) if step * power <= width_um / 4)
 
 
 def composite_image(image, colors, windows, *, width_px=(320, 640)):

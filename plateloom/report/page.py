@@ -15,6 +15,7 @@ from plateloom.report.charts import element, format_number, number_of, text_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_ROWS = 500
+FOLD = 40  # rows of a long table that are shown before the reader asks for the rest
 HEADINGS = {
     "Metadata_Plate": "plate",
     "Metadata_Well": "well",
@@ -24,8 +25,12 @@ HEADINGS = {
     "Metadata_Treatment": "treatment",
     "Metadata_Dose": "dose",
     "Metadata_Control": "control",
+    "Metadata_Unit": "unit",
+    "n": "wells",
+    "n_plates": "plates",
+    "n_beyond": "wells beyond",
 }
-STATES = ("done", "failed", "missing", "skipped")
+STATES = ("done", "failed", "quarantined", "missing", "skipped")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -49,8 +54,8 @@ def render_page(*, title, kind, facts, figures, verdict, sections):
         Small print below the title: screen, batch, source, date; empty ones are left out.
     figures : dict of str to str
         The numbers at the top.
-    verdict : sequence of (str, str)
-        Sentences at the top and their tone: ``good``, ``bad`` or ``plain``.
+    verdict : sequence of (str or Markup, str)
+        Sentences at the top and their tone: ``good``, ``warn``, ``bad`` or ``plain``.
     sections : sequence of Section
 
     Returns
@@ -133,8 +138,15 @@ def grid(pieces, class_="grid"):
     return element("div", *pieces, class_=class_)
 
 
-def table(frame, *, empty, most=MOST_ROWS, links=None, sortable=True):
+def details(summary, content):
+    """Fold a long piece of a page away, whole, behind one line."""
+    return None if content is None else element("details", element("summary", summary), content)
+
+
+def table(frame, *, empty, most=MOST_ROWS, links=None, sortable=True, marked=None):
     """Render a DataFrame: numbers right, texts left, states as words with a color.
+
+    Of a long table `FOLD` rows are shown, and the others when a box is ticked: nothing scrolls inside the page.
 
     Parameters
     ----------
@@ -148,6 +160,8 @@ def table(frame, *, empty, most=MOST_ROWS, links=None, sortable=True):
         A relative address for each row's first cell, or an empty text.
     sortable : bool, optional
         A click on a heading sorts.
+    marked : sequence of str, optional
+        A class for each row, or an empty text.
 
     Returns
     -------
@@ -177,7 +191,7 @@ def table(frame, *, empty, most=MOST_ROWS, links=None, sortable=True):
                 text = element("a", text, href=address)
             exact = repr(number_of(value)) if number and not math.isnan(number_of(value)) else None
             cells.append(element("td", text, class_="n" if number else None, data_value=exact))
-        rows.append(element("tr", *cells))
+        rows.append(element("tr", *cells, class_=(marked[i] or None) if marked is not None else None))
     whole = element(
         "div",
         element(
@@ -189,7 +203,11 @@ def table(frame, *, empty, most=MOST_ROWS, links=None, sortable=True):
         class_="scroll",
     )
     rest = len(frame) - most
-    return join(whole, paragraph(f"The first {most:,} of {len(frame):,} rows are shown.", "note") if rest > 0 else None)
+    more = paragraph(f"The first {most:,} of {len(frame):,} rows are shown.", "note") if rest > 0 else None
+    if len(rows) <= FOLD + 5:
+        return join(whole, more)
+    box = element("label", Markup('<input type="checkbox">'), f"Show all {len(rows):,} rows", class_="toggle")
+    return join(element("div", box, whole, class_="long"), more)
 
 
 def local_address(address):
@@ -210,13 +228,15 @@ def count_words(values):
     return f"{shown}, and {len(order) - 6} more reasons" if len(order) > 6 else shown
 
 
-def settings_table(settings):
+def settings_table(settings, *, fold=""):
     """Render nested settings as one table, indented by level.
 
     Parameters
     ----------
     settings : mapping
         Values are mappings, sequences or plain values.
+    fold : str, optional
+        The line behind which the table is folded away.
 
     Returns
     -------
@@ -240,9 +260,8 @@ def settings_table(settings):
 
     for key, value in settings.items():
         walk(0, str(key), value)
-    return (
-        element("div", element("table", element("tbody", *rows), class_="settings"), class_="scroll") if rows else None
-    )
+    whole = element("div", element("table", element("tbody", *rows), class_="settings"), class_="scroll")
+    return (details(fold, whole) if fold else whole) if rows else None
 
 
 def plain_setting(value):
@@ -263,23 +282,31 @@ def commands(lines):
     return element("pre", element("code", "\n".join(str(line) for line in lines))) if lines else None
 
 
-def color_legend(colors):
-    """Names with their colors, in one line; None if there are none."""
+def color_legend(colors, *, title="", outlines=False):
+    """Names with their colors, in one line; None if there are none.
+
+    Parameters
+    ----------
+    colors : mapping of str to str
+    title : str, optional
+        What they are the colors of.
+    outlines : bool, optional
+        Drawn as outlines on black instead of filled: a white square would look like an empty box to tick.
+
+    Returns
+    -------
+    Markup or None
+    """
     if not colors:
         return None
-    items = [
-        element(
-            "span",
-            element(
-                "svg",
-                element("rect", x=0.5, y=0.5, width=11, height=11, rx=2, fill=color, stroke="#9aa5b1"),
-                width=12,
-                height=12,
-                viewBox="0 0 12 12",
-                aria_hidden="true",
-            ),
-            f" {name}",
-        )
-        for name, color in colors.items()
-    ]
+    items = [element("span", title)] if title else []
+    for name, color in colors.items():
+        swatch = {"x": 0.5, "y": 0.5, "width": 11, "height": 11, "rx": 2, "fill": color, "stroke": "#9aa5b1"}
+        drawn = [element("rect", **swatch)]
+        if outlines:
+            ground = element("rect", x=0, y=0, width=22, height=12, rx=2, fill="#000000")
+            drawn = [ground, element("ellipse", cx=11, cy=6, rx=7, ry=3.6, fill="none", stroke=color, stroke_width=1.4)]
+        width = 22 if outlines else 12
+        shape = {"width": width, "height": 12, "viewBox": f"0 0 {width} 12", "aria_hidden": "true"}
+        items.append(element("span", element("svg", *drawn, **shape), f" {name}"))
     return element("p", *items, class_="key")

@@ -21,16 +21,19 @@ from plateloom.report.charts import (
     interval_chart,
     number_of,
     plate_chart,
-    shorten,
+    svg,
     text_of,
     well_position,
 )
 from plateloom.report.embeddings import maps_section
-from plateloom.report.montage import Tile
+from plateloom.report.exclusions import WHAT, count_exclusions
+from plateloom.report.montage import Tile, scale_bar
+from plateloom.report.notices import Notice, notice_banners
 from plateloom.report.page import (
     color_legend,
     commands,
     count_words,
+    details,
     grid,
     join,
     make_sections,
@@ -69,34 +72,48 @@ class PlateReport:
         Rows and columns of the physical plate, e.g. (16, 24); maps are drawn on all of it, however sparse `wells` is.
     wells : DataFrame, one row per well that was imaged
         ``Metadata_Well`` (str, ``B03``), and as far as known ``Metadata_Treatment`` (str), ``Metadata_Dose`` (float
-        [`dose_unit`]), ``Metadata_Control`` (``negative``, ``positive`` or empty), ``status`` (``done`` or ``failed``),
+        [``Metadata_Unit`` of its row, or `dose_unit`]), ``Metadata_Control`` (``negative``, ``positive`` or empty),
+        ``status`` (``done`` or ``failed``),
         ``reason`` (str), ``fields`` and ``failed_fields`` (int), ``cells`` (number, NaN if not counted). May be empty.
     batch, source, created, dose_unit : str, optional
         Shown as they are. Without `created` the page names no date and depends on the data only.
     summary : mapping of str to str or number, optional
         More numbers for the top of the page, e.g. ``{"minutes": 12.5}``.
+    notices : sequence of Notice, optional
+        Banners above everything else.
     exclusions : DataFrame, optional
-        One row per image or well left out; all columns are shown: ``Metadata_Well``, ``Metadata_Field``, ``channel``,
-        ``reason`` (str). Empty: nothing was excluded. None: not known (see `notes`).
+        What was left out, from `list_exclusions`; all columns are shown. Empty: nothing was excluded. None: not known
+        (see `notes`).
     flagged : DataFrame, optional
-        Fields that quality control flagged but kept; columns as for `exclusions`, ``value`` and others may follow.
+        Fields and channels that quality control flagged; columns as for `exclusions`, ``value`` and others may follow.
+    flagged_note : str, optional
+        What becomes of them.
     heat_maps : sequence of HeatMap, optional
         In the order of the page, e.g. focus and background per channel, readouts, fractions of classes. The number of
         cells is drawn from `wells` and need not be given.
     quality : DataFrame, optional
         ``readout`` (str), ``statistic`` (``Z'``, ``robust Z'``, ``SSMD`` …), ``value``, ``low``, ``high`` (float, the
-        interval; NaN where undefined), ``negatives``, ``positives`` (int, control wells used); others are shown too.
+        interval; NaN where undefined), ``controls`` (which positive controls were compared), ``negatives``,
+        ``positives`` (int, control wells used); others are shown too.
+    quality_note : str, optional
+        What the intervals are.
     montage : sequence of Tile, optional
-    montage_colors : mapping of str to str, optional
-        Name of each channel and outline to its ``#rrggbb``: the legend (see `montage.named_colors`).
+    montage_colors, montage_outlines : mapping of str to str, optional
+        Name of each channel, and of each outline, to its ``#rrggbb``: the legend (see `montage.named_colors`).
     dose_response : sequence of DoseResponse, optional
         One chart each, grouped by readout.
+    dose_note : str, optional
+        By which rule a curve is reported.
     cell_maps : sequence of Embedding, optional
     versions : mapping of str to str, optional
     parameters : mapping, optional
         Nested settings.
     reproduce : sequence of str, optional
         Lines for a shell.
+    origin : mapping of str to str, optional
+        Digests and versions of what the page was made from.
+    stages : DataFrame, optional
+        One row per stage: what its records say of code, settings and result.
     notes : mapping of str to str, optional
         Key of a section (see `PLATE_SECTIONS`) to one sentence that says why it is absent.
     """
@@ -110,17 +127,24 @@ class PlateReport:
     created: str = ""
     dose_unit: str = ""
     summary: Mapping = field(default_factory=dict)
+    notices: tuple[Notice, ...] = ()
     exclusions: "pd.DataFrame | None" = None
     flagged: "pd.DataFrame | None" = None
+    flagged_note: str = ""
     heat_maps: tuple[HeatMap, ...] = ()
     quality: "pd.DataFrame | None" = None
+    quality_note: str = ""
     montage: tuple[Tile, ...] = ()
     montage_colors: Mapping = field(default_factory=dict)
+    montage_outlines: Mapping = field(default_factory=dict)
     dose_response: tuple[DoseResponse, ...] = ()
+    dose_note: str = ""
     cell_maps: tuple[Embedding, ...] = ()
     versions: Mapping = field(default_factory=dict)
     parameters: Mapping = field(default_factory=dict)
     reproduce: tuple[str, ...] = ()
+    origin: Mapping = field(default_factory=dict)
+    stages: "pd.DataFrame | None" = None
     notes: Mapping = field(default_factory=dict)
 
 
@@ -145,22 +169,22 @@ def render_plate(report):
         well_position(well, report.shape)
     contents = {
         "exclusions": excluded(report.exclusions, "Nothing was excluded."),
-        "flagged": excluded(report.flagged, "No field was flagged."),
+        "flagged": excluded(report.flagged, "No field was flagged.", note=report.flagged_note),
         "heat_maps": heat_maps_section(report),
-        "quality": quality_section(report.quality),
-        "montage": montage_section(report.montage, report.montage_colors, report.dose_unit),
-        "dose_response": dose_section(report.dose_response),
+        "quality": quality_section(report.quality, report.quality_note),
+        "montage": montage_section(report),
+        "dose_response": dose_section(report.dose_response, report.dose_note),
         "cell_maps": maps_section(report.cell_maps),
         "versions": settings_table(report.versions),
-        "parameters": settings_table(report.parameters),
-        "reproduce": commands(report.reproduce),
+        "parameters": settings_table(report.parameters, fold="All settings, defaults included"),
+        "reproduce": reproduce_section(report),
     }
     return render_page(
         title=report.plate,
         kind="Plate report",
         facts={"screen": report.screen, "batch": report.batch, "source": report.source, "created": report.created},
         figures=plate_figures(report),
-        verdict=plate_verdict(report),
+        verdict=[*plate_verdict(report), *notice_banners(report.notices, PLATE_SECTIONS)],
         sections=make_sections(PLATE_SECTIONS, contents, report.notes),
     )
 
@@ -202,20 +226,34 @@ def plate_verdict(report):
         rest = f" and {len(names) - 12} more" if len(names) > 12 else ""
         said.append((f"{failed} of {len(wells)} wells failed: {', '.join(names[:12])}{rest}.", "bad"))
     elif status:
-        said.append((f"All {len(wells)} wells were processed.", "good"))
+        tone = "plain" if report.notices else "good"
+        said.append(
+            (f"All {len(wells)} wells were processed." if len(wells) > 1 else "The one well was processed.", tone)
+        )
     if "cells" in wells and column_sum(wells, "cells") == 0:
         said.append(("Not a single cell was found on this plate.", "bad"))
     return said
 
 
-def excluded(frame, nothing):
-    """A table of what was left out or flagged, with its reasons counted above."""
+def excluded(frame, nothing, *, note=""):
+    """A table of what was left out or flagged, with its fields counted above."""
     if frame is None:
         return None
     if not len(frame):
         return paragraph(nothing)
-    counts = f"{len(frame):,} in total: {count_words(frame['reason'])}." if "reason" in frame else None
-    return join(paragraph(counts) if counts else None, table(frame, empty=nothing))
+    words = f"{count_exclusions(frame)[1]}."
+    if "what" in frame:
+        meaning = [f"{what}: {told}" for what, told in WHAT.items() if what in set(frame["what"])]
+        note = " ".join(filter(None, [note, f"{'; '.join(meaning)}."]))
+    elif "reason" in frame:
+        words = f"{words[:-1]}: {count_words(name_flags(frame['reason']))}."
+    frame = frame.drop(columns=[name for name in ("channel", "file") if name in frame and not any(frame[name])])
+    return join(paragraph(words), paragraph(note, "quiet") if note else None, table(frame, empty=nothing))
+
+
+def name_flags(reasons):
+    """What quality control found, without its numbers: ``blurred: focus 0.2 …`` is ``blurred``."""
+    return [", ".join(part.split(":")[0] for part in text_of(reason).split("; ")) for reason in reasons]
 
 
 def well_words(report):
@@ -226,7 +264,8 @@ def well_words(report):
         name = str(row["Metadata_Well"])
         states[name] = text_of(row.get("status")) or "done"
         controls[name] = text_of(row.get("Metadata_Control"))
-        said = [text_of(row.get("Metadata_Treatment")), dose_text(row.get("Metadata_Dose"), report.dose_unit)]
+        unit = text_of(row.get("Metadata_Unit")) or report.dose_unit
+        said = [text_of(row.get("Metadata_Treatment")), dose_text(row.get("Metadata_Dose"), unit)]
         if states[name] == "failed":
             said.append(text_of(row.get("reason")))
         hover[name] = " · ".join(filter(None, said))
@@ -256,27 +295,39 @@ def heat_maps_section(report):
             drawing = plate_chart(heat_map, report.shape, states=states, controls=controls, hover=hover)
             note = element("p", heat_map.note, class_="note") if heat_map.note else None
             figures.append(element("figure", element("figcaption", heat_map.title), drawing, note))
-        parts += [element("h3", group) if group else None, grid(figures)]
+        parts += [element("h3", group) if group else None, grid(figures, "grid maps")]
     return join(*parts)
 
 
-def quality_section(quality):
+def quality_section(quality, note=""):
     """Statistics of the controls as intervals and as a table."""
     if quality is None or not len(quality):
         return None
+    readouts = list(dict.fromkeys(text_of(name) for name in quality["readout"]))
     figures = []
     for statistic in dict.fromkeys(str(name) for name in quality["statistic"]):
         rows = quality[quality["statistic"] == statistic]
         primed = is_z_prime(statistic)
         drawing = interval_chart(
-            [str(name) for name in rows["readout"]],
+            [quality_label(row, readouts) for row in rows.to_dict("records")],
             *(rows[name] if name in rows else [math.nan] * len(rows) for name in ("value", "low", "high")),
             label=statistic,
             limits=(-1.0, 1.0) if primed else None,
             zones=ZONES if primed else (),
         )
         figures.append(element("figure", element("figcaption", statistic), drawing))
-    return join(grid(figures), table(quality, empty="No statistic was computed."))
+    shown = quality.drop(columns="readout") if len(readouts) == 1 else quality
+    words = f"Readout: {readouts[0]}." if len(readouts) == 1 else ""
+    said = " ".join(filter(None, [words, note]))
+    return join(
+        paragraph(said, "quiet") if said else None, grid(figures), table(shown, empty="No statistic was computed.")
+    )
+
+
+def quality_label(row, readouts):
+    """What one row of the assay's quality is about: the readout where there are several, and the controls."""
+    controls = text_of(row.get("controls"))
+    return " · ".join(filter(None, [text_of(row["readout"]) if len(readouts) > 1 or not controls else "", controls]))
 
 
 def is_z_prime(statistic):
@@ -284,17 +335,32 @@ def is_z_prime(statistic):
     return str(statistic).lower().removeprefix("robust ") in ("z'", "z′", "z’", "z-prime", "z prime")
 
 
-def montage_section(tiles, colors, dose_unit):
-    """Pictures of wells with switchable outlines."""
-    if not tiles:
+def montage_section(report):
+    """Pictures of fields with a scale bar and switchable outlines."""
+    if not report.montage:
         return None
-    layered = any(tile.outlines is not None for tile in tiles)
     switch = None
-    if layered:
-        box = Markup('<input type="checkbox" checked>')
-        switch = element("label", box, "Show outlines", class_="toggle")
-    figures = []
-    for tile in tiles:
+    tiles = sorted(report.montage, key=lambda tile: tile.picture is None)  # a gap among pictures looks like a fault
+    if any(tile.outlines is not None for tile in tiles):
+        switch = element("label", Markup('<input type="checkbox" checked>'), "Show outlines", class_="toggle")
+    words = (
+        "Single fields of chosen wells, or the central parts of them that the captions name. All pictures of a channel have "
+        "the same contrast."
+    )
+    return join(
+        paragraph(words, "quiet"),
+        color_legend(report.montage_colors, title="Channels:"),
+        color_legend(report.montage_outlines, title="Outlines:", outlines=True),
+        switch,
+        grid([tile_figure(tile, report.dose_unit) for tile in tiles], "montage"),
+    )
+
+
+def tile_figure(tile, dose_unit=""):
+    """One picture of the montage with what is known of its well; without a picture, the reason stands in its place."""
+    if tile.picture is None:
+        shown = element("div", f"No picture: {tile.why}", class_="nothing")
+    else:
         height, width = (int(size) for size in tile.picture.shape[:2])
         # An outline drawn into the picture would be blurred by lossy compression.
         address = data_uri(tile.picture, lossy=tile.outlines is not None)
@@ -303,22 +369,41 @@ def montage_section(tiles, colors, dose_unit):
         if tile.outlines is not None:
             outlines = Markup('<img class="outlines" src="{}" alt="" width="{}" height="{}">')
             layers.append(outlines.format(data_uri(tile.outlines), width, height))
-        control = {"negative": "negative control", "positive": "positive control"}.get(tile.control, "")
-        name = " · ".join(filter(None, [tile.well, tile.treatment, dose_text(tile.dose, dose_unit)]))
-        count = "" if tile.cells is None else f"{tile.cells:,} {'cell' if tile.cells == 1 else 'cells'}"
-        figures.append(
-            element(
-                "figure",
-                element("div", *layers, class_="layers"),
-                element("p", element("strong", name)),
-                element("p", " · ".join(filter(None, [count, control, tile.caption]))),
-                class_="tile" if width <= 960 else "tile wide",
-            )
-        )
-    return join(color_legend(colors), switch, grid(figures, "grid montage"))
+        if math.isfinite(tile.width_um):
+            layers.append(scale_drawing(width, height, tile.width_um))
+        shown = element("div", *layers, class_="layers")
+    control = {"negative": "negative control", "positive": "positive control"}.get(tile.control, "")
+    name = " · ".join(filter(None, [tile.well, tile.treatment, dose_text(tile.dose, tile.unit or dose_unit)]))
+    count = "" if tile.cells is None else f"{tile.cells:,} {'cell' if tile.cells == 1 else 'cells'} in the well"
+    why = tile.why if tile.picture is not None and tile.why not in ("control", "chance") else ""
+    return element(
+        "figure",
+        shown,
+        element("p", element("strong", name)),
+        element("p", why, class_="why") if why else None,
+        element("p", " · ".join(filter(None, [control, count, tile.caption]))),
+        class_="tile",
+    )
 
 
-def dose_section(curves):
+def scale_drawing(width, height, width_um):
+    """A scale bar in the lower right corner of a picture, as a layer of its own."""
+    length = scale_bar(width_um)
+    bar = length / width_um * width
+    x, y = width - bar - width * 0.03, height - width * 0.03
+    size = width * 0.034
+    text = {"x": x + bar / 2, "y": y - size * 0.45, "text_anchor": "middle", "font_size": size, "fill": "#ffffff"}
+    halo = {"stroke": "#000000", "stroke_width": size * 0.2, "paint_order": "stroke"}
+    return svg(
+        width,
+        height,
+        element("rect", x=x, y=y, width=bar, height=max(width * 0.008, 2), fill="#ffffff", stroke="#000000"),
+        element("text", f"{format_number(length)} µm", **text, **halo),
+        label=f"scale bar of {format_number(length)} µm",
+    )
+
+
+def dose_section(curves, note=""):
     """One chart per treatment; all of one readout share the vertical axis, and groups keep their color."""
     if not curves:
         return None
@@ -326,19 +411,23 @@ def dose_section(curves):
     if len(groups) == 1:
         groups = {}
     bands = {name for curve in curves for name in curve.controls}
-    words = "Points are wells, thick bars medians, the line is the fitted Hill curve with its EC50 dashed."
+    words = "Points are wells, thick bars medians."
+    if any(curve.hill is not None for curve in curves):
+        words += " The line is the fitted Hill curve, its EC50 (with its 95 % interval in brackets) dashed."
     if any(0 in finite(curve.doses) for curve in curves):
         words += " Dose 0 stands left of the broken axis."
     if bands:
         letters = ", ".join(f"{name[:1].upper()}: {name}" for name in sorted(bands))
-        words += f" Shaded bands with a letter are the controls ({letters})."
-    parts = [paragraph(words, "quiet"), color_legend(groups)]
+        words += (
+            f" Shaded bands with a letter are the 5 to 95 % range of the controls, dashed their median ({letters})."
+        )
+    parts = [paragraph(words, "quiet"), paragraph(note, "quiet") if note else None, color_legend(groups)]
     for readout in dict.fromkeys(curve.readout for curve in curves):
         chosen = [curve for curve in curves if curve.readout == readout]
         limits = dose_limits(chosen)
         figures = []
         for curve in chosen:
-            title = element("figcaption", shorten(curve.treatment, 80), element("span", ec50_text(curve), class_="sub"))
+            title = element("figcaption", curve.treatment, element("span", ec50_text(curve), class_="sub"))
             drawing = dose_chart(curve, limits=limits, groups=groups)
             figures.append(element("figure", title, drawing, class_="w300"))
         parts += [element("h3", readout), grid(figures, "grid level")]
@@ -346,11 +435,24 @@ def dose_section(curves):
 
 
 def ec50_text(curve):
-    """The fitted numbers in words."""
+    """The fitted numbers in words, or why there are none."""
     if curve.hill is None:
-        return "no curve fitted"
+        return curve.reason or "no curve fitted"
     hill, unit = curve.hill, curve.dose_unit
     text = f"EC50 {format_number(hill.ec50)} {unit}".strip()
     if math.isfinite(hill.ec50_low) and math.isfinite(hill.ec50_high):
         text += f" ({format_number(hill.ec50_low)} to {format_number(hill.ec50_high)})"
     return f"{text}, slope {format_number(hill.slope)}"
+
+
+def reproduce_section(report):
+    """Lines for a shell, and what the records say of code, settings and results."""
+    parts = [commands(report.reproduce), settings_table(report.origin)]
+    if report.stages is not None and len(report.stages):
+        words = (
+            "What the records say. Equal digests of code and settings on equal images give equal results; "
+            "`plateloom status` calls a stage stale where its code or settings are no longer these."
+        )
+        listed = table(report.stages, empty="", sortable=False)
+        parts += [paragraph(words, "quiet"), details("Code, settings and results by stage", listed)]
+    return join(*parts) if any(part is not None for part in parts) else None

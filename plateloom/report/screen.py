@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from plateloom.report.charts import (
     CATEGORIES,
+    CONTROLS,
     OTHER,
     DoseResponse,
     Embedding,
@@ -30,17 +31,18 @@ from plateloom.report.charts import (
 )
 from plateloom.report.embeddings import maps_section
 from plateloom.report.montage import pair_image
+from plateloom.report.notices import Notice, shared_banners
 from plateloom.report.page import (
-    commands,
     grid,
     join,
+    local_address,
     make_sections,
     paragraph,
     render_page,
     settings_table,
     table,
 )
-from plateloom.report.plate import column_sum, dose_section, is_z_prime
+from plateloom.report.plate import column_sum, dose_section, is_z_prime, reproduce_section
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +63,7 @@ SCREEN_SECTIONS = {
     "reproduce": "How to reproduce this screen",
 }
 MOST_RECTANGLES = 20_000
+FEW_PLATES = 24  # so many fit into a chart of half the width, and two charts stand side by side
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -101,7 +104,7 @@ class ClassifierReport:
     balanced_accuracy, low, high : float, optional
         In [0, 1], with its interval; NaN if unknown.
     scheme : str, optional
-        How cells were split, e.g. ``"5 folds, all cells of a plate in one fold"``.
+        A sentence on how cells were split, e.g. ``"Tested in 5 folds, all cells of a well in the same one"``.
     calibration : DataFrame, optional
         ``confidence``, ``accuracy`` (float in [0, 1]) per bin of predicted probability.
     """
@@ -133,7 +136,7 @@ class AutoencoderReport:
     crops, reconstructions : array of uint8, shape (N, H, W, 3), optional
         Pairs to show, both made with the same contrast.
     scheme : str, optional
-        What was held out, e.g. ``"plates P07 and P08"``.
+        A sentence on what it was trained and tested on.
     """
 
     learning: "pd.DataFrame | None" = None
@@ -154,16 +157,20 @@ class ScreenReport:
     ----------
     screen : str
     plates : DataFrame, one row per plate that the screen should have
-        ``Metadata_Plate`` (str), ``status`` (``done``, ``failed``, ``missing``), and as far as known ``reason`` (str),
+        ``Metadata_Plate`` (str), ``status`` (``done``, ``failed``, ``quarantined``, ``missing``), and as far as known ``reason`` (str),
         ``Metadata_Batch`` (str), ``wells``, ``failed_wells``, ``fields``, ``failed_fields``, ``cells`` (number, NaN if
         unknown) and ``link`` (relative path of the plate's page). Other columns are shown too. May be empty.
     source, created : str, optional
         Shown as they are. Without `created` the page names no date and depends on the data only.
     summary : mapping of str to str or number, optional
         More numbers for the top of the page.
+    notices : sequence of Notice, optional
+        What the plates' pages warn of; summed up above everything else.
     quality : DataFrame, optional
         ``Metadata_Plate``, ``readout``, ``statistic`` (``Z'``, ``robust Z'``, ``SSMD`` …), ``value``, ``low``, ``high``
-        (float), ``negatives``, ``positives`` (int); one chart per statistic and readout.
+        (float), ``controls`` (str), ``negatives``, ``positives`` (int); one chart per statistic, readout and controls.
+    quality_note : str, optional
+        What the intervals are.
     shapes : mapping of str to tuple of int, optional
         Rows and columns of each plate in `heat_maps`.
     heat_maps : sequence of ScreenHeatMap, optional
@@ -173,12 +180,17 @@ class ScreenReport:
     well_maps, cell_maps : sequence of Embedding, optional
         One drawing per coloring; up to some 20,000 sampled cells.
     hits : DataFrame, optional
-        All columns are shown, in their order, the first 500 rows. Empty: no hit.
+        All columns are shown, in their order, the first 500 rows; rows with a ``Metadata_Control`` are marked, and counted
+        as no hits. Empty: no hit.
+    hits_note : str, optional
+        What a hit is and what the columns mean (see `explain_hits`).
     dose_response : sequence of DoseResponse, optional
         With the plate of each well as `groups`.
+    dose_note : str, optional
+        By which rule a curve is reported.
     classifier : ClassifierReport, optional
     autoencoder : AutoencoderReport, optional
-    versions, parameters, reproduce, notes
+    versions, parameters, reproduce, origin, stages, notes
         As for `PlateReport`; notes by the keys of `SCREEN_SECTIONS`.
     """
 
@@ -187,19 +199,25 @@ class ScreenReport:
     source: str = ""
     created: str = ""
     summary: Mapping = field(default_factory=dict)
+    notices: tuple[Notice, ...] = ()
     quality: "pd.DataFrame | None" = None
+    quality_note: str = ""
     shapes: Mapping = field(default_factory=dict)
     heat_maps: tuple[ScreenHeatMap, ...] = ()
     replicability: "pd.DataFrame | None" = None
     well_maps: tuple[Embedding, ...] = ()
     cell_maps: tuple[Embedding, ...] = ()
     hits: "pd.DataFrame | None" = None
+    hits_note: str = ""
     dose_response: tuple[DoseResponse, ...] = ()
+    dose_note: str = ""
     classifier: ClassifierReport | None = None
     autoencoder: AutoencoderReport | None = None
     versions: Mapping = field(default_factory=dict)
     parameters: Mapping = field(default_factory=dict)
     reproduce: tuple[str, ...] = ()
+    origin: Mapping = field(default_factory=dict)
+    stages: "pd.DataFrame | None" = None
     notes: Mapping = field(default_factory=dict)
 
 
@@ -229,20 +247,20 @@ def render_screen(report):
         "replicability": replicability_section(report.replicability),
         "well_maps": maps_section(report.well_maps),
         "cell_maps": maps_section(report.cell_maps),
-        "hits": hits_section(report.hits),
-        "dose_response": dose_section(report.dose_response),
+        "hits": hits_section(report.hits, report.hits_note),
+        "dose_response": dose_section(report.dose_response, report.dose_note),
         "classifier": classifier_section(report.classifier),
         "autoencoder": autoencoder_section(report.autoencoder),
         "versions": settings_table(report.versions),
-        "parameters": settings_table(report.parameters),
-        "reproduce": commands(report.reproduce),
+        "parameters": settings_table(report.parameters, fold="All settings, defaults included"),
+        "reproduce": reproduce_section(report),
     }
     return render_page(
         title=report.screen,
         kind="Screen report",
         facts={"source": report.source, "created": report.created},
         figures=screen_figures(report),
-        verdict=screen_verdict(report.plates),
+        verdict=[*screen_verdict(report.plates, warned=bool(report.notices)), *shared_banners(report.notices)],
         sections=make_sections(SCREEN_SECTIONS, contents, report.notes),
     )
 
@@ -256,32 +274,43 @@ def screen_figures(report):
         if name in plates:
             numbers[name] = column_sum(plates, name)
     if report.hits is not None:
-        numbers["hits"] = len(report.hits)
+        numbers["hits"] = count_hits(report.hits)
     return {name: format_number(value) for name, value in {**numbers, **report.summary}.items()}
 
 
-def screen_verdict(plates):
-    """Which plates lack, and why, before any chart."""
+def screen_verdict(plates, *, warned=False):
+    """Which plates lack, and why, before any chart; a plate that has a page is linked to it."""
     if not len(plates):
         return [("This screen has no plate.", "bad")]
     said = []
     bad = [row for row in plates.to_dict("records") if text_of(row["status"]) != "done"]
     for state in dict.fromkeys(text_of(row["status"]) for row in bad):
         rows = [row for row in bad if text_of(row["status"]) == state]
-        names = [text_of(row["Metadata_Plate"]) for row in rows]
+        names = [plate_link(row) for row in rows]
         rest = f" and {len(names) - 15} more" if len(names) > 15 else ""
         if len(rows) <= 3:
             reasons = [text_of(row.get("reason")) for row in rows]
-            names = [f"{name} ({why})" if why else name for name, why in zip(names, reasons, strict=True)]
+            names = [
+                Markup("{} ({})").format(name, why) if why else name for name, why in zip(names, reasons, strict=True)
+            ]
         noun = "plate" if len(rows) == 1 else "plates"
         verb = "" if state == "failed" else " is" if len(rows) == 1 else " are"
         verb += f" {state or 'without a status'}"
-        said.append((f"{len(rows)} {noun}{verb}: {', '.join(names[:15])}{rest}.", "bad"))
+        listed = Markup(", ").join(names[:15])
+        said.append((Markup("{} {}{}: {}{}.").format(len(rows), noun, verb, listed, rest), "bad"))
     if said:
         rest = len(plates) - len(bad)
         words = f"Everything below rests on the {rest} complete {'plate' if rest == 1 else 'plates'}."
         return [*said, (words if rest else "No plate is complete.", "plain")]
-    return [(f"All {len(plates)} plates are complete.", "good")]
+    words = "The one plate is complete" if len(plates) == 1 else f"All {len(plates)} plates are complete"
+    return [(f"{words}, but read what follows." if warned else f"{words}.", "plain" if warned else "good")]
+
+
+def plate_link(row):
+    """A plate's name, as a link where it has a page."""
+    address = local_address(row.get("link"))
+    name = text_of(row["Metadata_Plate"])
+    return element("a", name, href=address) if address else escape(name)
 
 
 def plates_section(plates):
@@ -292,6 +321,8 @@ def plates_section(plates):
     shown = plates.iloc[order]
     links = list(shown["link"]) if "link" in shown else None
     shown = shown.drop(columns="link", errors="ignore")
+    if "reason" in shown and not any(text_of(reason) for reason in shown["reason"]):
+        shown = shown.drop(columns="reason")
     first = [name for name in ("Metadata_Plate", "status", "reason", "Metadata_Batch") if name in shown]
     shown = shown[[*first, *(name for name in shown if name not in first)]]
     return table(shown, empty="This screen has no plate.", most=max(len(shown), 1), links=links)
@@ -301,24 +332,33 @@ def quality_section(report):
     """Statistics of the controls and numbers of cells, one point per plate."""
     plates, quality = report.plates, report.quality
     names = [text_of(name) for name in plates["Metadata_Plate"]] if len(plates) else []
-    parts = []
+    width = 470 if len(names) <= FEW_PLATES else 980
+    parts, whole = [], None
     if quality is not None and len(quality):
-        for statistic, readout in dict.fromkeys(zip(quality["statistic"], quality["readout"], strict=True)):
-            rows = quality[(quality["statistic"] == statistic) & (quality["readout"] == readout)]
+        controls = [text_of(name) for name in quality["controls"]] if "controls" in quality else [""] * len(quality)
+        keys = list(zip(quality["statistic"], quality["readout"], controls, strict=True))
+        readouts = list(dict.fromkeys(key[1] for key in keys))
+        for key in dict.fromkeys(keys):
+            rows = quality[[other == key for other in keys]]
             found = {text_of(row["Metadata_Plate"]): row for row in rows.to_dict("records")}
             listed = names or list(found)
-            columns = ([found.get(name, {}).get(key, math.nan) for name in listed] for key in ("value", "low", "high"))
-            lines = (0.0, 0.5) if is_z_prime(statistic) else (0.0,)
-            drawing = plates_chart(listed, *columns, label=str(statistic), lines=lines)
-            parts.append(figure(f"{statistic}, {readout}", drawing))
+            columns = ([found.get(name, {}).get(end, math.nan) for name in listed] for end in ("value", "low", "high"))
+            lines = (0.0, 0.5) if is_z_prime(key[0]) else (0.0,)
+            drawing = plates_chart(listed, *columns, label=str(key[0]), lines=lines, width=width)
+            title = " · ".join(filter(None, [key[0], key[1] if len(readouts) > 1 else "", key[2]]))
+            parts.append(figure(title, drawing))
+        shown = quality.drop(columns="readout") if len(readouts) == 1 else quality
+        whole = table(shown, empty="")
     if names and "cells" in plates:
-        drawing = plates_chart(names, plates["cells"], label="cells", from_zero=True)
+        drawing = plates_chart(names, plates["cells"], label="cells", from_zero=True, width=width)
         parts.append(figure("Number of cells", drawing))
     if not parts:
         return None
-    words = "Bars are intervals; dashed lines stand at 0 and, for Z', at 0.5; a cross is a plate without a value."
-    whole = table(quality, empty="") if quality is not None and len(quality) else None
-    return join(paragraph(words, "quiet"), grid(parts), whole)
+    words = "Dashed lines stand at 0 and, for Z', at 0.5; a cross is a plate without a value."
+    if whole is not None:
+        readout = f"Readout: {readouts[0]}." if len(readouts) == 1 else ""
+        words = " ".join(filter(None, [readout, report.quality_note, words]))
+    return join(paragraph(words, "quiet"), grid(parts, "grid maps" if width < 900 else "grid"), whole)
 
 
 def maps_of_plates(heat_map, shapes, plates):
@@ -329,7 +369,7 @@ def maps_of_plates(heat_map, shapes, plates):
     values = [value for wells in heat_map.plates.values() for value in dict(wells).values()]
     limits = scale_limits(values, heat_map.limits, heat_map.diverging)
     number = sum(shapes[plate][0] * shapes[plate][1] for plate in heat_map.plates)
-    width = 184
+    width = 168
     figures = []
     for plate, wells in heat_map.plates.items():
         one = HeatMap(title=str(plate), values=wells, unit=heat_map.unit, diverging=heat_map.diverging)
@@ -379,11 +419,81 @@ def replicability_section(replicability):
     return join(drawing, table(replicability, empty="No treatment has replicates."))
 
 
-def hits_section(hits):
-    """The table of hits."""
+def explain_hits(readout, *, threshold, min_replicates, false_rate=math.nan, skipped=None, unit=""):
+    """Say what a hit is, and what the columns of the table mean.
+
+    Parameters
+    ----------
+    readout : str
+    threshold : float
+        [robust SD]
+    min_replicates : int
+        [wells]
+    false_rate : float, optional
+        Share of the negative control wells beyond the threshold.
+    skipped : mapping of str to str, optional
+        Plate to the reason why its wells were not judged.
+    unit : str, optional
+        Of the readout.
+
+    Returns
+    -------
+    str
+    """
+    said = [
+        f"Readout: {readout}{f' [{unit}]' if unit else ''}.",
+        f"A hit is a treatment at one dose whose robust z is {format_number(threshold)} or more, or "
+        f"{format_number(-threshold)} or less (either direction counts), with at least {min_replicates} "
+        f"{'well' if min_replicates == 1 else 'wells'} that far on the same side.",
+        "Median: of the readout over the wells. Robust z: how far a well lies from the median of the negative controls of its "
+        "own plate, in units of 1.4826 × their median absolute deviation; the table has the median over the wells. "
+        f"Wells beyond: how many of them lie {format_number(threshold)} or more away on the side of that median.",
+        "Positive controls are shown, marked, and never counted.",
+    ]
+    if math.isfinite(false_rate):
+        said.append(f"Of the negative control wells themselves {false_rate:.1%} lie that far away.")
+    if skipped:
+        reasons = "; ".join(f"{plate} ({reason})" for plate, reason in list(skipped.items())[:6])
+        rest = f"; and {len(skipped) - 6} more" if len(skipped) > 6 else ""
+        said.append(f"Without negative controls to compare with: {reasons}{rest}.")
+    return " ".join(said)
+
+
+def count_hits(hits):
+    """Number of hits: rows that are hits and no controls."""
+    if "hit" not in hits:
+        return len(hits)
+    control = hits["Metadata_Control"].isin(list(CONTROLS)) if "Metadata_Control" in hits else False
+    return int((hits["hit"].astype(bool) & ~control).sum())
+
+
+def hits_section(hits, note=""):
+    """The table of hits and of what was no hit, controls marked."""
     if hits is None:
         return None
-    return table(hits, empty="No treatment passed the threshold.")
+    shown, marked = hits, None
+    if "robust_z" in hits:
+        direction = ["higher" if z > 0 else "lower" if z < 0 else "" for z in floats(hits["robust_z"])]
+        shown = hits.assign(direction=direction)
+        order = [name for name in shown if name != "direction"]
+        order.insert(order.index("robust_z") + 1, "direction")
+        shown = shown[order]
+    if "Metadata_Control" in hits:
+        marked = [kind if kind in CONTROLS else "" for kind in (text_of(kind) for kind in hits["Metadata_Control"])]
+        if "hit" in hits:
+            shown = shown.assign(hit=[bool(hit) and not kind for hit, kind in zip(hits["hit"], marked, strict=True)])
+    for name in ("Metadata_Control", "reason"):
+        if name in shown and not any(text_of(value) for value in shown[name]):
+            shown = shown.drop(columns=name)
+    words = (
+        f"{count_hits(hits):,} {'hit' if count_hits(hits) == 1 else 'hits'} among {len(hits):,} rows."
+        if len(hits)
+        else ""
+    )
+    whole = table(shown, empty="No treatment passed the threshold.", marked=marked)
+    return join(
+        paragraph(words) if words and "hit" in hits else None, paragraph(note, "quiet") if note else None, whole
+    )
 
 
 def classifier_section(classifier):
@@ -392,10 +502,10 @@ def classifier_section(classifier):
         return None
     score = format_number(classifier.balanced_accuracy)
     if math.isfinite(classifier.low) and math.isfinite(classifier.high):
-        score += f" ({format_number(classifier.low)} to {format_number(classifier.high)})"
+        score += f" (95 % interval {format_number(classifier.low)} to {format_number(classifier.high)})"
     words = f"Balanced accuracy {score}."
     if classifier.scheme:
-        words += f" Split: {classifier.scheme}."
+        words += f" {classifier.scheme.rstrip('.')}."
     note = "Numbers are cells; color is the fraction of the true class."
     figures = [figure("Confusion matrix", confusion_chart(classifier.classes, classifier.confusion), note)]
     if classifier.calibration is not None and len(classifier.calibration):
@@ -423,7 +533,7 @@ def autoencoder_section(autoencoder):
         gain = 1 - held / mean
         words += f" That is {gain:.0%} less." if gain > 0 else " It is no better than the mean crop."
     if autoencoder.scheme:
-        words += f" Held out: {autoencoder.scheme}."
+        words += f" {autoencoder.scheme.rstrip('.')}."
     parts = [paragraph(words)]
     learning = autoencoder.learning
     if learning is not None and len(learning):

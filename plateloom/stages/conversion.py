@@ -1,13 +1,21 @@
 """Source folder -> plate.zarr images, well by well; then one job that assembles the plate."""
 
 import logging
+import os
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from plateloom import projection, stitching
+from plateloom.engine import parts as engine
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
-from plateloom.errors import PlateLayoutError, UnreadableImageError
+from plateloom.errors import DeferredError, PlateLayoutError, UnreadableImageError
 from plateloom.readers import load_reader
+from plateloom.readers.folders import digest_changes
 from plateloom.store import plate as store
 from plateloom.store.layout import part_of, plate_folder, plate_store, well_table
 from plateloom.store.provenance import digest, read_json, recipe, write_json
@@ -16,10 +24,14 @@ from plateloom.wells import plate_format
 
 log = logging.getLogger(__name__)
 
-DONE, PARTIAL, FAILED, MISSING = "done", "partial", "failed", "missing"
+DONE, PARTIAL, FAILED, MISSING, HOLE = "done", "partial", "failed", "missing", "hole"
+STITCHED = 1  # number of the one image of a stitched well
+FRESH_MINUTES = 60  # files younger than this may still be on their way
+LAST_FILES = 64  # copies run in order: only what came last can be cut short
+TAIL = 512  # bytes
 
 
-def convert_part(*, plate, part, parts, source, reader, listing, settings, code, record):
+def convert_part(*, plate, part, parts, source, reader, listing, settings, code, record, deferral=""):
     """Convert the wells of one part.
 
     Parameters
@@ -32,24 +44,38 @@ def convert_part(*, plate, part, parts, source, reader, listing, settings, code,
     reader : str
         Name of the reader.
     listing : str
-        Digest of the part's source files when the run was planned; stands in the record.
+        Digest of the part's source files when the run was planned; stands in the record. The part is deferred if the
+        folder looks different now. Empty: not compared.
     settings : dict
         `channels`, `conversion` and `reader_params` of the config.
     code : str
     record : str
+    deferral : str
+        When the part was last deferred; stands in the record.
     """
     module = load_reader(reader)
     params = module.Params(**settings["reader_params"])
+    facts = {"listing": listing} | ({"after_deferral": deferral} if deferral else {})
 
     def plan(_):
-        images = module.scan(source, params).images
-        if not images:  # an empty mount or a wrong pattern must not cost the wells that are there
-            raise PlateLayoutError(f"no image in {source!r} matches the reader's pattern")
+        found = module.scan(source, params)
+        if not found.images:  # an empty mount or a wrong pattern must not cost the wells that are there
+            raise PlateLayoutError(f"no image in {source!r} matches the reader {reader!r} and its parameters")
+        conversion = settings["conversion"]
+        kept = [axis for axis, how in (("t", conversion["time"]), ("z", conversion["z"])) if how == "keep"]
+        facts.update(shape=found.shape, notes=found.notes, kept=kept)
+        described = describe_source(found.images, settings)
         wells = {}
-        for image in images:
+        for image in described.pop("images"):
             if part_of(image.well, parts) == part:
                 wells.setdefault(image.well, []).append(image)
-        return [_unit(plate, well, images, source, reader, settings, code) for well, images in wells.items()]
+        _refuse_unfinished(source, found, wells)
+        if listing and digest_changes(module, source, params, part_of, parts)[part] != listing:
+            raise DeferredError(f"files in {source!r} have changed since the run was planned")
+        parameters = {name: settings[name] for name in ("channels", "conversion")} | described
+        return [
+            _unit(plate, well, images, source, reader, parameters, settings, code) for well, images in wells.items()
+        ]
 
     run_job(
         "conversion",
@@ -60,7 +86,7 @@ def convert_part(*, plate, part, parts, source, reader, listing, settings, code,
         plate=plate,
         part=part,
         parts=parts,
-        facts={"listing": listing},
+        facts=facts,
         remove=remover(
             plate_folder(plate) / "fields",
             part=part,
@@ -70,17 +96,107 @@ def convert_part(*, plate, part, parts, source, reader, listing, settings, code,
     )
 
 
-def _unit(plate, well, images, source, reader, settings, code):
+def describe_source(images, settings):
+    """Choose the planes that a screen's config asks for, and say what all fields of the plate have in common.
+
+    Parameters
+    ----------
+    images : list of SourceImage
+    settings : dict
+        `channels` and `conversion` of the config.
+
+    Returns
+    -------
+    dict
+        `images`, those of the wanted channels and times; `pixel_size_um` [µm/px]; `planes`, how many z planes most
+        fields have in a channel.
+
+    Raises
+    ------
+    PlateLayoutError
+        If no pixel size is known, or several; if there are several time points and the config names none; if fields are
+        to be stitched and have no positions.
+    """
+    conversion, wanted = settings["conversion"], {str(channel["source"]) for channel in settings["channels"].values()}
+    images = [image for image in images if image.channel in wanted]
+    times = sorted({image.t for image in images})
+    if len(times) > 1 and conversion["time"] is None:
+        raise PlateLayoutError(
+            f"{len(times)} time points ({', '.join(map(str, times[:5]))}{' …' if len(times) > 5 else ''}): "
+            "set conversion.time to one of them, or to keep"
+        )
+    if conversion["time"] not in (None, "keep"):
+        if conversion["time"] not in times:
+            raise PlateLayoutError(f"no time point {conversion['time']}; there are {', '.join(map(str, times[:20]))}")
+        images = [image for image in images if image.t == conversion["time"]]
+    size = conversion["pixel_size_um"]
+    if size is None:
+        sizes = Counter(image.pixel_size_um for image in images if image.pixel_size_um)
+        different = sorted({f"{one:.4g}" for one in sizes})
+        if len(different) != 1:
+            said = "say nothing" if not sizes else f"say {' and '.join(different[:4])} µm"
+            raise PlateLayoutError(f"the files {said} about the size of a pixel; set conversion.pixel_size_um [µm/px]")
+        size = max(sorted(sizes), key=sizes.get)
+    if conversion["layout"] == "stitched" and any(image.y_um is None or image.x_um is None for image in images):
+        raise PlateLayoutError(
+            "fields have no positions in this source, so they cannot be stitched; set conversion.layout to fields"
+        )
+    counts = Counter((image.well, image.field, image.channel, image.t) for image in images)
+    usual = {}
+    for (_, _, channel, _), count in counts.items():
+        usual.setdefault(channel, Counter())[count] += 1
+    # Of equally frequent numbers the larger: what is missing is to be noticed.
+    planes = {channel: max(found, key=lambda n, found=found: (found[n], n)) for channel, found in sorted(usual.items())}
+    return {"images": images, "pixel_size_um": size, "planes": planes}
+
+
+def _refuse_unfinished(source, found, wells):
+    """Put a part off whose files are still on their way."""
+    if found.finished is False and engine.EXECUTION.end_marker:
+        raise DeferredError(
+            f"{source!r} lacks the microscope's end marker: the plate is still being imaged or copied; was the measurement "
+            "stopped by hand, set engine.end_marker to false"
+        )
+    files = {image.file: image.modified for images in wells.values() for image in images}
+    now, fresh = time.time(), []
+    for name, modified in sorted(files.items(), key=lambda file: -file[1])[:LAST_FILES]:
+        minutes = (now - modified / 1e9) / 60
+        if 0 <= minutes < engine.EXECUTION.settle_minutes:
+            raise DeferredError(
+                f"{name!r} is {minutes:.0f} min old; engine.settle_minutes asks for {engine.EXECUTION.settle_minutes:g}"
+            )
+        if minutes < FRESH_MINUTES:
+            fresh.append(name)
+    for name in fresh:
+        if _ends_in_zeros(Path(source, name)):
+            raise DeferredError(f"{name!r} ends in zeros and is new: it is still being copied")
+
+
+def _ends_in_zeros(path):
+    """Whether a file looks like one whose space was set aside, and whose end has not come yet."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < 8 * TAIL:
+                return False
+            first = file.read(TAIL)
+            file.seek(-TAIL, os.SEEK_END)
+            return not any(file.read(TAIL)) and any(first)
+    except OSError:  # an OME-Zarr array is a folder
+        return False
+
+
+def _unit(plate, well, images, source, reader, parameters, settings, code):
     """One well: known as done by its listing, which is kept beside the results, so that no file is read for it."""
     path = well_table(plate, "fields", well)
-    listing = digest([settings, code, [list(image) for image in images]])
+    listing = digest([settings, parameters, code, [list(image) for image in images]])
     memory = plate_folder(plate) / ".sources" / f"{well}.json"
     known = read_json(memory) or {}
     found = read_record(path) or {}
     current = known.get("listing") == listing and known.get("fingerprint") == found.get("fingerprint", "")
     if current and known["images"]:
-        group = store.read_group(store.well_path(plate_store(plate), well)) or {}
-        current = group.get("plateloom", {}).get("fingerprint") == known["fingerprint"]
+        group = store.finished_record(store.well_path(plate_store(plate), well)) or {}
+        current = group.get("fingerprint") == known["fingerprint"]
 
     def work():
         well_table(plate, "segmentation", well).unlink(missing_ok=True)  # its labels go with the images
@@ -88,21 +204,26 @@ def _unit(plate, well, images, source, reader, settings, code):
         fields = {}
         for image in images:
             fields.setdefault(image.field, []).append(image)
-        parameters = {name: settings[name] for name in ("channels", "conversion")}
+        stitched = parameters["conversion"]["layout"] == "stitched"
+        convert = load_field if stitched else convert_field
         results = yield [
-            (convert_field, plate, well, field, planes, source, reader, parameters, code)
-            for field, planes in fields.items()
+            (convert, plate, well, field, planes, source, reader, parameters, code) for field, planes in fields.items()
         ]
-        rows = [row for found in results for row in found["rows"]]
         made = recipe("conversion", parameters=parameters, code=code, inputs=_inputs(results))
-        written = [found["field"] for found in results if found["status"] != FAILED]
+        if stitched:
+            (written,) = yield [(stitch_well, plate, well, results, parameters, made)]
+        else:
+            written = [found["field"] for found in results if found["status"] != FAILED]
+        rows = [row for found in results for row in found["rows"]] if not stitched else written.pop("rows")
+        if stitched:
+            written = written["fields"]
         if written:
             store.write_well(plate_store(plate), well, written, made)
         write_json(memory, {"listing": listing, "fingerprint": made["fingerprint"], "images": bool(written)})
         table = pd.DataFrame(rows).assign(Metadata_Plate=plate, Metadata_Well=well)
         first = ["Metadata_Plate", "Metadata_Well", "Metadata_Field", "Channel"]
         failures = [
-            {"well": well, "field": row["Metadata_Field"], "channel": row["Channel"], "reason": row["Reason"]}
+            {"well": well, "field": row["SourceField"], "channel": row["Channel"], "reason": row["Reason"]}
             for row in rows
             if row["Reason"]
         ]
@@ -117,74 +238,225 @@ def _inputs(results):
 
 
 def convert_field(plate, well, field, planes, source, reader, parameters, code):
-    """Read one field's planes, project z and write its image group; runs in a worker.
+    """Read one field's planes and write its image group; runs in a worker.
 
     Returns
     -------
     dict
         `field`, `status`, `rows` of the table of fields, and `contents`, a digest per file.
     """
-    channels, conversion = parameters["channels"], parameters["conversion"]
-    by_source = {str(channel["source"]): name for name, channel in channels.items()}
-    found = {name: [] for name in channels}
-    for image in planes:
-        if image.channel in by_source:
-            found[by_source[image.channel]].append(image)
-    module = load_reader(reader)
-    contents, image, reasons, shape = {}, {}, {}, None
-    for name, stack in found.items():
-        if not stack:
-            reasons[name] = (MISSING, "no file for this channel")
-            continue
-        try:
-            if len({plane.t for plane in stack}) > 1:
-                raise UnreadableImageError(f"{stack[0].file}: one of several time points; name one in the pattern")
-            image[name] = _project(module, source, stack, conversion["projection"], contents)
-            if shape is None:
-                shape = image[name].shape, image[name].dtype
-            elif (image[name].shape, image[name].dtype) != shape:
-                raise UnreadableImageError(
-                    f"{stack[0].file}: {image[name].dtype} {image[name].shape}, where the field's other channels have "
-                    f"{shape[1]} {shape[0]}"
-                )
-        except (UnreadableImageError, OSError) as error:
-            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-                raise
-            reasons[name] = (FAILED, str(error))
-    failed = any(status == FAILED for status, _ in reasons.values()) or not image
-    status = FAILED if failed else PARTIAL if reasons else DONE
-    if not failed:
-        made = recipe("conversion", parameters=parameters, code=code, inputs=contents)
-        pixels = np.stack([image[name] if name in image else np.zeros(*shape) for name in channels])
+    found = read_field(field, planes, source, reader, parameters)
+    pixels, missing = found.pop("pixels"), found.pop("missing")
+    if found["status"] != FAILED:
         store.write_image(
             store.field_path(plate_store(plate), well, field),
             pixels,
-            channels=[_omero(name, channel, pixels[i]) for i, (name, channel) in enumerate(channels.items())],
-            pixel_size_um=conversion["pixel_size_um"],
-            levels=_levels(pixels.shape, conversion["levels"]),
-            record=made,
-            missing=[name for name in channels if name not in image],
+            missing=missing,
+            record=recipe("conversion", parameters=parameters, code=code, inputs=found["contents"]),
+            position_um=_corner(planes[0], pixels.shape[-2:], parameters["pixel_size_um"]),
+            **_described(
+                parameters, [_window(pixels, c, parameters) for c in range(len(parameters["channels"]))], found
+            ),
+            levels=_levels(pixels.shape, parameters["conversion"]["levels"]),
         )
+    return found
+
+
+def load_field(plate, well, field, planes, source, reader, parameters, code):
+    """Read one field's planes and leave them in a file, for `stitch_well`; runs in a worker.
+
+    Returns
+    -------
+    dict
+        As of `convert_field`, and `position_um` of the field's center, `missing` channels, and `windows`.
+    """
+    found = read_field(field, planes, source, reader, parameters)
+    pixels = found.pop("pixels")
+    if found["status"] != FAILED:
+        path = _tile_file(plate, well, field)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, pixels)
+        found["windows"] = [_window(pixels, c, parameters) for c in range(len(parameters["channels"]))]
+    return found | {"position_um": (planes[0].y_um, planes[0].x_um)}
+
+
+def stitch_well(plate, well, results, parameters, made):
+    """Put a well's fields side by side and write them as one image, as its one writer; runs in a worker.
+
+    Returns
+    -------
+    dict
+        `fields`, the numbers of the images that were written, and `rows` of the table of fields.
+    """
+    _leave_out_odd_ones(results)
+    used = [found for found in results if found["status"] in (DONE, PARTIAL)]
+    if used:
+        tiles = [np.load(_tile_file(plate, well, found["field"]), mmap_mode="r") for found in used]
+        mosaic = stitching.place_fields(
+            [found["position_um"] for found in used], parameters["pixel_size_um"], tiles[0].shape[-2:]
+        )
+        windows = np.array([found["windows"] for found in used])
+        windows = [
+            [int(low), int(high)] for low, high in zip(windows[..., 0].min(0), windows[..., 1].max(0), strict=True)
+        ]
+        corner = np.min([found["position_um"] for found in used], axis=0)
+        corner = corner - (np.array(mosaic.field_shape) - 1) / 2 * parameters["pixel_size_um"]
+        where = [{"field": found["field"], "y": y, "x": x} for found, (y, x) in zip(used, mosaic.origins, strict=True)]
+        image = _Stitched(mosaic, tiles)
+        store.write_image(
+            store.field_path(plate_store(plate), well, STITCHED),
+            image,
+            missing=used[0]["missing"],
+            record=made | {"tiles": where, "tile_shape": list(mosaic.field_shape)},
+            position_um=tuple(float(one) for one in corner),
+            **_described(parameters, windows, used[0]),
+            levels=_levels(image.shape, parameters["conversion"]["levels"]),
+        )
+    shutil.rmtree(_tile_file(plate, well, 0).parent, ignore_errors=True)
+    rows = [row | {"Metadata_Field": STITCHED} for found in results for row in found["rows"]]
+    if not used:
+        rows = [row | {"Status": FAILED} for row in rows]
+    return {"fields": [STITCHED] if used else [], "rows": rows}
+
+
+def _leave_out_odd_ones(results):
+    """Make holes of fields that cannot stand beside the others: unreadable, of another kind, or lacking a channel."""
+    kinds = Counter(
+        (row["Height"], row["Width"], row["DataType"])
+        for found in results
+        if found["status"] != FAILED
+        for row in found["rows"][:1]
+    )
+    usual = max(sorted(kinds), key=kinds.get) if kinds else None
+    fewest = min((found["missing"] for found in results if found["status"] != FAILED), key=len, default=[])
+    for found in results:
+        first = found["rows"][0]
+        reason = ""
+        if found["status"] == FAILED:
+            reason = "the field cannot be read"
+        elif (first["Height"], first["Width"], first["DataType"]) != usual:
+            reason = f"{first['DataType']} {first['Height']} × {first['Width']}, other fields of the well {usual}"
+        elif found["missing"] != fewest:
+            reason = (
+                f"lacks {', '.join(sorted(set(found['missing']) - set(fewest)))}, which other fields of the well have"
+            )
+        if reason:
+            found["status"] = HOLE
+            for row in found["rows"]:
+                row["Status"], row["Reason"] = HOLE, row["Reason"] or f"left out of the stitched well: {reason}"
+
+
+class _Stitched:
+    """A well's image, of which only the window asked for is ever in memory."""
+
+    def __init__(self, mosaic, tiles):
+        self.mosaic, self.tiles = mosaic, tiles
+        self.shape, self.dtype = (*tiles[0].shape[:-2], *mosaic.shape), tiles[0].dtype
+        self.ndim = len(self.shape)
+
+    def __getitem__(self, window):
+        window = tuple(slice(*part.indices(size)) for part, size in zip(window, self.shape, strict=True))
+        leading, place = window[:-2], window[-2:]
+        read = lambda number, there: self.tiles[number][(*leading, *there)]  # noqa: E731
+        pixels = self.mosaic.assemble(place, read, self.dtype)
+        size = [part.stop - part.start for part in window]
+        return np.broadcast_to(pixels, size) if pixels.ndim < self.ndim else pixels
+
+
+def _tile_file(plate, well, field):
+    return store.well_path(plate_store(plate), well) / ".tiles" / f"{field}.npy"
+
+
+def read_field(field, planes, source, reader, parameters):
+    """Read one field's planes, one stack at a time, and project them as the config says.
+
+    Returns
+    -------
+    dict
+        `field`; `pixels`, ndarray of shape (T, C, Z, Y, X) without the axes that are not kept; `status`; `missing`
+        channels; `z_step_um`; `rows` of the table of fields; `contents`, a digest per file.
+    """
+    channels, conversion = parameters["channels"], parameters["conversion"]
+    by_source = {str(channel["source"]): name for name, channel in channels.items()}
+    stacks = {name: [] for name in channels}
+    for image in planes:
+        stacks[by_source[image.channel]].append(image)
+    times = sorted({image.t for image in planes})
+    heights = sorted({image.z for image in planes})
+    contents, found, reasons, shape = {}, {}, {}, None
+    for name, stack in stacks.items():
+        if not stack:
+            reasons[name] = (MISSING, "no file for this channel")
+            continue
+        usual = parameters["planes"].get(stack[0].channel, 0) * len(times)
+        if len(stack) < usual:
+            reasons[name] = (DONE, f"{len(stack)} of {usual} planes are there")
+        try:
+            pixels = _read_stack(load_reader(reader), source, stack, times, heights, conversion, contents)
+            kind = pixels.shape[-2:], pixels.dtype
+            if shape not in (None, kind):
+                raise UnreadableImageError(
+                    f"{stack[0].file}: {kind[1]} {kind[0]}, where the field's other channels have {shape[1]} {shape[0]}"
+                )
+            found[name], shape = pixels, kind
+        except (UnreadableImageError, FileNotFoundError) as error:
+            reasons[name] = (FAILED, str(error))
+    failed = any(status == FAILED for status, _ in reasons.values()) or not found
+    missing = [name for name in channels if name not in found]
+    pixels = None
+    if not failed:
+        blank = np.zeros_like(next(iter(found.values())))
+        pixels = np.stack([found.get(name, blank) for name in channels], axis=1)
+        pixels = pixels[:, :, 0] if conversion["z"] != "keep" else pixels
+        pixels = pixels[0] if conversion["time"] != "keep" else pixels
     rows = [
         {
             "Metadata_Field": field,
+            "SourceField": field,
             "Channel": name,
-            "Status": status if failed else DONE if name in image else MISSING,
+            "Status": FAILED if failed else DONE if name in found else MISSING,
             "Reason": reasons.get(name, (None, ""))[1],
-            "File": found[name][0].file if found[name] else "",
-            "Planes": len(found[name]),
+            "File": stacks[name][0].file if stacks[name] else "",
+            "Planes": len(stacks[name]),
             "Height": shape[0][0] if shape else 0,
             "Width": shape[0][1] if shape else 0,
             "DataType": str(shape[1]) if shape else "",
         }
         for name in channels
     ]
-    return {"field": field, "status": status, "rows": rows, "contents": contents}
+    return {
+        "field": field,
+        "pixels": pixels,
+        "status": FAILED if failed else PARTIAL if missing else DONE,
+        "missing": missing,
+        "z_step_um": _z_step(planes),
+        "rows": rows,
+        "contents": contents,
+    }
 
 
-def _project(module, source, stack, projection, contents):
-    """Project the z planes of one channel, one plane in memory at a time."""
-    total = None
+def _read_stack(module, source, stack, times, heights, conversion, contents):
+    """One channel's planes as an array (T, Z, Y, X); Z is 1 unless the config keeps it."""
+    by_time = {t: sorted((plane for plane in stack if plane.t == t), key=lambda plane: plane.z) for t in times}
+    for t, planes in by_time.items():
+        if not planes:
+            raise UnreadableImageError(f"{stack[0].file}: time point {t} is missing")
+        if conversion["z"] == "keep" and len(planes) not in (1, len(heights)):
+            gone = sorted(set(heights) - {plane.z for plane in planes})
+            raise UnreadableImageError(f"{planes[0].file}: z {', '.join(map(str, gone[:5]))} are missing")
+    if conversion["z"] != "keep":
+        read = [projection.project(_read_planes(module, source, by_time[t], contents), conversion["z"]) for t in times]
+        return read[0][None, None] if len(read) == 1 else np.stack(read)[:, None]
+    stacks = []
+    for t in times:
+        planes = list(_read_planes(module, source, by_time[t], contents))
+        stacks.append(np.stack(planes * (len(heights) if len(planes) == 1 else 1)))  # one plane stands for every z
+    return np.stack(stacks)
+
+
+def _read_planes(module, source, stack, contents):
+    """Read planes one by one, and refuse one that is unlike the first by its file's name."""
+    kind = None
     for plane in stack:
         # Which plane a file is taken for belongs to what the field is made from.
         key = f"{plane.channel}/{plane.z}/{plane.t}/{plane.file}"
@@ -193,23 +465,60 @@ def _project(module, source, stack, projection, contents):
         except UnreadableImageError:
             contents[key] = f"unreadable: {plane.size} bytes"
             raise
-        if total is None:
-            total, kind = pixels if projection == "max" else pixels.astype(np.uint64), pixels.dtype
-        elif pixels.shape != total.shape or pixels.dtype != kind:
+        if kind not in (None, (pixels.shape, pixels.dtype)):
             raise UnreadableImageError(
-                f"{plane.file}: {pixels.dtype} {pixels.shape}, other planes {kind} {total.shape}"
+                f"{plane.file}: {pixels.dtype} {pixels.shape}, the stack's other planes {kind[1]} {kind[0]}"
             )
-        elif projection == "max":
-            total = np.maximum(total, pixels)
-        else:
-            total += pixels
-    return total if projection == "max" else ((total + len(stack) // 2) // len(stack)).astype(kind)
+        kind = pixels.shape, pixels.dtype
+        yield pixels
 
 
-def _omero(name, channel, plane):
-    """NGFF's rendering of one channel: the config's window, or that of the pixels."""
-    window = channel.get("window") or [int(value) for value in np.percentile(plane, [1, 99.9])]
-    return {"label": name, "color": channel["color"].lstrip("#").upper(), "window": window}
+def _z_step(planes):
+    """Distance of z planes [µm]; None where it is not known."""
+    heights = sorted({plane.z_um for plane in planes if plane.z_um is not None})
+    return float(np.median(np.diff(heights))) if len(heights) > 1 else None
+
+
+def _corner(plane, shape, pixel_size_um):
+    """Where the first pixel of a field lies, relative to the well [µm]; None where the source does not say."""
+    if plane.y_um is None or plane.x_um is None:
+        return None
+    return tuple(
+        float(center - (size - 1) / 2 * pixel_size_um)
+        for center, size in zip((plane.y_um, plane.x_um), shape, strict=True)
+    )
+
+
+def _described(parameters, windows, found):
+    """What every image of the plate says of itself."""
+    conversion = parameters["conversion"]
+    axes = "".join(("t" * (conversion["time"] == "keep"), "c", "z" * (conversion["z"] == "keep"), "yx"))
+    return {
+        "channels": [
+            {"label": name, "color": channel["color"].lstrip("#").upper(), "window": window}
+            for (name, channel), window in zip(parameters["channels"].items(), windows, strict=True)
+        ],
+        "pixel_size_um": parameters["pixel_size_um"],
+        "axes": axes,
+        "z_step_um": found["z_step_um"] if conversion["z"] == "keep" else None,
+        "format": store.Format(
+            ngff=conversion["ngff"],
+            codec=conversion["codec"],
+            level=conversion["compression"],
+            chunk_px=conversion["chunk_px"],
+            shard_px=conversion["shard_px"] if conversion["layout"] == "stitched" or len(axes) > 3 else None,
+        ),
+    }
+
+
+def _window(pixels, number, parameters):
+    """Display range of a channel [counts]: the config's, or that of every third row and column of a field's pixels."""
+    given = list(parameters["channels"].values())[number].get("window")
+    axis = 1 if parameters["conversion"]["time"] == "keep" else 0
+    if given:
+        return list(given)
+    step = 3 if min(pixels.shape[-2:]) > 256 else 1
+    return [int(value) for value in np.percentile(pixels[..., ::step, ::step].take(number, axis=axis), [1, 99.9])]
 
 
 def _levels(shape, wanted):
@@ -266,14 +575,15 @@ def assemble_plate(*, plate, max_failed_fields, code, converted, record):
         fields.loc[odd, "Reason"] = (
             fields.loc[odd, "File"] + f": not {' × '.join(map(str, accepted))} as the rest of the plate"
         )
-        status = fields.groupby(["Metadata_Well", "Metadata_Field"])["Status"].agg(lambda s: (s == FAILED).any())
+        status = fields.groupby(["Metadata_Well", "SourceField"])["Status"].agg(lambda s: s.isin([FAILED, HOLE]).any())
         if status.mean() > max_failed_fields:
             reasons = fields.loc[fields["Status"] == FAILED, "Reason"]
             raise PlateLayoutError(
                 f"{int(status.sum())} of {len(status)} fields failed, more than max_failed_fields {max_failed_fields:g} "
                 f"allows; first: {next((reason for reason in reasons if reason), '')}"
             )
-        usable = status[~status].reset_index()
+        usable = fields.groupby(["Metadata_Well", "Metadata_Field"])["Status"].agg(lambda s: (s != FAILED).all())
+        usable = usable[usable].reset_index()
         made = recipe("assembly", parameters={"accepted": accepted}, code=code, inputs=wells)
         failures = [
             {"well": row.Metadata_Well, "field": int(row.Metadata_Field), "channel": row.Channel, "reason": row.Reason}
@@ -287,11 +597,13 @@ def assemble_plate(*, plate, max_failed_fields, code, converted, record):
                 plate_store(plate),
                 name=plate,
                 wells=list(per_well.index),
-                shape=plate_format(list(wells)),
+                shape=next((part["facts"]["shape"] for part in inputs["converted"] if part["facts"].get("shape")), None)
+                or plate_format(list(wells)),
                 field_count=int(per_well.max()),
                 record=made,
             )
-            facts = {"fields": len(status), "failed_fields": int(status.sum()), "accepted": accepted}
+            kept = next((part["facts"]["kept"] for part in inputs["converted"] if "kept" in part["facts"]), [])
+            facts = {"fields": len(status), "failed_fields": int(status.sum()), "accepted": accepted, "kept": kept}
             return Outcome(failures=failures, facts=facts)
 
         return [Unit("plate", plate_store(plate), made, work)]

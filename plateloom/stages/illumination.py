@@ -8,6 +8,7 @@ from plateloom import illumination
 from plateloom.engine.parts import Outcome, Unit, run_job
 from plateloom.errors import PlateLayoutError
 from plateloom.registry import load_method
+from plateloom.stitching import Mosaic
 from plateloom.store import plate as store
 from plateloom.store.flatfields import read_flatfields, write_flatfields
 from plateloom.store.layout import plate_folder, plate_store, well_table
@@ -36,7 +37,9 @@ def estimate_plate(*, plate, settings, code, assembled, converted, record):
     def plan(inputs):
         wells = wells_of(inputs["converted"])
         accepted = inputs["assembled"]["facts"]["accepted"]
-        chosen = choose_fields(usable_fields(plate, wells), settings["fields"])
+        require_planes(inputs["assembled"])
+        images = usable_tiles(plate, wells)
+        chosen = choose_fields(list(images), settings["fields"])
         made = recipe(
             "illumination",
             parameters=settings,
@@ -45,23 +48,18 @@ def estimate_plate(*, plate, settings, code, assembled, converted, record):
         )
 
         def work():
-            described = store.describe_image(store.field_path(plate_store(plate), *chosen[0]))
-            results = yield [
-                (shrink_field, str(store.field_path(plate_store(plate), well, field)), settings)
-                for well, field in chosen
-            ]
+            paths = {tile: str(store.field_path(plate_store(plate), tile[0], images[tile])) for tile in chosen}
+            results = yield [(shrink_field, paths[well, field], field, settings) for well, field in chosen]
+            channels, shape = store.describe_image(paths[chosen[0]])["channels"], tuple(accepted[:2])
             module = load_method(illumination.METHODS, settings["method"], "illumination method")
             params = module.Params(**settings["parameters"])
             flatfields, facts = {}, {}
-            for channel in described["channels"]:
+            for channel in channels:
                 thumbnails = [found[channel] for found in results if channel in found]
                 if not thumbnails:
-                    flatfields[channel], reason = (
-                        np.ones(described["shape"][1:], np.float32),
-                        "no field has this channel",
-                    )
+                    flatfields[channel], reason = np.ones(shape, np.float32), "no field has this channel"
                 else:
-                    flatfields[channel], reason = module.estimate(np.stack(thumbnails), described["shape"][1:], params)
+                    flatfields[channel], reason = module.estimate(np.stack(thumbnails), shape, params)
                 facts[channel] = reason or f"from {len(thumbnails)} fields"
             # An offset that is only estimated is good enough for a flat-field, not for shifting every intensity.
             write_flatfields(path, flatfields, made, offset=settings["parameters"].get("camera_offset") or 0.0)
@@ -80,16 +78,51 @@ def estimate_plate(*, plate, settings, code, assembled, converted, record):
     )
 
 
-def shrink_field(path, settings):
-    """Thumbnails of a field's channels; runs in a worker."""
+def shrink_field(path, field, settings):
+    """Thumbnails of a field's channels, the field being an image or its place in a stitched one; runs in a worker."""
     module = load_method(illumination.METHODS, settings["method"], "illumination method")
     params = module.Params(**settings["parameters"])
     described = store.describe_image(path)
+    window = _window_of_tile(path, field)
     return {
-        channel: module.shrink(store.read_image(path, channels=[i])[0], params)
+        channel: module.shrink(store.read_image(path, channels=[i], window=window)[0], params)
         for i, channel in enumerate(described["channels"])
         if channel not in described["missing"]
     }
+
+
+def mosaic_of(path):
+    """How a stitched image is put together, and the fields' numbers; None for an image that is one field.
+
+    Returns
+    -------
+    (Mosaic, list of int) or None
+    """
+    said = (store.read_group(path) or {}).get("plateloom", {})
+    if "tiles" not in said:
+        return None
+    origins = tuple((tile["y"], tile["x"]) for tile in said["tiles"])
+    return Mosaic(origins, tuple(said["tile_shape"])), [tile["field"] for tile in said["tiles"]]
+
+
+def _window_of_tile(path, field):
+    """Rows and columns of a field on its image."""
+    found = mosaic_of(path)
+    if found is None:
+        return slice(None), slice(None)
+    mosaic, fields = found
+    origin = mosaic.origins[fields.index(field)]
+    return tuple(slice(start, start + size) for start, size in zip(origin, mosaic.field_shape, strict=True))
+
+
+def require_planes(assembled):
+    """Refuse a plate that keeps more than one plane per field and channel, in a line that says what to do."""
+    kept = {"z": "z planes (conversion.z)", "t": "time points (conversion.time)"}
+    if names := [kept[axis] for axis in assembled["facts"].get("kept", [])]:
+        raise PlateLayoutError(
+            f"the plate keeps its {' and '.join(names)}; what follows conversion works on one plane per field and "
+            "channel: choose a projection or a time point, or run with --until conversion"
+        )
 
 
 def choose_fields(fields, count):
@@ -139,20 +172,33 @@ def wells_of(records):
 
 
 def usable_fields(plate, wells):
-    """Fields that have an image of the plate's size and type.
+    """Images of the plate's size and type.
 
     Returns
     -------
     list of (str, int)
-        Well and field, sorted.
+        Well and number of the image, sorted.
     """
-    columns = ["Metadata_Well", "Metadata_Field", "Status", "Height", "Width", "DataType"]
+    return sorted({(well, image) for (well, _), image in usable_tiles(plate, wells).items()})
+
+
+def usable_tiles(plate, wells):
+    """The source's fields that have pixels of the plate's size and type, and the images that they are on.
+
+    Returns
+    -------
+    dict of (str, int) to int
+        Well and field -> number of the image: the field's own, unless wells are stitched.
+    """
+    columns = ["Metadata_Well", "Metadata_Field", "SourceField", "Status", "Height", "Width", "DataType"]
     table = read_tables([well_table(plate, "fields", well) for well in sorted(wells)], columns)
     height, width, kind = store.read_group(plate_store(plate))["plateloom"]["facts"]["accepted"]
     same = (table["Height"] == height) & (table["Width"] == width) & (table["DataType"] == kind)
-    failed = table[(table["Status"] == "failed") | ~same]
-    every = set(zip(table["Metadata_Well"], table["Metadata_Field"], strict=True))
-    return sorted(every - set(zip(failed["Metadata_Well"], failed["Metadata_Field"], strict=True)))
+    bad = table["Status"].isin(["failed", "hole"]) | ~same
+    keys = list(zip(table["Metadata_Well"], table["SourceField"], strict=True))
+    lost = {key for key, is_bad in zip(keys, bad, strict=True) if is_bad}
+    images = dict(zip(keys, table["Metadata_Field"], strict=True))
+    return {key: int(image) for key, image in sorted(images.items()) if key not in lost}
 
 
 def read_corrected(plate, well, field, flatfield, *, channels=None, window=(slice(None), slice(None))):
@@ -179,8 +225,16 @@ def read_corrected(plate, well, field, flatfield, *, channels=None, window=(slic
     chosen = names if channels is None else list(channels)
     pixels = store.read_image(path, channels=[names.index(name) for name in chosen], window=window)
     flat, offset = read_flatfields(plate_folder(plate) / "illumination.zarr", chosen, flatfield)
-    if flat.shape[1:] != store.image_shape(path)[1:]:
-        raise PlateLayoutError(
-            f"{path}: {store.image_shape(path)[1:]} pixels, the plate's flat-field has {flat.shape[1:]}"
-        )
-    return illumination.correct(pixels, flat[(slice(None), *window)], offset=offset)
+    shape = store.image_shape(path)[1:]
+    stitched = mosaic_of(path)
+    field_shape = shape if stitched is None else stitched[0].field_shape
+    if flat.shape[1:] != field_shape:
+        raise PlateLayoutError(f"{path}: fields of {field_shape} pixels, the plate's flat-field has {flat.shape[1:]}")
+    if stitched is None:
+        flat = flat[(slice(None), *window)]
+    else:  # every field brings its own shading along
+        window = tuple(slice(*part.indices(size)) for part, size in zip(window, shape, strict=True))
+        whole = flat
+        flat = stitched[0].assemble(window, lambda _, there: whole[(slice(None), *there)], np.float32)
+        flat[flat == 0] = 1
+    return illumination.correct(pixels, flat, offset=offset)

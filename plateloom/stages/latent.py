@@ -213,8 +213,9 @@ def _crops(folder, well):
 
 @functools.cache
 def _channels_of_plate(plate):
-    first = next(iter(sorted(Path(plate_store(plate)).glob("*/*/*/zarr.json"))))
-    return store.describe_image(first.parent)["channels"]
+    fields = store.list_fields(plate_store(plate))
+    well, field = next((well, field) for well, found in fields.items() for field in found)
+    return store.describe_image(store.field_path(plate_store(plate), well, field))["channels"]
 
 
 def _channels(wells):

@@ -213,7 +213,7 @@ def usable_plates(records, artefact):
     found = {record["plate"]: record["artefacts"][artefact] for record in records if record["status"] == "done"}
     if not found:
         reasons = "; ".join(f"{plate}: {reason}" for plate, reason in left_out(records).items())
-        raise PlateLayoutError(f"no plate is complete ({reasons})")
+        raise PlateLayoutError(f"no plate is complete ({reasons})" if reasons else "no plate is complete")
     return found
 
 

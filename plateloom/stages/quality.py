@@ -4,7 +4,7 @@ import pandas as pd
 
 from plateloom import quality
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
-from plateloom.stages.illumination import usable_fields, wells_of
+from plateloom.stages.illumination import mosaic_of, require_planes, usable_fields, wells_of
 from plateloom.store import plate as store
 from plateloom.store.layout import plate_folder, plate_store, well_table
 from plateloom.store.provenance import recipe
@@ -26,6 +26,7 @@ def measure_part(*, plate, part, parts, code, assembled, converted, record):
 
     def plan(inputs):
         accepted = inputs["assembled"]["facts"]["accepted"]
+        require_planes(inputs["assembled"])
         return [_unit(plate, well, found, accepted, code) for well, found in inputs["converted"]["artefacts"].items()]
 
     run_job(
@@ -60,13 +61,25 @@ def _unit(plate, well, fingerprint, accepted, code):
 
 
 def measure_field(path):
-    """Qualities of a field's channels, one plane in memory at a time; runs in a worker."""
+    """Qualities of an image's channels, one plane in memory at a time; runs in a worker.
+
+    Of a stitched image the median of its fields' qualities.
+    """
     described = store.describe_image(path)
-    return [
-        {"Channel": channel, **quality.measure_plane(store.read_image(path, channels=[i])[0])}
-        for i, channel in enumerate(described["channels"])
-        if channel not in described["missing"]
-    ]
+    stitched = mosaic_of(path)
+    windows = [(slice(None), slice(None))]
+    if stitched is not None:
+        height, width = stitched[0].field_shape
+        windows = [(slice(y, y + height), slice(x, x + width)) for y, x in stitched[0].origins]
+    rows = []
+    for i, channel in enumerate(described["channels"]):
+        if channel in described["missing"]:
+            continue
+        measured = [quality.measure_plane(store.read_image(path, channels=[i], window=window)[0]) for window in windows]
+        rows.append(
+            {"Channel": channel, **(measured[0] if stitched is None else dict(pd.DataFrame(measured).median()))}
+        )
+    return rows
 
 
 def flag_plate(*, plate, settings, code, measured, record):

@@ -1,32 +1,40 @@
 """Everything that was found -> one page per plate, and one of the screen."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from plateloom import profiling, report
+from plateloom import profiling, report, segmentation
 from plateloom.engine.parts import Outcome, Unit, run_job, versions
-from plateloom.errors import PlateLayoutError
+from plateloom.errors import ConfigError, PlateLayoutError
+from plateloom.registry import load_method
 from plateloom.stages.illumination import read_corrected, usable_fields
 from plateloom.stages.profiling import READOUT, left_out
 from plateloom.stages.sampling import choose_wells, sample_rows
 from plateloom.store import plate as store
 from plateloom.store.layout import model_folder, plate_folder, plate_store, screen_folder, well_table
-from plateloom.store.provenance import read_json, recipe, write_bytes
-from plateloom.store.tables import KEYS, read_metadata, read_table, read_tables
+from plateloom.store.provenance import digest, read_json, recipe, write_bytes
+from plateloom.store.sheets import read_plate_map
+from plateloom.store.tables import KEYS, read_metadata, read_record, read_table, read_tables
 from plateloom.wells import plate_format
 
 MONTAGE_PX = 480
 MAP_CELLS = 20_000
 MAP_WELLS = 1_000
+JUDGED_WELLS = 100  # whose cells tell whether the segmentation can be true
 STATISTICS = {"z_prime": "Z'", "robust_z_prime": "robust Z'", "ssmd": "SSMD"}
+TO_PROFILES = (
+    *("conversion", "assembly", "illumination", "quality", "flagging"),
+    *("segmentation", "features", "profiling"),
+)
 
 
 def report_plate(
     *, plate, batch, source, settings, code, profiled, flagged, screened, mapped, classified, encoded, record
 ):
-    """Write the page of a plate.
+    """Write the page of a plate; of one that is quarantined, a page that says so, and a record that is not done.
 
     Parameters
     ----------
@@ -42,16 +50,19 @@ def report_plate(
     """
 
     def plan(inputs):
-        for name in ("profiled", "flagged"):
-            if inputs[name]["status"] != "done":
-                (plate_folder(plate) / "report.html").unlink(missing_ok=True)
-                raise PlateLayoutError(inputs[name]["reason"])
+        reasons = [inputs[name]["reason"] for name in ("profiled", "flagged") if inputs[name]["status"] != "done"]
+        if reasons:
+            page = report.render_quarantined(_describe_quarantined(plate, batch, source, settings, reasons[0]))
+            write_bytes(plate_folder(plate) / "report.html", page.encode())
+            raise PlateLayoutError(reasons[0])
 
         def work():
             yield []
-            page = report.render_plate(_describe_plate(plate, batch, source, settings, inputs))
-            write_bytes(plate_folder(plate) / "report.html", page.encode())
-            return Outcome(recipe=recipe("report", parameters=settings, code=code, inputs=_fingerprints(inputs)))
+            described, notices = _describe_plate(plate, batch, source, settings, inputs)
+            write_bytes(plate_folder(plate) / "report.html", report.render_plate(described).encode())
+            made = recipe("report", parameters=settings, code=code, inputs=_fingerprints(inputs))
+            facts = {"notices": [{"kind": one.kind, "text": one.text, "section": one.section} for one in notices]}
+            return Outcome(recipe=made, facts=facts)
 
         return [Unit("report", plate_folder(plate) / "report.html", None, work, current=False)]
 
@@ -80,65 +91,153 @@ def _fingerprints(inputs):
     return {found["path"]: found.get("artefacts", {}) for found in records}
 
 
+def _describe_quarantined(plate, batch, source, settings, reason):
+    """What the page of a quarantined plate shows: from the records and the tables of fields that are there."""
+    folder = plate_folder(plate)
+    records = _records_of(plate, TO_PROFILES)
+    wells = sorted(path.stem for path in (folder / "fields").glob("*.parquet"))
+    fields = read_tables([well_table(plate, "fields", well) for well in wells])
+    objects = read_tables([well_table(plate, "segmentation", well) for well in wells])
+    accepted = ((store.read_group(plate_store(plate)) or {}).get("plateloom", {}).get("facts") or {}).get("accepted")
+    converted = records["conversion"]
+    note = ""
+    if any(record["status"] != "done" for record in converted):
+        note = "Conversion came to no end this time; what is listed was found before it stopped, or in an earlier run."
+    shapes = [record.get("facts", {}).get("shape") for record in converted]
+    return report.QuarantineReport(
+        screen=Path.cwd().name,
+        plate=plate,
+        reason=reason,
+        deferred=any(record.get("facts", {}).get("deferred") for record in converted),
+        batch=batch,
+        source=source,
+        states=_states(records),
+        exclusions=report.list_exclusions(fields, accepted=accepted, segmented=objects) if len(fields) else None,
+        note=note,
+        shape=next((tuple(shape) for shape in shapes if shape), None) or (plate_format(wells) if wells else None),
+        failed=report.share_of_failed_fields(fields),
+        versions=_versions(records),
+        parameters=settings["config"],
+        origin=_origin(plate, source, settings),
+        stages=_provenance(records),
+        reproduce=("plateloom check .", "plateloom run .", "plateloom status ."),
+        notes={
+            "exclusions": "No file was read, so nothing is known of single fields.",
+            "heat_maps": "No field is known to have failed, so there is nothing to draw.",
+        },
+    )
+
+
+def _records_of(plate, stages):
+    """Records of a plate's stages, in the order of their parts: stage -> list of dict, empty where there is none."""
+    found = {}
+    for stage in stages:
+        paths = (plate_folder(plate) / "records" / stage).glob("part-*.json")
+        paths = sorted(paths, key=lambda path: (len(path.name), path.name))
+        records = [record for record in map(read_json, paths) if record]
+        # Records of an earlier run that cut the plate into more parts may still lie there.
+        found[stage] = [record for record in records if record.get("parts") == records[0].get("parts")]
+    return found
+
+
+def _states(records):
+    """Status of each stage over its parts, as rows of a table."""
+    order = ("failed", "skipped", "done")
+    rows, broken = [], ""
+    for stage, found in records.items():
+        worst = min(found, key=lambda record: order.index(record["status"]), default=None)
+        row = {"stage": stage, "status": "missing", "reason": "not reached", "log": ""}
+        if worst is not None:
+            row |= {"status": worst["status"], "reason": worst["reason"], "log": worst["log"]}
+        if row["status"] == "skipped" and broken and f"{broken} failed: " in row["reason"]:
+            row["reason"] = f"{broken} failed"
+        elif row["status"] == "failed":
+            broken = stage
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _provenance(records):
+    """What records say of code, settings and results, a row per stage that is done."""
+    rows = []
+    for stage, found in records.items():
+        done = [record for record in found if record["status"] == "done"]
+        if not done or len(done) < len(found):
+            continue
+        artefacts = {name: made for record in done for name, made in record["artefacts"].items()}
+        row = {"stage": stage}
+        for key in ("code", "settings"):
+            row[key] = ", ".join(dict.fromkeys(str(record.get(key, "")) for record in done))
+        rows.append(row | {"result": next(iter(artefacts.values())) if len(artefacts) == 1 else digest(artefacts)})
+    return pd.DataFrame(rows, columns=["stage", "code", "settings", "result"])
+
+
+def _versions(records):
+    """Versions that stand in records; several where stages ran with several."""
+    found = {}
+    for record in (record for entries in records.values() for record in entries):
+        for name, version in record.get("versions", {}).items():
+            found.setdefault(name, []).append(version)
+    order = [name for name in versions() if name in found] + [name for name in found if name not in versions()]
+    return {name: ", ".join(dict.fromkeys(found[name])) for name in order}
+
+
+def _origin(plate, source, settings):
+    """Digests of what a plate's page was made from."""
+    made = read_record(plate_folder(plate) / "profiles.parquet") or {}
+    found = {
+        "config": f"config.yaml in the folder of the screen; with the defaults (see Parameters) digest {digest(settings['config'])}",
+        "images": source,
+        "plate map": made.get("inputs", {}).get("plate_map") and f"digest {made['inputs']['plate_map']}",
+        "profiles": made.get("fingerprint") and f"fingerprint {made['fingerprint']}",
+    }
+    return {name: text for name, text in found.items() if text}
+
+
 def _describe_plate(plate, batch, source, settings, inputs):
-    """What a plate's page shows."""
+    """What a plate's page shows, and what the screen's page has to say of it."""
     folder = plate_folder(plate)
     wells = read_table(folder / "aggregates.parquet")
     names = list(wells["Metadata_Well"])
     fields = read_tables([well_table(plate, "fields", well) for well in names])
     objects = read_tables([well_table(plate, "segmentation", well) for well in names])
     quality = read_table(folder / "qc.parquet")
-    params = profiling.Params(**settings["config"]["profiling"]["parameters"])
-    colors = [f"#{settings['channels'][name]['color'].lstrip('#')}" for name in settings["channels"]]
-
-    usable = set(usable_fields(plate, names))
-    odd = ~pd.MultiIndex.from_frame(fields[["Metadata_Well", "Metadata_Field"]]).isin(usable)
-    fields.loc[odd & (fields["Reason"] == ""), "Reason"] = "the field failed, or is not like the rest of the plate"
-    fields.loc[odd, "Status"] = "failed"
-    lost = fields[fields["Reason"] != ""]
-    exclusions = pd.concat(
-        [
-            lost[["Metadata_Well", "Metadata_Field", "Channel", "Reason"]],
-            objects.loc[objects["Reason"] != "", ["Metadata_Well", "Metadata_Field", "Reason"]].assign(Channel=""),
-        ]
-    ).rename(columns={"Channel": "channel", "Reason": "reason"})
+    profiling_of = settings["config"]["profiling"]
+    params = profiling.Params(**profiling_of["parameters"])
+    accepted = store.read_group(plate_store(plate))["plateloom"]["facts"]["accepted"]
+    kept = not profiling_of["exclude_flagged"]
+    exclusions = report.list_exclusions(fields, accepted=accepted, segmented=objects, flagged=None if kept else quality)
     flagged = quality.loc[quality["Reason"] != "", ["Metadata_Well", "Metadata_Field", "Channel", "Reason"]]
-    total = fields.groupby("Metadata_Well")["Metadata_Field"].nunique()
-    failed = fields[fields["Status"] == "failed"].groupby("Metadata_Well")["Metadata_Field"].nunique()
-    shown = wells[[name for name in wells.columns if name.startswith("Metadata_")]].assign(
-        fields=wells["Metadata_Well"].map(total).fillna(0).astype(int),
-        failed_fields=wells["Metadata_Well"].map(failed).fillna(0).astype(int),
-        cells=wells["Metadata_CellCount"],
-        Metadata_Control=wells["Metadata_Control"].replace("empty", ""),
-    )
-    shown["status"] = np.where((shown["fields"] > 0) & (shown["fields"] == shown["failed_fields"]), "failed", "done")
-    notes = {}
-    maps, curves, judged = [], [], None
+    shown = _count_fields(wells, fields, exclusions)
+    lost = shown["status"] == "failed"
+    judged = shown.assign(value=wells[READOUT]) if READOUT in wells else shown
+    notices = report.find_losses(judged, exclusions)
+    normalization = inputs["profiled"]["facts"]["normalization"]
+    if normalization["status"] != "normalized":
+        reason = normalization["reason"].removesuffix("; values are not normalized")
+        text = f"Not normalized: {reason}. The values of this plate cannot be compared with those of other plates."
+        notices.append(report.Notice(kind="normalization", text=text, section="parameters"))
+    notices += _doubts(plate, wells, objects, settings)
+
+    notes, curves, assay = {}, [], None
+    readout = _readout_name(params)
     if params.readout:
-        name = params.readout + (f" / {params.readout_denominator}" if params.readout_denominator else "")
-        maps.append(report.HeatMap(title="Readout", values=_by_well(wells, READOUT), note=name))
-        judged = _quality_rows(inputs["profiled"]["facts"].get("assay"), name)
-        curves = _dose_curves(wells, name)
+        assay = _quality_rows(wells, readout)
+        curves = _dose_curves(wells, readout)
         if not curves:
-            notes["dose_response"] = "No treatment on this plate has a Hill curve or several doses."
+            notes["dose_response"] = "No treatment on this plate was given in three doses or more."
     else:
         notes["quality"] = notes["dose_response"] = "No readout is configured (profiling.parameters.readout)."
-    fractions = _class_fractions(plate, names, inputs["classified"])
-    maps += [
-        report.HeatMap(title=f"Cells of class {name}", values=values, limits=(0, 1), group="Classes")
-        for name, values in fractions.items()
-    ]
-    for metric, title in (("focus_slope", "Focus (spectrum's slope)"), ("background", "Background")):
-        for channel, part in quality.groupby("Channel", sort=False):
-            values = part.groupby("Metadata_Well")[metric].mean().to_dict()
-            maps.append(report.HeatMap(title=f"{title}, {channel}", values=values, group="Quality"))
     cell_maps, lacking = _cell_maps({plate: wells}, inputs)
     notes |= lacking
-    tiles = _montage(plate, wells, settings, colors)
+    tiles, colors = _montage(plate, wells, settings, exclusions, flagged)
     if not tiles:
         notes["montage"] = "No field was segmented."
     doses = [unit for unit in wells["Metadata_Unit"].dropna().unique() if unit]
-    return report.PlateReport(
+    records = _records_of(plate, TO_PROFILES)
+    for stage, found in (("latent", "encoded"), ("maps", "mapped"), ("classes", "classified")):
+        records[stage] = inputs[found]
+    described = report.PlateReport(
         screen=Path.cwd().name,
         plate=plate,
         shape=plate_format(names),
@@ -147,19 +246,128 @@ def _describe_plate(plate, batch, source, settings, inputs):
         source=source,
         dose_unit=doses[0] if len(doses) == 1 else "",
         summary={"fields flagged": len(flagged.drop_duplicates(["Metadata_Well", "Metadata_Field"]))},
+        notices=tuple(
+            one for one in notices if not (one.kind == "wells" and lost.any() and one.section == "exclusions")
+        ),
         exclusions=exclusions,
         flagged=flagged.rename(columns={"Channel": "channel", "Reason": "reason"}),
-        heat_maps=tuple(maps),
-        quality=judged,
+        flagged_note=(
+            "They stay in the values per well (profiling.exclude_flagged is false); models do not learn from them."
+            if kept
+            else "They are left out of all values per well, and models do not learn from them."
+        ),
+        heat_maps=tuple(_plate_maps(plate, wells, quality, params, inputs["classified"])),
+        quality=assay,
+        quality_note=_quality_note(assay),
         montage=tuple(tiles),
-        montage_colors=report.named_colors(["Nuclei", "Cells"]),
+        montage_colors=colors,
+        montage_outlines=report.named_colors(["Nuclei", "Cells"]),
         dose_response=tuple(curves),
+        dose_note=_dose_note(),
         cell_maps=tuple(cell_maps),
-        versions=versions(),
-        parameters={"normalization": _normalization(inputs["profiled"]["facts"]["normalization"])} | settings["config"],
-        reproduce=("plateloom check .", "plateloom run ."),
+        versions=_versions(records),
+        parameters={"normalization": _normalization(normalization)} | settings["config"],
+        reproduce=("plateloom check .", "plateloom run .", "plateloom status ."),
+        origin=_origin(plate, source, settings),
+        stages=_provenance(records),
         notes=notes,
     )
+    return described, notices
+
+
+def _count_fields(wells, fields, exclusions):
+    """Wells with their keys, numbers of fields and cells, and whether any of their fields is usable."""
+    number = "SourceField" if "SourceField" in fields else "Metadata_Field"
+    gone = exclusions[exclusions["what"].isin(["failed", "unlike the plate", "hole"])]
+    total = fields.groupby("Metadata_Well")[number].nunique()
+    failed = gone.groupby("Metadata_Well")["Metadata_Field"].nunique()
+    keyed = [name for name in wells.columns if name.startswith("Metadata_")]
+    shown = wells[keyed].assign(
+        fields=wells["Metadata_Well"].map(total).fillna(0).astype(int),
+        failed_fields=wells["Metadata_Well"].map(failed).fillna(0).astype(int),
+        cells=wells["Metadata_CellCount"],
+        Metadata_Control=wells["Metadata_Control"].replace("empty", ""),
+    )
+    lost = (shown["fields"] > 0) & (shown["fields"] == shown["failed_fields"])
+    reasons = gone.drop_duplicates("Metadata_Well").set_index("Metadata_Well")["reason"]
+    shown["status"] = np.where(lost, "failed", "done")
+    shown["reason"] = shown["Metadata_Well"].map(reasons).where(lost, "").fillna("")
+    return shown
+
+
+def _plate_maps(plate, wells, quality, params, classified):
+    """Maps of the readout, of the share of each class, and of the quality of each channel."""
+    maps = []
+    if params.readout:
+        values, note = _by_well(wells, READOUT), _readout_name(params)
+        maps.append(report.HeatMap(title="Readout", values=values, unit=_unit_of(params), note=note))
+    for name, values in _class_fractions(plate, list(wells["Metadata_Well"]), classified).items():
+        title = f"Share of cells of class {name}"
+        one = report.HeatMap(title=title, values=values, limits=(0, 1), unit="share of cells", group="Classes")
+        maps.append(one)
+    for metric, title, unit in (
+        ("focus_slope", "Focus", "slope; higher is sharper"),
+        ("background", "Background", "counts"),
+    ):
+        for channel, part in quality.groupby("Channel", sort=False):
+            values = part.groupby("Metadata_Well")[metric].mean().to_dict()
+            maps.append(report.HeatMap(title=f"{title}, {channel}", values=values, unit=unit, group="Quality"))
+    return maps
+
+
+def _doubts(plate, wells, objects, settings):
+    """What makes the segmentation of a plate implausible, as notices."""
+    usable = usable_fields(plate, list(wells["Metadata_Well"]))
+    if not usable:
+        return []
+    pixel = store.describe_image(store.field_path(plate_store(plate), *usable[0]))["pixel_size_um"]
+    found = []
+    if text := report.doubt_pixel_size(pixel, settings["config"]["conversion"]["pixel_size_um"]):
+        found.append(report.Notice(kind="pixel_size", text=text, section="parameters"))
+    columns = ["Nuclei_AreaShape_EquivalentDiameter", "Cells_AreaShape_Area"]
+    cells = pd.DataFrame(columns=columns, dtype=float)
+    if set(columns) <= set(wells):
+        chosen = [well for _, well in choose_wells([("", well) for well in wells["Metadata_Well"]], JUDGED_WELLS)]
+        cells = read_tables([well_table(plate, "features", well) for well in sorted(chosen)], columns)
+    chosen = settings["config"]["segmentation"]
+    params = load_method(segmentation.METHODS, chosen["method"], "segmentation method").Params(**chosen["parameters"])
+    typical, reach = getattr(params, "nucleus_diameter_um", None), getattr(params, "cells_distance_um", None)
+    if reach is None and typical and getattr(params, "cells_channel", None):
+        reach = 2.5 * typical
+    doubts = report.doubt_segmentation(
+        cells[columns[0]].to_numpy(float) * pixel,
+        cells[columns[1]].to_numpy(float) * pixel**2,
+        objects["Count_Nuclei"].to_numpy() if len(objects) else [],
+        nucleus_um=typical,
+        limits_um=getattr(params, "diameters_um", None),
+        reach_um=reach,
+    )
+    return found + [report.Notice(kind="segmentation", text=text, section="montage") for text in doubts]
+
+
+def _readout_name(params):
+    """The readout in words, its divisor and logarithm included."""
+    name = params.readout or ""
+    if params.readout_denominator:
+        name += f" / {params.readout_denominator}"
+    return f"log2({name})" if params.readout_log and name else name
+
+
+def _unit_of(params):
+    """Unit of the readout, as far as the names of its features tell."""
+    if params.readout_log:
+        return "log2"
+    if params.readout_denominator:
+        return "ratio"
+    for pattern, unit in (
+        ("Metadata_CellCount", "cells"),
+        (r"_AreaShape_(Area|ConvexArea|BoundingBoxArea|FilledArea)$", "px²"),
+        (r"_AreaShape_.*(Diameter|Length|Radius|Perimeter|Feret)", "px"),
+        (r"_Intensity_(Mean|Median|Min|Max|Std|LowerQ|UpperQ)", "share of full scale"),
+    ):
+        if re.search(pattern, params.readout or ""):
+            return unit
+    return ""
 
 
 def _by_well(table, column):
@@ -174,25 +382,55 @@ def _normalization(found):
     return f"{found['method']}, to {found['n_reference']} {'negative control ' if found['reference'] == 'negative' else ''}wells"
 
 
-def _quality_rows(assay, readout, **keys):
-    """Rows of the table of assay quality."""
-    if not assay:
+def _quality_rows(wells, readout, **keys):
+    """Rows of the table of assay quality: all positive controls together, and where they are of several kinds, each."""
+    control = wells["Metadata_Control"]
+    negative = wells.loc[control == "negative", READOUT]
+    positive = wells[control == "positive"]
+    if not len(negative) and not len(positive):
         return None
-    rows = [
-        {
-            **keys,
-            "readout": readout,
-            "statistic": title,
-            **{
-                end: _number(assay[name + suffix])
-                for end, suffix in (("value", ""), ("low", "_low"), ("high", "_high"))
-            },
-            "negatives": assay["n_negative"],
-            "positives": assay["n_positive"],
-        }
-        for name, title in STATISTICS.items()
-    ]
-    return pd.DataFrame(rows)
+    kinds = {}
+    names = ["Metadata_Treatment", "Metadata_Dose", "Metadata_Unit"]
+    for (treatment, dose, unit), members in positive.groupby(names, dropna=False, sort=True):
+        given = f"{dose:g} {unit}".strip() if np.isfinite(dose) else ""
+        kinds[f"{treatment or 'positive'} {given}".strip()] = members[READOUT]
+    groups = {f"{len(kinds)} kinds, pooled": positive[READOUT]} if len(kinds) != 1 else {}
+    rows = []
+    for name, values in (groups | kinds).items():
+        found = profiling.assay_quality(values, negative)
+        for statistic, title in STATISTICS.items():
+            ends = {"value": "", "low": "_low", "high": "_high"}
+            numbers = {end: _number(found[statistic + suffix]) for end, suffix in ends.items()}
+            counts = {"negatives": found["n_negative"], "positives": found["n_positive"]}
+            rows.append({**keys, "readout": readout, "statistic": title, "controls": name, **numbers, **counts})
+    order = list(STATISTICS.values())
+    return pd.DataFrame(sorted(rows, key=lambda row: order.index(row["statistic"])))
+
+
+def _quality_note(assay):
+    """What the bars of the assay's quality are, and what is pooled in it."""
+    if assay is None:
+        return ""
+    text = "Bars are 95 % intervals from 1,000 bootstrap resamples of the control wells; with few wells they are too narrow."
+    if assay["controls"].nunique() > 1:
+        text += (
+            " The positive controls are of several kinds: 'pooled' takes them for one, so that their differences count as "
+            "noise; each kind is shown by itself as well."
+        )
+    if assay["value"].isna().any():
+        text += " Without three wells on either side, or without any difference, nothing is defined."
+    return text
+
+
+def _dose_note():
+    """By which rule a dose response is reported."""
+    low, high = profiling.HILL_SLOPES
+    return (
+        "A curve is reported where all of this holds: the F test of its four parameters against a constant has p ≤ 0.05; its "
+        f"EC50 lies within the doses given, and the EC50's 95 % interval (likelihood profile) reaches no more than "
+        f"{profiling.DOSE_MARGIN:g} times beyond them; its ends lie at least {profiling.MIN_SPAN:g} robust standard deviations of "
+        f"the negative controls apart. Slopes are fitted within {low:g} and {high:g}. Control wells are not fitted."
+    )
 
 
 def _number(value):
@@ -201,24 +439,20 @@ def _number(value):
 
 def _dose_curves(wells, readout, *, groups=None):
     """Dose-response charts of the treatments that have several doses."""
-    treated = wells[
-        wells["Metadata_Treatment"].notna() & wells["Metadata_Dose"].notna() & (wells["Metadata_Control"] == "")
-    ]
     controls = {}
     for kind in ("negative", "positive"):
         values = wells.loc[wells["Metadata_Control"] == kind, READOUT].dropna()
         if len(values):
             controls[kind] = tuple(np.percentile(values, [5, 50, 95]))
-    fits = profiling.dose_response(treated).set_index("Metadata_Treatment") if len(treated) else None
+    fits = profiling.dose_response(wells).set_index("Metadata_Treatment")
+    treated = wells[wells["Metadata_Dose"].notna() & (wells["Metadata_Control"] == "")]
     curves = []
     for treatment, found in treated.groupby("Metadata_Treatment", sort=True):
-        if found["Metadata_Dose"].nunique() < 3:
-            continue
-        if treatment not in fits.index:
+        if found["Metadata_Dose"].nunique() < 3 or treatment not in fits.index:
             continue
         fit = fits.loc[treatment]
         hill = None
-        if np.isfinite([fit["ec50"], fit["hill"], fit["bottom"], fit["top"]]).all():
+        if not fit["reason"]:
             hill = report.HillCurve(
                 bottom=fit["bottom"],
                 top=fit["top"],
@@ -238,6 +472,7 @@ def _dose_curves(wells, readout, *, groups=None):
                 wells=list(found["Metadata_Well"]),
                 groups=None if groups is None else list(found[groups]),
                 hill=hill,
+                reason=fit["reason"],
                 controls=controls,
             )
         )
@@ -257,59 +492,90 @@ def _class_fractions(plate, wells, records):
     return {name: shares[name].to_dict() for name in sorted(shares)}
 
 
-def _montage(plate, wells, settings, colors):
-    """Pictures of some wells with the outlines of nuclei and cells."""
-    names = settings["report"]["composite"] or list(settings["channels"])[:3]
-    order = list(settings["channels"])
-    pictures = []
-    for _, well in _wells_to_show(wells, settings["report"]["montage_wells"]).iterrows():
-        name = well["Metadata_Well"]
-        for _, field in usable_fields(plate, [name]):
-            path = store.field_path(plate_store(plate), name, field)
-            if store.read_group(path / "labels") is None:
-                continue
-            shape = store.image_shape(path)[1:]
-            window = tuple(slice(max(0, (size - MONTAGE_PX) // 2), (size + MONTAGE_PX) // 2) for size in shape)
-            labels = {kind: store.read_labels(path, kind, window=window) for kind in ("Nuclei", "Cells")}
-            pictures.append((well, field, _pixels(plate, name, field, names, window), labels))
-            break
-    if not pictures:
-        return []
-    windows = [tuple(np.percentile([image[i] for *_, image, _ in pictures], [1, 99.7])) for i in range(len(names))]
-    used = [colors[order.index(name)] for name in names]
-    return [
-        report.Tile(
-            well=well["Metadata_Well"],
-            picture=report.composite_image(image, used, windows),
-            outlines=report.outline_layer(labels),
-            treatment=well["Metadata_Treatment"] or "",
-            dose=float(well["Metadata_Dose"]),
-            cells=int(well["Metadata_CellCount"]),
-            control=well["Metadata_Control"].replace("empty", ""),
-            caption=f"field {field}",
+def _montage(plate, wells, settings, exclusions, flagged):
+    """Pictures of some fields with the outlines of nuclei and cells, and the colors of their channels."""
+    channels = settings["channels"]
+    names = settings["report"]["composite"] or list(channels)[:3]
+    colors = {name: f"#{channels[name]['color'].lstrip('#')}" for name in names}
+    usable = usable_fields(plate, list(wells["Metadata_Well"]))
+    first = flagged.drop_duplicates(["Metadata_Well", "Metadata_Field"])
+    bad = {(well, field) for well, field in first[["Metadata_Well", "Metadata_Field"]].itertuples(index=False)}
+    failed = exclusions[exclusions["what"].isin(["failed", "unlike the plate", "not segmented"])]
+    columns = ["Metadata_Well", "Metadata_Field"]
+    chosen = report.choose_tiles(
+        wells,
+        settings["report"]["montage_wells"],
+        flagged=list(first[[*columns, "Reason"]].itertuples(index=False, name=None)),
+        failed=list(failed[[*columns, "reason"]].itertuples(index=False, name=None)),
+        order=[well for _, well in choose_wells([("", well) for well in wells["Metadata_Well"]], len(wells))],
+    )
+    known = wells.set_index("Metadata_Well", drop=False)
+    shown = []
+    for name, field, why in chosen:
+        fields = [other for well, other in usable if well == name]
+        if field is None:
+            better = [other for other in fields if (name, other) not in bad] or fields
+            field = next(
+                (other for other in better if _is_segmented(plate, name, other)), better[0] if better else None
+            )
+        if field is None:
+            continue
+        shown.append((known.loc[name], field, why, _crop(plate, name, field, names) if field in fields else None))
+    clean = [crop["image"] for well, field, _, crop in shown if crop and (well["Metadata_Well"], field) not in bad]
+    clean = clean or [crop["image"] for *_, crop in shown if crop]
+    if not clean:
+        return [], {}
+    windows = [tuple(np.percentile([image[i] for image in clean], [1, 99.7])) for i in range(len(names))]
+    tiles = []
+    for well, field, why, crop in shown:
+        picture = outlines = None
+        if crop:
+            picture = report.composite_image(crop["image"], list(colors.values()), windows)
+            outlines = report.outline_layer(crop["labels"]) if crop["labels"] else None
+        tiles.append(
+            report.Tile(
+                well=well["Metadata_Well"],
+                picture=picture,
+                outlines=outlines,
+                treatment=well["Metadata_Treatment"] or "",
+                dose=float(well["Metadata_Dose"]),
+                unit=well["Metadata_Unit"] or "",
+                cells=int(well["Metadata_CellCount"]),
+                control=well["Metadata_Control"].replace("empty", ""),
+                caption=f"field {field}" + (f", {crop['part']}" if crop else ""),
+                why=why,
+                width_um=crop["width_um"] if crop else float("nan"),
+            )
         )
-        for well, field, image, labels in pictures
-    ]
+    return tiles, colors
+
+
+def _is_segmented(plate, well, field):
+    return store.read_group(store.field_path(plate_store(plate), well, field) / "labels") is not None
+
+
+def _crop(plate, well, field, channels):
+    """The central part of a field: pixels, labels (empty if it was not segmented), what part it is, and its width [µm]."""
+    path = store.field_path(plate_store(plate), well, field)
+    shape = store.image_shape(path)[-2:]
+    window = tuple(slice(max(0, (size - MONTAGE_PX) // 2), min((size + MONTAGE_PX) // 2, size)) for size in shape)
+    height, width = (part.stop - part.start for part in window)
+    labels = {}
+    if _is_segmented(plate, well, field):
+        labels = {kind: store.read_labels(path, kind, window=window) for kind in ("Nuclei", "Cells")}
+    whole = (height, width) == tuple(shape)
+    return {
+        "image": _pixels(plate, well, field, channels, window),
+        "labels": labels,
+        "part": f"all {width} × {height} px" if whole else f"central {width} × {height} of {shape[1]} × {shape[0]} px",
+        "width_um": width * store.describe_image(path)["pixel_size_um"],
+    }
 
 
 def _pixels(plate, well, field, channels, window):
     """Corrected pixels of a window; a channel that the field lacks is black."""
     flatfield = store.read_group(plate_folder(plate) / "illumination.zarr")["plateloom"]["fingerprint"]
     return read_corrected(plate, well, field, flatfield, channels=channels, window=window)
-
-
-def _wells_to_show(wells, count):
-    """Controls, then the highest dose of each treatment, then others by hash; in the order of the plate."""
-    found = wells.assign(order=range(len(wells)))
-    first = [found[found["Metadata_Control"] == kind].head(2) for kind in ("negative", "positive")]
-    treated = found[found["Metadata_Treatment"].notna() & (found["Metadata_Control"] == "")]
-    first.append(
-        treated.sort_values("Metadata_Dose", ascending=False, kind="stable").drop_duplicates("Metadata_Treatment")
-    )
-    rest = [well for _, well in choose_wells([("", well) for well in found["Metadata_Well"]], len(found))]
-    first.append(found.set_index("Metadata_Well", drop=False).loc[rest])
-    chosen = pd.concat(first).drop_duplicates("Metadata_Well").head(count)
-    return chosen.sort_values("order", kind="stable").drop(columns="order")
 
 
 def report_screen(*, plates, missing, settings, code, screened, reported, mapped, encoded, classified, record):
@@ -364,41 +630,55 @@ def _describe_screen(plates, missing, settings, inputs):
     good = [found["plate"] for found in inputs["reported"] if found["status"] == "done"]
     failed = left_out(inputs["reported"])
     params = profiling.Params(**settings["config"]["profiling"]["parameters"])
-    readout = params.readout or ""
-    if params.readout_denominator:
-        readout += f" / {params.readout_denominator}"
+    readout = _readout_name(params)
     wells = {plate: read_metadata(plate_folder(plate) / "aggregates.parquet") for plate in good}
     rows = [_plate_row(plate, wells.get(plate["plate"]), failed) for plate in plates]
     rows += [{"Metadata_Plate": plate, "status": "missing", "reason": "not complete"} for plate in missing]
+    notices = _shared_notices(plates, wells, inputs)
     notes, maps = {}, []
-    maps.append(_screen_map("Cells per well", wells, "Metadata_CellCount"))
-    quality, curves, hits = None, [], None
+    if wells:
+        maps.append(_screen_map("Cells per well", wells, "Metadata_CellCount", unit="cells"))
+    else:
+        notes["heat_maps"] = "No plate is complete."
+    quality, curves, hits, hits_note = None, [], None, ""
     done = inputs["screened"]["status"] == "done"
-    if params.readout and done:
-        maps.append(_screen_map("Readout", wells, READOUT, note=readout))
-        assays = {
-            plate: (read_json(plate_folder(plate) / "records/profiling/part-0.json") or {})["facts"].get("assay")
-            for plate in good
-        }
-        parts = [_quality_rows(assay, readout, Metadata_Plate=plate) for plate, assay in assays.items() if assay]
+    if params.readout and done and wells:
+        maps.append(_screen_map("Readout", wells, READOUT, note=readout, unit=_unit_of(params)))
+        parts = [_quality_rows(table, readout, Metadata_Plate=plate) for plate, table in wells.items()]
+        parts = [part for part in parts if part is not None]
         quality = pd.concat(parts, ignore_index=True) if parts else None
         joined = pd.concat([table for table in wells.values() if len(table)], ignore_index=True)
         curves = _dose_curves(joined, readout, groups="Metadata_Plate")
         hits = read_table(screen_folder() / "hits.parquet")
+        found = inputs["screened"]["facts"]["hits"]
+        hits_note = report.explain_hits(
+            readout,
+            threshold=found["threshold"],
+            min_replicates=found["min_replicates"],
+            false_rate=_number(found["false_rate"]),
+            skipped=found["skipped_plates"],
+            unit=_unit_of(params),
+        )
+        if not curves:
+            notes["dose_response"] = "No treatment was given in three doses or more."
     else:
         notes["quality"] = notes["hits"] = notes["dose_response"] = (
-            "No readout is configured (profiling.parameters.readout)." if done else inputs["screened"]["reason"]
+            "No readout is configured (profiling.parameters.readout)."
+            if not params.readout
+            else inputs["screened"]["reason"]
+            if wells
+            else "No plate is complete."
         )
-    if params.readout and not curves:
-        notes["dose_response"] = "No treatment has three doses or more."
     notes["replicability"] = "Replicability (mean average precision) is not measured yet."
     well_maps = []
     if done:
         profiles = read_metadata(screen_folder() / "profiles.parquet")
-        reason = inputs["screened"]["facts"]["map"]
+        facts = inputs["screened"]["facts"]
+        raw = _rawness(facts["plates"], facts["not_normalized"])
+        reason = " ".join(filter(None, [raw, facts["map"] and f"No UMAP: {facts['map']}."]))
         well_maps = [
             _embedding("Wells, UMAP", profiles, "Metadata_Map_1", "Metadata_Map_2", reason),
-            _embedding("Wells, PCA", profiles, "Metadata_PCA_1", "Metadata_PCA_2", "", axes=("PCA 1", "PCA 2")),
+            _embedding("Wells, PCA", profiles, "Metadata_PCA_1", "Metadata_PCA_2", raw, axes=("PCA 1", "PCA 2")),
         ]
     else:
         notes["well_maps"] = inputs["screened"]["reason"]
@@ -406,22 +686,36 @@ def _describe_screen(plates, missing, settings, inputs):
     notes |= notes_of_cells
     classifier = _classifier(inputs["classified"], notes)
     autoencoder = _autoencoder(inputs["encoded"], settings, notes)
+    records = {stage: [inputs[name]] for stage, name in (("profiles", "screened"),)}
+    for stage, name in (("autoencoder", "encoded"), ("map", "mapped"), ("classifier", "classified")):
+        records[stage] = inputs[name]
+    pages = {f"report of {found['plate']}": [found] for found in inputs["reported"] if found["status"] == "done"}
     return report.ScreenReport(
         screen=Path.cwd().name,
         plates=pd.DataFrame(rows),
-        summary={"hits": int(hits["hit"].sum()) if hits is not None else "no readout"},
+        summary={} if params.readout else {"hits": "no readout"},
+        notices=tuple(notices),
         quality=quality,
+        quality_note=_quality_note(quality),
         shapes={plate: plate_format(list(table["Metadata_Well"])) for plate, table in wells.items()},
         heat_maps=tuple(maps),
         well_maps=tuple(well_maps),
         cell_maps=tuple(cell_maps),
         hits=hits,
+        hits_note=hits_note,
         dose_response=tuple(curves),
+        dose_note=_dose_note(),
         classifier=classifier,
         autoencoder=autoencoder,
-        versions=versions(),
+        versions=_versions(records | pages),
         parameters=settings["config"],
         reproduce=("plateloom check .", "plateloom run .", "plateloom status ."),
+        origin={
+            "config": "config.yaml in the folder of the screen; with the defaults (see Parameters) digest "
+            f"{digest(settings['config'])}",
+            "plates": "plates.tsv; the code, settings and results of each plate's stages stand on its own page",
+        },
+        stages=_provenance(records | pages),
         notes=notes,
     )
 
@@ -431,22 +725,70 @@ def _plate_row(plate, wells, failed):
     name = plate["plate"]
     row = {"Metadata_Plate": name, "Metadata_Batch": plate["batch"], "status": "done", "reason": ""}
     if wells is None:
-        return row | {"status": "failed", "reason": failed.get(name, "no page")}
+        row |= {"status": "quarantined", "reason": failed.get(name, "no page")}
+        return row | {"link": _page_of(name) if (plate_folder(name) / "report.html").exists() else ""}
     fields = read_tables([well_table(name, "fields", well) for well in wells["Metadata_Well"]])
-    lost = fields[fields["Status"] == "failed"]
+    number = "SourceField" if "SourceField" in fields else "Metadata_Field"
+    keys = ["Metadata_Well", number]
+    lost = report.list_exclusions(fields)
+    lost = lost[lost["what"].isin(["failed", "unlike the plate", "hole"])]
     return row | {
         "wells": len(wells),
-        "fields": len(fields[["Metadata_Well", "Metadata_Field"]].drop_duplicates()),
-        "failed_fields": len(lost[["Metadata_Well", "Metadata_Field"]].drop_duplicates()),
+        "fields": len(fields[keys].drop_duplicates()),
+        "failed_fields": len(lost),
         "cells": int(wells["Metadata_CellCount"].sum()),
-        "link": f"../plates/{name}/report.html",
+        "link": _page_of(name),
     }
 
 
-def _screen_map(title, wells, column, note=""):
+def _page_of(plate):
+    """Address of a plate's page, as seen from the screen's."""
+    return f"../plates/{plate}/report.html"
+
+
+def _shared_notices(plates, wells, inputs):
+    """What the plates' pages warn of, and controls of the plate maps that were never imaged."""
+    found = [
+        report.Notice(**one, plate=record["plate"], link=_page_of(record["plate"]))
+        for record in inputs["reported"]
+        if record["status"] == "done"
+        for one in record["facts"].get("notices", [])
+    ]
+    for row in plates:
+        plate, path = row["plate"], row["plate_map"]
+        if plate not in wells or not path:
+            continue
+        try:
+            known = read_plate_map(path)
+        except (ConfigError, OSError):  # it has changed since the plate was profiled
+            continue
+        imaged = set(wells[plate]["Metadata_Well"])
+        for kind in ("negative", "positive"):
+            named = [well["well"] for well in known if well["control"] == kind]
+            absent = [well for well in named if well not in imaged]
+            if absent:
+                shown = f"{', '.join(absent[:8])}{' …' if len(absent) > 8 else ''}"
+                text = f"{len(absent)} of {len(named)} {kind} control wells of the plate map were not imaged: {shown}."
+                found.append(report.Notice(kind="controls", text=text, plate=plate, link=_page_of(plate)))
+    return found
+
+
+def _rawness(plates, raw):
+    """What a map of wells has to say of plates that are not normalized; empty if all are."""
+    if not raw:
+        return ""
+    if len(raw) == len(plates):
+        return (
+            "These are raw features, not normalized to negative controls: plates and stainings differ in them for reasons that "
+            "have nothing to do with the treatments."
+        )
+    return f"Only normalized plates are shown; without {', '.join(raw)}."
+
+
+def _screen_map(title, wells, column, note="", unit=""):
     """Plate maps of one column, side by side."""
     plates = {plate: _by_well(table, column) for plate, table in wells.items() if column in table}
-    return report.ScreenHeatMap(title=title, plates=plates, note=note)
+    return report.ScreenHeatMap(title=title, plates=plates, note=note, unit=unit)
 
 
 def _embedding(title, table, x, y, reason, axes=("UMAP 1", "UMAP 2")):
@@ -494,7 +836,11 @@ def _cell_maps(wells, inputs):
     keys = ["Metadata_Plate", "Metadata_Well"]
     cells = cells.merge(known[[*keys, "Metadata_Treatment", "Metadata_Control", "Metadata_Batch"]], on=keys, how="left")
     reason = inputs["mapped"][0]["facts"].get("reason", "")
-    return [_embedding(f"Cells ({len(cells)} of them)", cells, "Map_1", "Map_2", reason)], {}
+    note = (
+        f"{len(cells):,} cells, drawn evenly over the wells. Their features are scaled by the median and spread of the whole "
+        "sample and not normalized to the controls of each plate: where plates lie apart, so do their stainings."
+    )
+    return [_embedding("Cells", cells, "Map_1", "Map_2", " ".join(filter(None, [note, reason])))], {}
 
 
 def _classifier(records, notes):
@@ -503,14 +849,20 @@ def _classifier(records, notes):
         notes["classifier"] = records[0]["reason"] if records else "No labels were given (classification.labels)."
         return None
     found = read_json(model_folder("classifier") / "model.json")["card"]["metrics"]
+    unit = found["scheme"]  # well or plate
     return report.ClassifierReport(
         classes=found["classes"],
         confusion=np.array(found["confusion"]),
-        per_class=pd.DataFrame(found["per_class"]),
+        per_class=pd.DataFrame(found["per_class"])[["class", "precision", "recall", "f1", "support", "groups"]].rename(
+            columns={"groups": f"{unit}s", "support": "cells"}
+        ),
         balanced_accuracy=_number(found["balanced_accuracy"]),
         low=_number(found["balanced_accuracy_low"]),
         high=_number(found["balanced_accuracy_high"]),
-        scheme=found["scheme"],
+        scheme=(
+            f"Tested by cross-validation in {len(found['folds'])} folds on {found['n_cells']:,} cells of {found['n_groups']:,} "
+            f"{unit}s; all cells of a {unit} are in the same fold, so that no {unit} is tested by a model that has seen it"
+        ),
     )
 
 
@@ -546,5 +898,8 @@ def _autoencoder(records, settings, notes):
         error="mean squared error",
         crops=pictures[0],
         reconstructions=pictures[1],
-        scheme=f"{card['cells']['train']} crops from {len(card['wells']['train'])} wells; tested on {card['cells']['holdout']} from {len(card['wells']['holdout'])} other wells",
+        scheme=(
+            f"Trained on {card['cells']['train']:,} crops of single cells from {len(card['wells']['train']):,} wells, tested on "
+            f"{card['cells']['holdout']:,} from {len(card['wells']['holdout']):,} other wells"
+        ),
     )

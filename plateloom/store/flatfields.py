@@ -1,7 +1,6 @@
 """A plate's flat-fields: one array per channel in `illumination.zarr`."""
 
 import functools
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,8 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from plateloom.errors import PlateLayoutError
-from plateloom.store.plate import read_group, write_group
+from plateloom.store.integrity import VouchedStore
+from plateloom.store.plate import open_array, read_group, remove_group, write_group
 
 
 def write_flatfields(path, flatfields, record, *, offset=0.0):
@@ -26,21 +26,20 @@ def write_flatfields(path, flatfields, record, *, offset=0.0):
         What the camera reads in the dark [counts]; taken off before the division.
     """
     path = Path(path)
-    (path / "zarr.json").unlink(missing_ok=True)
-    if path.exists():
-        shutil.rmtree(path)
+    remove_group(path)
+    store = VouchedStore(path)
     for channel, flatfield in flatfields.items():
-        array = zarr.create_array(
-            str(path / channel),
-            shape=flatfield.shape,
-            dtype="float32",
+        zarr.create_array(
+            store,
+            name=channel,
+            data=flatfield,
             chunks=flatfield.shape,
             compressors=[ZstdCodec(level=3, checksum=True)],
             zarr_format=3,
             config={"write_empty_chunks": True},
         )
-        array[...] = flatfield
-    write_group(path, {"plateloom": record, "channels": list(flatfields), "offset": offset})
+    attributes = {"plateloom": record, "channels": list(flatfields), "offset": offset}
+    write_group(path, attributes, arrays=store.finish())
 
 
 def read_flatfields(path, channels, fingerprint):
@@ -74,4 +73,4 @@ def _read(path, channel, fingerprint):
     found = attributes.get("plateloom", {}).get("fingerprint")
     if found != fingerprint:
         raise PlateLayoutError(f"{path!r} holds the flat-fields {found}, expected {fingerprint}; run again")
-    return zarr.open_array(str(Path(path, channel)), mode="r")[...], attributes["offset"]
+    return open_array(path, attributes, channel)[...], attributes["offset"]

@@ -82,7 +82,7 @@ def read_sheet(path, required, known):
     except FileNotFoundError:
         return [], [f"no {str(path)!r}"]
     except UnicodeDecodeError:
-        return [], [f"{path}: not UTF-8 text"]
+        return [], [f"{path}: not UTF-8 text; save it as UTF-8"]
     lines = text.splitlines()
     header = next((line for line in lines if line.strip() and not line.startswith("#")), "")
     delimiter = "\t" if "\t" in header else ","

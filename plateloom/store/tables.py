@@ -32,7 +32,7 @@ def write_table(path, table, record):
             arrow = arrow.set_column(i, field.name, arrow.column(i).cast(pa.string()))
     arrow = arrow.replace_schema_metadata({KEY: json.dumps(record, sort_keys=True)})
     buffer = io.BytesIO()
-    pq.write_table(arrow, buffer, compression="zstd")
+    pq.write_table(arrow, buffer, compression="zstd", write_page_checksum=True)
     write_bytes(path, buffer.getvalue())
 
 
@@ -46,8 +46,9 @@ def read_record(path):
 
 
 def read_table(path, columns=None):
-    """Read one table, or some of its columns, as a DataFrame."""
-    return pq.read_table(path, columns=columns).replace_schema_metadata(None).to_pandas()
+    """Read one table, or some of its columns, as a DataFrame; a page whose checksum does not hold raises `OSError`."""
+    table = pq.read_table(path, columns=columns, page_checksum_verification=True)
+    return table.replace_schema_metadata(None).to_pandas()
 
 
 def read_metadata(path):

@@ -1,0 +1,248 @@
+"""Files that only bioio reads become planes, by the plugin that is here: OME-TIFF's."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from layouts import bioio as layout
+from layouts.ome_tiff import WAVELENGTHS
+
+from plateloom.errors import PlateLayoutError, UnreadableImageError
+from plateloom.readers import bioio, pattern
+from plateloom.readers.bioio import SCENES, Params
+
+pytest.importorskip("bioio_ome_tiff", reason="needs bioio and its plugin: pip install bioio bioio-ome-tiff")
+# The plugin calls its own dependency in a way that is going out of use.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning:bioio_ome_tiff", "ignore::DeprecationWarning:ome_types"
+)
+
+TIFF = Params(suffixes=[".ome.tif"])
+SCENE = Params(suffixes=[".ome.tif"], names="scene", pattern="Image:" + SCENES["ZEN"])
+PLACES = {1: (0.0, 0.0), 2: (0.0, 100.5), 3: (80.25, -20.0)}
+
+
+def planes_of(wells=("A01", "B03"), fields=(1, 2, 3), depth=2, times=2, shape=(6, 9)):
+    random = np.random.default_rng(0)
+    return {
+        (well, field, channel, z, t): random.integers(1, 65535, shape, dtype=np.uint16)
+        for well in wells
+        for field in fields
+        for channel in (1, 2)
+        for z in range(1, depth + 1)
+        for t in range(1, times + 1)
+    }
+
+
+def check(folder, planes, params=TIFF, *, positions=PLACES, pixel_size_um=0.65, notes=()):
+    found = bioio.scan(folder, params)
+    assert len(found.images) == len(planes)
+    for image in found.images:
+        channel = ("DNA", "GFP").index(image.channel) + 1
+        pixels, _ = bioio.load(folder, image)
+        np.testing.assert_array_equal(pixels, planes[image.well, image.field, channel, image.z + 1, image.t + 1])
+        assert image.pixel_size_um == pytest.approx(pixel_size_um) and image.wavelength_nm == WAVELENGTHS[channel - 1]
+        assert (image.y_um, image.x_um) == (pytest.approx(positions[image.field]) if positions else (None, None))
+        assert image.seconds > 1.7e9 and image.size > 0
+    assert found.channels == {"DNA": {"color": "FF0000"}, "GFP": {"color": "00FF00"}}
+    assert all(text in note for text, note in zip(notes, found.notes, strict=True))
+    return found
+
+
+def test_a_file_for_each_well_reads_back(tmp_path):
+    planes = planes_of()
+    layout.write(tmp_path, planes, positions=PLACES)
+    images = check(tmp_path, planes).images
+    assert sorted({image.z_um for image in images}) == [0.0, 1.5]
+    assert {image.file for image in images} == {"A01.ome.tif", "B03.ome.tif"}
+
+
+def test_a_scene_for_each_field_of_all_wells_reads_back(tmp_path):
+    planes = planes_of(wells=("A01", "B03", "H12"))
+    layout.write(tmp_path, planes, positions=PLACES, scenes=True)
+    check(tmp_path, planes, SCENE)
+
+
+def test_without_a_field_in_its_name_a_scene_is_counted_within_its_well(tmp_path):
+    planes = planes_of()
+    layout.write(tmp_path, planes, positions=PLACES, scenes=True)
+    params = SCENE.model_copy(update={"pattern": r"Image:P\d-(?P<well>[A-H]\d\d)"})
+    check(tmp_path, planes, params)
+
+
+@pytest.mark.parametrize("unit", ["µm", "nm", "mm"])
+def test_sizes_and_positions_have_their_units(tmp_path, unit):
+    planes = planes_of(wells=("A01",))
+    layout.write(tmp_path, planes, positions=PLACES, unit=unit, position_unit=unit)
+    check(tmp_path, planes)
+
+
+def test_axes_of_a_stage_may_point_the_other_way(tmp_path):
+    planes = planes_of(wells=("A01",))
+    layout.write(tmp_path, planes, positions=PLACES)
+    check(
+        tmp_path,
+        planes,
+        TIFF.model_copy(update={"mirror": "y"}),
+        positions={f: (-y, x) for f, (y, x) in PLACES.items()},
+    )
+
+
+def test_positions_that_are_all_the_same_are_none(tmp_path):
+    planes = planes_of(wells=("A01",))
+    layout.write(tmp_path, planes, positions=dict.fromkeys(PLACES, (5.0, 6.0)))
+    check(tmp_path, planes, positions=None, notes=["one position for all fields"])
+
+
+def test_files_and_scenes_that_do_not_match_are_a_note(tmp_path):
+    planes = planes_of()
+    layout.write(tmp_path, planes, positions=PLACES)
+    (tmp_path / "A01.ome.tif").rename(tmp_path / "overview.ome.tif")
+    kept = {key: plane for key, plane in planes.items() if key[0] == "B03"}
+    check(tmp_path, kept, notes=["1 files do not match the pattern and are left out, e.g. 'overview.ome.tif'"])
+    found = bioio.scan(tmp_path, TIFF.model_copy(update={"names": "scene"}))
+    assert found.images == [] and "6 scenes do not match" in found.notes[0]
+
+
+def test_a_file_that_cannot_be_opened_stands_for_the_planes_of_its_name(tmp_path):
+    planes = planes_of()
+    layout.write(tmp_path, planes, positions=PLACES)
+    (tmp_path / "C05.ome.tif").write_bytes(b"no TIFF")
+    found = bioio.scan(tmp_path, TIFF)
+    assert "1 files cannot be opened; 'C05.ome.tif'" in found.notes[0]
+    broken = [image for image in found.images if image.well == "C05"]
+    assert len(broken) == 24
+    with pytest.raises(UnreadableImageError, match="C05.ome.tif"):
+        bioio.load(tmp_path, broken[0])
+    for name in ("A01", "B03"):
+        (tmp_path / f"{name}.ome.tif").write_bytes(b"")
+    with pytest.raises(PlateLayoutError, match="no file of .* can be opened; 'A01.ome.tif'"):
+        bioio.scan(tmp_path, TIFF)
+
+
+def test_a_truncated_file_is_unreadable_and_nothing_worse(tmp_path):
+    layout.write(tmp_path, planes_of(wells=("A01", "A02"), fields=(1,), depth=1, times=1), positions=PLACES)
+    path = tmp_path / "A01.ome.tif"
+    good, random = path.read_bytes(), np.random.default_rng(2)
+    for _ in range(30):
+        data = bytearray(good)
+        del data[random.integers(len(data)) :]
+        for _ in range(random.integers(0, 3)):
+            if data:
+                data[random.integers(len(data))] = random.integers(256)
+        path.write_bytes(data)
+        try:
+            for image in bioio.scan(tmp_path, TIFF).images:
+                bioio.load(tmp_path, image)
+        except (PlateLayoutError, UnreadableImageError) as error:
+            assert "A01.ome.tif" in str(error)
+
+
+def test_what_is_no_plane_of_counts_is_refused_not_cast(tmp_path):
+    planes = {key: plane.astype(np.float32) for key, plane in planes_of(wells=("A01",), fields=(1,)).items()}
+
+    def change(ome):
+        for pixels in ome.iter("Pixels"):
+            pixels.set("Type", "float")
+
+    layout.write(tmp_path, planes, change=change)
+    images = bioio.scan(tmp_path, TIFF).images
+    with pytest.raises(UnreadableImageError, match="float32"):
+        bioio.load(tmp_path, images[0])
+
+
+def test_a_changed_file_is_not_read_from_memory(tmp_path):
+    first, second = planes_of(wells=("A01",)), {key: plane + 1 for key, plane in planes_of(wells=("A01",)).items()}
+    layout.write(tmp_path, first, positions=PLACES)
+    check(tmp_path, first)
+    layout.write(tmp_path, second, positions=PLACES)
+    os.utime(tmp_path / "A01.ome.tif", ns=(1, 1))
+    check(tmp_path, second)
+
+
+def test_a_listing_opens_no_file(tmp_path):
+    for name in ("A01.czi", "B02.czi", "notes.txt", "overview.czi"):
+        (tmp_path / name).write_bytes(b"x")
+    listed = sorted(bioio.listing(tmp_path, Params()))
+    assert [well for well, _ in listed] == ["A01", "B02"] and listed[0][1].startswith("A01.czi/1/")
+    assert {well for well, _ in bioio.listing(tmp_path, Params(names="scene"))} == {""}
+
+
+def test_a_folder_without_such_files_says_so(tmp_path):
+    with pytest.raises(PlateLayoutError, match="ends in .czi"):
+        bioio.scan(tmp_path, Params())
+
+
+@pytest.mark.parametrize(
+    ("name", "plugin"),
+    [("A01.czi", "bioio-czi"), ("A01.ND2", "bioio-nd2"), ("A01.lif", "bioio-lif"), ("A01.vsi", "bioio-bioformats")],
+)
+def test_a_missing_plugin_is_named(tmp_path, name, plugin):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(PlateLayoutError, match=f"reads '{name}': pip install bioio {plugin}"):
+        bioio.scan(tmp_path, Params())
+    assert bioio.recognise(tmp_path, [name])["reader"] == "bioio"
+
+
+def test_a_missing_bioio_is_named(tmp_path, monkeypatch):
+    (tmp_path / "A01.czi").write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "bioio", None)
+    with pytest.raises(
+        PlateLayoutError, match="'A01.czi' needs a package that is not installed: pip install bioio bioio-czi"
+    ):
+        bioio.scan(tmp_path, Params())
+    assert bioio.recognise(tmp_path, ["A01.czi"])["layout"] == ".czi by bioio"
+
+
+def test_bioio_is_imported_only_when_it_is_used():
+    code = (
+        "import sys; from plateloom.readers import bioio; bioio.Params(); bioio.recognise('x', ['A01.tif', 'A01.czi']);"
+        "print(sorted({'bioio', 'numpy', 'dask'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["A01.czi", "A02.czi"], "file"),
+        (["scan/WellA01_ChannelDAPI_Seq0000.nd2", "scan/WellA02_ChannelDAPI_Seq0001.nd2"], "file"),
+        (["plate.lif"], "scene"),
+        (["A01.czi", "B01.tif", "B02.tif"], None),
+        (["A01.tif"], None),
+        ([], None),
+    ],
+)
+def test_files_are_recognised_by_their_suffix(names, expected):
+    found = bioio.recognise("nowhere", names)
+    assert (found and found["params"].get("names", "file")) == expected
+    if found:
+        assert found["share"] > 0.5 and Params(**found["params"])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("A01.czi", ("A01", None)),
+        ("exp-7_B3_f02.lif", ("B3", "02")),
+        ("20201115_184113_906__WellA2_ChannelDAPI_Seq0003.nd2", ("A2", None)),
+        ("P2-D4", ("P2", None)),
+    ],
+)
+def test_usual_names_hold_a_well(name, expected):
+    match = pattern.matcher(pattern.Params(pattern=bioio.FIRST_WELL))(name)
+    assert (match["well"], match["field"]) == expected
+
+
+def test_scenes_of_zen_are_told_from_wells(tmp_path):
+    match = pattern.matcher(pattern.Params(pattern=SCENES["ZEN"]))("P2-D4")
+    assert (match["well"], match["field"]) == ("D4", "2")
+
+
+def test_params_tell_what_is_wrong():
+    for wrong in ({"pattern": ""}, {"pattern": "("}, {"suffixes": ["czi"]}, {"suffixes": []}):
+        with pytest.raises(ValueError):
+            Params(**wrong)

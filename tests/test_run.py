@@ -1,0 +1,454 @@
+"""Running a screen and looking at it: what is refused, how a run is ended, and what is said of it afterwards."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from unittest import mock
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from plateloom import status
+from plateloom.cli import main, run
+from plateloom.config import read_config
+from plateloom.engine import locks
+from plateloom.errors import ConfigError
+from plateloom.planning import STAGES, Screen
+from plateloom.store.provenance import digest, write_json
+
+COMMAND = [sys.executable, "-c", "from plateloom.cli import main; main()"]
+TRUNCATED_TIFF = {"well": "C03", "field": 1, "channel": "DNA", "reason": "C03_s1_w1.tif: truncated"}
+
+
+def plateloom(*arguments, **environment):
+    """Call the command in this process; returns exit code and everything that it said."""
+    said, code = io.StringIO(), 0
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, environment))
+        stack.enter_context(mock.patch.object(sys, "argv", ["plateloom", *map(str, arguments)]))
+        stack.enter_context(contextlib.redirect_stdout(said))
+        stack.enter_context(contextlib.redirect_stderr(said))
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+    return code, said.getvalue()
+
+
+class Records:
+    """Records of a screen, written by hand."""
+
+    def __init__(self, folder):
+        self.screen = Screen(read_config(folder).model_dump(mode="json"), folder)
+        self.folder = folder
+
+    def write(self, stage, plate=None, **values):
+        """The record of a stage of a plate, or of the screen; done unless the values say otherwise."""
+        for part, path in enumerate(self.screen.records(stage, plate)):
+            record = {
+                "status": "done",
+                "reason": "",
+                "artefacts": {"A01": "1", "A02": "2"},
+                "failures": [],
+                "facts": {"listing": self.screen.listing(plate, part)} if stage == "conversion" else {},
+                "parts": self.screen.config.parts if STAGES[stage].scope == "part" else None,
+                "settings": digest(self.screen.recorded_settings(stage, plate)),
+                "code": self.screen.code(stage),
+                "seconds": 1.0,
+                "log": f"logs/{stage}.log",
+            }
+            write_json(self.folder / path, record | values)
+
+    def write_all(self, plates=("P1",), **of_stage):
+        """All stages done, but for those that are given other values by their names."""
+        for stage in self.screen.stages():
+            for plate in [None] if STAGES[stage].scope == "screen" else plates:
+                self.write(stage, plate, **of_stage.get(stage, {}))
+
+
+@pytest.fixture
+def records(screen):
+    return Records(screen)
+
+
+def add_plate(folder, name):
+    path = folder / "plates.tsv"
+    path.write_text(path.read_text() + f"{name}\traw/{name}\tpattern\t\t\n")
+
+
+def failed(reason):
+    return {"status": "failed", "reason": reason, "artefacts": {}}
+
+
+SKIPPED = {"status": "skipped", "reason": "something above failed", "artefacts": {}}
+AFTER_CONVERSION = {name: SKIPPED for name, stage in STAGES.items() if stage.scope != "screen" and name != "conversion"}
+
+
+# What is refused
+
+
+def test_what_check_refuses_does_not_run(screen):
+    (screen / "raw").rename(screen / "elsewhere")
+    code, text = plateloom("run", screen)
+    assert code == 2 and "P1" in text and "nothing was started" in text
+    assert not {".snakemake", "results"} & {path.name for path in screen.iterdir()}
+
+
+def test_only_plates_that_were_never_converted_need_their_source(screen, records):
+    records.write_all()
+    (screen / "raw").rename(screen / "archive")
+    run._check_screen(screen)
+    add_plate(screen, "P2")
+    with pytest.raises(ConfigError) as caught:
+        run._check_screen(screen)
+    assert len(caught.value.problems) == 1 and "raw/P2" in caught.value.problems[0]
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--profile", "nope"], "--profile 'nope': no such profile. Plateloom has: default"),
+        (["--profile", "defalt"], "Did you mean 'default'?"),
+        (["--cores", "abc"], "--cores 'abc': expected a number"),
+        (["--cores", "0"], "--cores '0': expected a number"),
+        (["--until", "segmentaton"], "Did you mean 'segmentation'?"),
+        (["--keep-gonig"], "no option '--keep-gonig'. Did you mean '--keep-going'?"),
+        (["--retries", "x"], "invalid int value: 'x'"),
+    ],
+)
+def test_a_wrong_option_is_told_in_one_line_and_starts_nothing(screen, options, said):
+    code, text = plateloom("run", screen, *options)
+    assert code == 2 and said in text and len(text.splitlines()) == 2, text
+    assert not (screen / ".snakemake").exists()
+
+
+def test_a_stage_that_is_switched_off_is_no_place_to_stop(screen):
+    path = screen / "config.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings["latent"]["autoencoder"] = {"enabled": False}
+    path.write_text(yaml.safe_dump(settings))
+    with pytest.raises(ConfigError, match="switches this stage off"):
+        run._until_options(screen, "latent")
+    assert run._until_options(screen, "features") == run._until_options(screen, "measure_features")
+
+
+def test_help_names_the_profiles_that_exist():
+    _, text = plateloom("run", "--help")
+    there = {path.parent.name for path in (ROOT / "profiles").glob("*/profile.yaml")}
+    assert set(run.PROFILES) == there
+    for name in {"slurm", *there}:
+        assert (name in text) == (name in there), name
+
+
+def test_a_held_screen_is_told_at_once_and_planned_by_nobody(screen):
+    with locks.hold(screen / ".plateloom.lock", wait=False):
+        code, text = plateloom("run", screen)
+    assert code == 1 and len(text.splitlines()) == 1
+    assert f"process {os.getpid()}" in text and "nothing was started" in text
+    assert not (screen / ".snakemake").exists()
+
+
+def test_a_file_where_results_should_be_is_told_before_anything_starts(screen):
+    (screen / "results").touch()
+    code, text = plateloom("run", screen)
+    assert code == 2 and len(text.splitlines()) == 2 and "results' is a file" in text
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.parametrize("name", [".", "results"])
+def test_a_folder_that_cannot_be_written_is_told_before_anything_starts(screen, name):
+    (screen / "results").mkdir()
+    (screen / name).chmod(0o555)
+    code, text = plateloom("run", screen)
+    (screen / name).chmod(0o755)
+    assert code == 2 and len(text.splitlines()) == 2 and "cannot be written" in text
+
+
+# How a run is ended
+
+
+FAMILY = """
+import os, pathlib, signal, subprocess, sys, time
+if len(sys.argv) == 3:
+    {child}
+    pathlib.Path(sys.argv[1], sys.argv[2]).write_text(str(os.getpid()))
+    time.sleep(60)
+{parent}
+child = subprocess.Popen([sys.executable, __file__, sys.argv[1], "child"])
+pathlib.Path(sys.argv[1], "parent").write_text(str(os.getpid()))
+child.wait()
+"""
+WRAPPER = "import sys; from plateloom.cli.run import run_group; sys.exit(run_group([sys.executable, *sys.argv[1:]]))"
+
+
+def start_family(folder, *, child="", parent="", ignore=None):
+    """Start a command that starts another one, as `plateloom run` does; returns its process and both their numbers."""
+    (folder / "family.py").write_text(FAMILY.format(child=child, parent=parent))
+    before = signal.signal(ignore, signal.SIG_IGN) if ignore else None
+    process = subprocess.Popen([sys.executable, "-c", WRAPPER, str(folder / "family.py"), str(folder)], cwd=ROOT)
+    if ignore:
+        signal.signal(ignore, before)
+    wait_for(lambda: all((folder / name).exists() and (folder / name).read_text() for name in ("parent", "child")))
+    return process, [int((folder / name).read_text()) for name in ("parent", "child")]
+
+
+def wait_for(seen, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not seen():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+def is_alive(number):
+    """Whether a process is there, and no zombie."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(number)], capture_output=True, text=True, check=False).stdout
+    return bool(state.strip()) and not state.startswith("Z")
+
+
+@pytest.mark.parametrize(
+    "number, ignore",
+    [
+        (signal.SIGINT, None),
+        (signal.SIGTERM, None),
+        (signal.SIGHUP, None),
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGTERM, signal.SIGHUP),
+    ],
+)
+def test_a_signal_ends_the_command_and_what_it_has_started(tmp_path, number, ignore):
+    process, family = start_family(tmp_path, ignore=ignore)
+    process.send_signal(number)
+    assert process.wait(timeout=30) == 128 + number
+    assert not any(map(is_alive, family))
+
+
+def test_nohup_is_heard(tmp_path):
+    process, family = start_family(tmp_path, ignore=signal.SIGHUP)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None and all(map(is_alive, family))
+    process.terminate()
+    assert process.wait(timeout=30) == 143
+
+
+def test_a_second_signal_kills_what_does_not_listen(tmp_path):
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    process, family = start_family(tmp_path, child=deaf, parent=deaf)
+    process.send_signal(signal.SIGINT)
+    time.sleep(run.AHEAD + 0.3)
+    assert process.poll() is None and all(map(is_alive, family))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    wait_for(lambda: not any(map(is_alive, family)), 10)
+
+
+def test_what_outlives_the_command_is_ended_with_it(tmp_path):
+    process, (parent, child) = start_family(tmp_path)
+    os.kill(parent, signal.SIGKILL)
+    assert process.wait(timeout=30) == 137
+    assert not is_alive(child)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_after_a_signal_the_driver_begins_no_second_phase(tmp_path, number):
+    log = tmp_path / "snakemake.log"
+    log.write_text("Error in rule segment_plate:\n")
+    lines = [
+        "import os, signal, sys",
+        "from plateloom import driver",
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)",
+        "driver._listen()",
+        f"try: os.kill(os.getpid(), {int(number)})",
+        "except SystemExit: print('left')",
+        f"driver.finish_complete_plates([{str(log)!r}])",
+    ]
+    found = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (128 + number, "left\n", "")
+
+
+def job_is_under_way(folder):
+    """Whether a job of the screen holds its lock, and has begun with its wells."""
+    paths = (folder / "results").glob("plates/*/records/*/.*.lock")
+    return any(locks.read(path).get("done") and locks.is_held(path) for path in paths)
+
+
+@pytest.mark.parametrize("by", ["plateloom", "snakemake"])
+def test_an_interrupted_run_ends_whole_and_says_so(screen, by):
+    command = [*COMMAND, "run", str(screen), "--cores", "2"]
+    if by == "snakemake":
+        command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "-d", str(screen), "--cores", "2"]
+    said = screen / "said.txt"
+    with open(said, "w") as file:
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=file,
+            cwd=ROOT,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+    wait_for(lambda: job_is_under_way(screen) or process.poll() is not None, 120)
+    if by == "plateloom":
+        process.terminate()
+    else:
+        os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does
+    code, text = process.wait(timeout=60), said.read_text()
+    assert code == (143 if by == "plateloom" else 130), text
+    assert "complete_only" not in text
+    assert not locks.is_held(screen / ".plateloom.lock") and not job_is_under_way(screen)
+    states = status.read_screen(screen)
+    assert not [s for s in states["plates"]["P1"].values() if s.state == status.FAILED]
+    assert status.screen_state(states)["open"] == ["P1"]
+    if by == "plateloom":
+        assert text.endswith("interrupted; the same command goes on where it stopped\n")
+        assert "Traceback" not in text and "Error" not in text
+
+
+# What is said of it afterwards
+
+
+def test_a_finished_screen_is_complete(screen, records):
+    records.write_all()
+    found = status.screen_state(status.read_screen(screen))
+    assert found["summary"] == "1 of 1 plates complete" and found["complete"] == ["P1"]
+    assert status.find_causes(status.read_screen(screen)) == []
+
+
+def test_a_plate_is_of_one_sort_only_and_each_cause_is_told_once(screen, records):
+    of_screen = {name: failed("no plate is complete") for name in status.SCREEN_STAGES}
+    told = {"report": failed("conversion failed: no image matches")}
+    records.write_all(conversion=failed("no image matches"), **AFTER_CONVERSION | of_screen | told)
+    code, text = plateloom("status", screen)
+    assert code == 0 and text.count("no image matches") == 1 and "something above" not in text
+    assert (
+        f"conversion of P1: quarantined: no image matches; {len(AFTER_CONVERSION | of_screen)} later stages skipped"
+        in text
+    )
+    assert text.endswith("0 of 1 plates complete; quarantined: P1\n")
+
+
+def test_a_step_of_the_screen_that_had_nothing_to_do_quarantines_no_plate(screen, records):
+    records.write_all(classifier=failed("too few labels"), classes=SKIPPED)
+    code, text = plateloom("status", screen)
+    assert code == 0 and "1 of 1 plates complete; not made: classifier" in text
+    assert "classifier of the screen: not made: too few labels; 1 later stage skipped" in text
+
+
+def test_failures_are_shown_with_well_field_channel_and_reason(screen, records):
+    failures = [TRUNCATED_TIFF | {"well": f"C{i:02d}"} for i in range(1, 6)]
+    records.write_all(conversion={"failures": failures}, segmentation={"failures": failures[:1]})
+    code, text = plateloom("status", screen)
+    assert code == 0 and "C01 field 1 DNA: C03_s1_w1.tif: truncated (conversion)" in text
+    assert text.count("field 1 DNA") == 3 and "and 2 more; --all shows them" in text and "5 fields failed" in text
+    assert "1 of 1 plates complete, 1 of them with failed fields (P1)" in text
+    _, text = plateloom("status", screen, "--all")
+    assert text.count("field 1 DNA") == 5
+
+
+def test_one_changed_file_does_not_look_as_if_all_were_lost(screen, records):
+    records.write_all(conversion={"facts": {"listing": "another"}})
+    (cause,) = status.find_causes(status.read_screen(screen))
+    assert cause.reason.startswith("at least one source file") and "only the wells concerned" in cause.reason
+    assert cause.later == set(records.screen.stages()) - {"conversion"}
+    _, text = plateloom("status", screen)
+    assert text.count("stale:") == 1 and "12/12" not in text
+
+
+def test_a_plate_that_failed_and_was_mended_is_open(screen, records):
+    records.write_all(conversion=failed("no image matches") | {"facts": {"listing": "another"}}, **AFTER_CONVERSION)
+    assert status.screen_state(status.read_screen(screen))["open"] == ["P1"]
+
+
+def test_a_plate_that_is_still_being_written_is_put_off(screen, records):
+    records.write_all(conversion=failed("deferred: a file is new"), **AFTER_CONVERSION)
+    records.write("conversion", "P1", **failed("deferred: a file is new") | {"facts": {"deferred": True}})
+    found = status.screen_state(status.read_screen(screen))
+    assert found["summary"] == "0 of 1 plates complete; put off: P1"
+
+
+def test_a_plate_does_not_wait_for_another_that_is_open(screen, records):
+    add_plate(screen, "P2")
+    records = Records(screen)
+    records.write_all(plates=("P1", "P2"))
+    (screen / records.screen.records("segmentation", "P2")[0]).unlink()
+    found = status.screen_state(status.read_screen(screen))
+    assert found["summary"] == "1 of 2 plates complete; open: P2"
+
+
+def test_one_cause_on_many_plates_is_one_line(screen, records):
+    for name in ("P2", "P3"):
+        add_plate(screen, name)
+    records = Records(screen)
+    records.write_all(plates=("P1", "P2", "P3"), segmentation={"settings": "others"})
+    _, text = plateloom("status", screen)
+    assert len(re.findall("stale", text)) == 2  # once in the legend
+    assert "segmentation of P1, P2, P3: stale: settings have changed" in text
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("", ""),
+        ("{INFO} distributed.nanny: Worker process 6957 was killed by signal 2\n", ""),
+        ("{CRITICAL} root: the job failed\nTraceback (…):\n  File 'a', line 1\n    f()\nKeyboardInterrupt\n", ""),
+        (
+            "{CRITICAL} root: the job failed\nTraceback (…):\n  File 'a', line 1\n    f()\n    ^^^\nOSError: disk full\n"
+            "{INFO} distributed.scheduler: Closing scheduler\n",
+            "OSError: disk full",
+        ),
+        ("{ERROR} plateloom.stages.latent: no GPU\n{INFO} a: b\n", "plateloom.stages.latent: no GPU"),
+        ("{INFO} a: b\nFatal Python error: Segmentation fault\n\nThread 1:\n  File 'a'\n", "Fatal Python error: Segm"),
+    ],
+)
+def test_only_an_error_is_taken_for_one(tmp_path, text, expected):
+    log = tmp_path / "job.log"
+    for level in ("INFO", "ERROR", "CRITICAL"):
+        text = text.replace(f"{{{level}}}", f"2026-01-02 03:04:05,678 {level}")
+    log.write_text(text)
+    found = status._last_error(log)
+    assert found == expected or (expected and found.startswith(expected))
+
+
+@pytest.mark.parametrize("line, state", [("INFO a: b", "interrupted"), ("ERROR a: disk full", "failed")])
+def test_a_job_that_ended_without_an_error_was_interrupted(screen, records, line, state):
+    records.write_all()
+    path = screen / records.screen.records("segmentation", "P1")[0]
+    path.unlink()
+    (screen / "logs").mkdir()
+    (screen / "logs/job.log").write_text(f"2026-01-02 03:04:05,678 {line}\n")
+    with locks.hold(path.with_name(".part-0.lock"), wait=False) as lock:
+        lock.say(attempts=1, log="logs/job.log", done=5, of=12)
+    code, text = plateloom("status", screen)
+    assert code == 0 and f"segmentation of P1: {state} 5/12 wells: " in text and "1 plates complete; open: P1" in text
+    assert str(screen / "logs/job.log") in text
+
+
+def test_the_table_of_plates_with_long_names_fits_on_80_columns(screen, records):
+    names = [f"2026-01-02_screening-campaign_library-plate-{i:03d}_replicate-A_reimaged" for i in (1, 2)]
+    for name in names:
+        add_plate(screen, name)
+    _, text = plateloom("status", screen, COLUMNS="80", FORCE_COLOR="1", TERM="xterm")
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    table = lines[: lines.index("")] if "" in lines else lines[:-1]
+    assert all(len(line.rstrip()) <= 80 for line in table) and "co conversion" in text
+    for name in names:
+        assert table[table.index(name) + 1].split() == ["·"] * 12
+    _, text = plateloom("status", screen, COLUMNS="80")
+    assert all(name in text for name in names), "whole where a program reads"
+
+
+def test_programs_read_states_as_json(screen, records):
+    records.write_all(conversion={"failures": [TRUNCATED_TIFF]})
+    code, text = plateloom("status", screen, "--json")
+    found = json.loads(text)
+    assert code == 0 and found["with_failures"] == ["P1"] and found["complete"] == []
+    assert found["plates"]["P1"]["conversion"]["failed"] == [TRUNCATED_TIFF]
+    assert {field.name for field in dataclasses.fields(status.State)} == set(found["screen"]["map"])
