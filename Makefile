@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test bbbc013 lint format lock docs clean
+.PHONY: demo test bbbc013 lint format lock napari docs clean
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Plateloom needs Python 3.11 or newer, found ' + sys.version)"
@@ -48,6 +48,11 @@ lock:
 	build/lock/bin/pip install --quiet torch==2.13.0
 	build/lock/bin/pip install --quiet -r requirements.in
 	{ echo "# Written by 'make lock' from requirements.in."; build/lock/bin/pip freeze | sed 's/^torch==\([0-9.]*\).*/torch==\1/'; } > requirements.txt
+
+# Another program that must open our plates; its environment is its own, and only one test needs it.
+napari: requirements.txt
+	test -x build/napari/bin/python || $(PYTHON) -m venv build/napari
+	build/napari/bin/pip install --quiet --disable-pip-version-check -c requirements.txt napari-ome-zarr
 
 docs: $(READY)
 	$(BIN)/plateloom config > config/config.yaml

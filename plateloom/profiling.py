@@ -120,7 +120,8 @@ def aggregate_well(cells, features=None, *, statistic="median"):
         raise ValueError(f"Unknown statistic {statistic!r}. Expected 'median' or 'mean'.")
     features = feature_columns(cells) if features is None else list(features)
     values = _finite(cells, features)
-    row = (values.median() if statistic == "median" else values.mean()).astype(float)
+    measured = values.loc[:, values.notna().any()]  # numpy warns of columns without a value, in whichever thread
+    row = (measured.median() if statistic == "median" else measured.mean()).astype(float).reindex(values.columns)
     return {**{name: float(row[name]) for name in features}, "Metadata_CellCount": len(cells)}
 
 

@@ -363,7 +363,7 @@ def test_an_exported_plate_reads_as_the_original_with_all_its_checks(exported, f
             for compartment in store.list_labels(paths[0]):
                 np.testing.assert_array_equal(*(store.read_labels(path, compartment) for path in paths))
     problems = check_group(copy, deep=True)
-    assert {Path(problem.file).relative_to(copy).as_posix() for problem in problems} <= {"plateloom"}
+    assert problems == []
 
 
 @pytest.mark.parametrize("ngff", ["0.4", "0.5"])
@@ -861,7 +861,7 @@ def test_what_is_there_of_an_unfinished_screen_can_be_exported(again, tmp_path):
     assert "P2: features missing" in found.output and "left out: A02" in found.output
     copy = tmp_path / "out/plates/P2.zarr"
     assert "A02" not in store.list_fields(copy) and len(store.list_fields(copy)) == 5
-    assert {Path(problem.file).name for problem in check_group(copy)} <= {"plateloom"}
+    assert check_group(copy) == []
     assert (
         not (copy / "A/01/1/tables/Nuclei_feature_table").exists() and (copy / "A/01/1/tables/FOV_ROI_table").exists()
     )

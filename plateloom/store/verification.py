@@ -23,7 +23,7 @@ from plateloom.store.plate import (
 
 METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
 # Groups that other programs add to an image; nothing here reads them.
-FOREIGN = ("tables",)
+FOREIGN = ("tables", "plateloom")
 
 
 class Problem(NamedTuple):
