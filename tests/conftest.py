@@ -26,7 +26,7 @@ engine: {kind: threads}
 """
 
 
-SLOW_FIRST = ("test_workflow", "test_truth", "test_cli")
+SLOW_FIRST = ("test_workflow", "test_layouts_of_plates", "test_truth", "test_plate", "test_cli")
 
 
 def pytest_collection_modifyitems(items):

@@ -138,6 +138,7 @@ def test_a_stage_that_is_switched_off_is_no_place_to_stop(screen):
     with pytest.raises(ConfigError, match="switches this stage off"):
         run._until_options(screen, "latent")
     assert run._until_options(screen, "features") == run._until_options(screen, "measure_features")
+    assert run._until_options(screen, "conversion") == ["--until", "assemble_plate"], "a plate without its list is none"
 
 
 def test_help_names_the_profiles_that_exist():

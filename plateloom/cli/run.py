@@ -120,7 +120,9 @@ def _until_options(folder, until):
         raise ConfigError(f"--until {until!r}: no such stage.{did_you_mean(until, STAGES)} Stages: {', '.join(STAGES)}")
     if stage not in Screen(read_config(folder).model_dump(mode="json"), folder).stages():
         raise ConfigError(f"--until {until!r}: the screen's config.yaml switches this stage off")
-    return ["--until", STAGES[stage].script]
+    # A stage has done its work when the plate is whole: its list of wells is written, its fields are flagged.
+    closing = {"conversion": "assembly", "quality": "flagging"}
+    return ["--until", STAGES[closing.get(until, stage)].script]
 
 
 def _check_options(options):

@@ -1,0 +1,115 @@
+"""Everything downstream works with stitched wells as with single fields, and with NGFF 0.4 as with 0.5."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import yaml
+from conftest import simulate, snakemake
+from layouts import harmony
+
+from plateloom import repair
+from plateloom.store import plate as store
+from plateloom.store.provenance import read_json
+from plateloom.store.tables import read_table
+
+SIZE, OVERLAP = 256, 32
+STEP_UM = (SIZE - OVERLAP) * 0.65
+POSITIONS = {1: (0.0, 0.0), 2: (0.0, STEP_UM), 3: (STEP_UM, 0.0), 4: (STEP_UM, STEP_UM)}
+
+
+def lay_out(folder):
+    """A screen whose wells are large scenes, photographed as four overlapping fields; read through a vendor's metadata."""
+    simulate(folder, rows=2, columns=3, size_px=2 * SIZE - OVERLAP, cells_per_field=30.0)
+    planes = {}
+    for path in sorted((folder / "raw/P1").glob("*.tif")):
+        well, _, channel = path.stem.split("_")
+        scene = tifffile.imread(path)
+        for field, (y, x) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)], start=1):
+            top, left = y * (SIZE - OVERLAP), x * (SIZE - OVERLAP)
+            planes[well, field, int(channel[1:]), 1, 1] = scene[top : top + SIZE, left : left + SIZE]
+    shutil.rmtree(folder / "raw/P1")
+    (folder / "raw/P1").mkdir()
+    harmony.write(folder / "raw/P1", planes, pixel_size_um=0.65, positions=POSITIONS, channels=("DNA", "ER", "GFP"))
+    sheet = folder / "plates.tsv"
+    sheet.write_text(sheet.read_text().replace("pattern", "harmony"))
+
+    def change(settings):
+        settings["conversion"] = {"layout": "stitched"}
+        settings.pop("readers", None)
+        for name, channel in settings["channels"].items():
+            channel["source"] = name
+        settings["engine"]["tile_px"] = 192
+        settings["classification"] = {"labels": "controls"}
+
+    edit(folder, change)
+    return planes
+
+
+def edit(folder, change):
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    change(settings)
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+
+
+@pytest.fixture(scope="module")
+def stitched(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stitched") / "screen"
+    planes = lay_out(folder)
+    snakemake(folder)
+    return folder, planes
+
+
+def test_a_stitched_screen_runs_whole(stitched):
+    folder, _ = stitched
+    for path in folder.glob("results/**/records/**/*.json"):
+        record = read_json(path)
+        assert record["status"] == "done" or record["stage"] in ("classifier", "classes"), (path, record["reason"])
+    cells = pd.concat([read_table(path) for path in sorted(folder.glob("results/plates/P1/features/*.parquet"))])
+    assert set(cells["Metadata_Field"]) == {1} and len(cells) > 6 * 15
+    assert cells["Location_Center_X" if "Location_Center_X" in cells else "Nuclei_Location_Center_X"].max() > SIZE
+    assert (folder / "results/plates/P1/report.html").stat().st_size > 50_000
+    assert repair.find_damage(folder, "P1", deep=True) == []
+
+
+def test_overlapping_fields_of_one_scene_are_put_together_to_the_pixel(stitched):
+    folder, planes = stitched
+    path = store.field_path(folder / "results/plates/P1/plate.zarr", "A02", 1)
+    image = store.read_image(path)
+    assert image.shape == (3, 2 * SIZE - OVERLAP, 2 * SIZE - OVERLAP)
+    corner = planes["A02", 4, 2, 1, 1]
+    np.testing.assert_array_equal(image[1, SIZE:, SIZE:], corner[OVERLAP:, OVERLAP:])
+    np.testing.assert_array_equal(
+        image[1, : SIZE - OVERLAP, : SIZE - OVERLAP], planes["A02", 1, 2, 1, 1][:-OVERLAP, :-OVERLAP]
+    )
+
+
+def test_a_cell_on_a_seam_is_one_cell(stitched, tmp_path):
+    folder, _ = stitched
+    nuclei = store.read_labels(store.field_path(folder / "results/plates/P1/plate.zarr", "A02", 1), "Nuclei")
+    seam = SIZE - OVERLAP // 2
+    above, below = nuclei[seam - 1], nuclei[seam]
+    crossing = (above > 0) & (below > 0)
+    assert not crossing.any() or (above[crossing] == below[crossing]).mean() > 0.9
+
+
+def test_a_plate_of_ngff_04_gives_the_same_tables_as_one_of_05(tmp_path):
+    tables = {}
+    for version, last in (("0.5", "profile_plate"), ("0.4", "encode_plate")):
+        folder = simulate(tmp_path / version, rows=2, columns=3)
+        edit(folder, lambda settings, version=version: settings["conversion"].update(ngff=version))
+        snakemake(folder, "--until", "profile_plate", last)
+        base = folder / "results/plates/P1"
+        assert (base / "plate.zarr" / (".zattrs" if version == "0.4" else "zarr.json")).exists()
+        assert repair.find_damage(folder, "P1", deep=True) == []
+        tables[version] = {
+            str(path.relative_to(base)): read_table(path)
+            for kind in ("features", "quality")
+            for path in sorted((base / kind).glob("*.parquet"))
+        } | {"profiles": read_table(base / "profiles.parquet")}
+    assert len(tables["0.5"]) == 13 and tables["0.5"].keys() == tables["0.4"].keys()
+    for name, table in tables["0.5"].items():
+        pd.testing.assert_frame_equal(table, tables["0.4"][name], check_exact=True)
+    assert len(list(base.glob("latent/*.parquet"))) == 6
