@@ -203,6 +203,15 @@ def test_the_table_of_planes_is_listed_without_a_screen(screen, tmp_path):
     assert plateloom("scan", tmp_path / "nowhere")[0] == 2
 
 
+def test_two_files_for_one_plane_stop_everything_before_any_job_and_are_both_named(screen):
+    (screen / "raw/P1/more").mkdir()
+    shutil.copyfile(screen / "raw/P1/A01_s1_w1.tif", screen / "raw/P1/more/A01_s1_w1.tif")
+    for command in ("check", "run"):
+        code, text = plateloom(command, screen)
+        assert code == 2 and "'A01_s1_w1.tif' and 'more/A01_s1_w1.tif' claim the same plane" in text
+    assert not (screen / "results").exists()
+
+
 def test_two_plates_of_one_folder_or_name_are_refused(screen):
     path = screen / "plates.tsv"
     path.write_text(path.read_text() + "p1\traw/P1\tpattern\t\t\n")
