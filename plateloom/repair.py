@@ -67,6 +67,12 @@ def find_damage(folder, plate, *, deep):
     """
     base = Path(folder) / layout.plate_folder(plate)
     images = base / "plate.zarr"
+    whole = {
+        well
+        for path in (base / "records/conversion").glob("part-*.json")
+        for well, fingerprint in (read_json(path) or {}).get("artefacts", {}).items()
+        if (artefact_record(store.well_path(images, well)) or {}).get("fingerprint") == fingerprint
+    }
     found = [
         Damage(
             plate,
@@ -75,6 +81,10 @@ def find_damage(folder, plate, *, deep):
             problem.reason,
         )
         for problem in (check_group(images, deep=deep) if images.exists() else [])
+    ]
+    # A well that is whole and not on the plate's list is new, or none of its fields is like the plate's.
+    found = [
+        one for one in found if not (one.well in whole and "not listed" in one.reason and one.file.count("/") == 2)
     ]
     flat = base / "illumination.zarr"
     if flat.exists():
@@ -162,7 +172,8 @@ def remove_damaged(folder, damages):
 def _remove(base, stage, well):
     images = base / "plate.zarr"
     for path in sorted((base / "records" / stage).glob("part-*.json")):
-        if not well or well in (read_json(path) or {}).get("artefacts", {}):
+        vouched = (read_json(path) or {}).get("artefacts", {})
+        if not well or not vouched or well in vouched:
             path.unlink()
     if stage == "conversion":
         store.remove_well(images, well)

@@ -485,3 +485,41 @@ def test_a_full_disk_leaves_no_record_says_what_was_needed_and_resumes(monkeypat
     record = convert()
     assert "B01" in record["computed"] and record["kept"] == sorted({"A01", "A02"} - set(record["computed"]))
     assert bytes_of() == expected
+
+
+def test_a_field_that_lacks_a_kept_time_point_is_a_fault_not_a_shift():
+    _, pattern_ = stack_of(times=3, heights=1)
+    for path in list(Path("raw").glob("A01*")):
+        shutil.copyfile(path, path.with_name(path.name.replace("s1", "s2")))
+    for channel in (1, 2):
+        Path(f"raw/A01_s2_t1_z0_w{channel}.tif").unlink()
+    record = convert(settings_with(pattern_, time="keep"))
+    assert {(f["field"], f["reason"].split(": ")[1]) for f in record["failures"]} == {(2, "time point 1 is missing")}
+    assert store.image_shape(field_path("A01", 1))[0] == 3 and store.read_group(field_path("A01", 2)) is None
+
+
+def test_a_source_that_is_not_mounted_is_put_off_and_costs_nothing():
+    convert()
+    before = bytes_of()
+    Path("raw").rename("elsewhere")
+    record = convert()
+    assert record["facts"]["deferred"] and "not mounted" in record["reason"]
+    Path("elsewhere").rename("raw")
+    assert convert()["kept"] == ["A01", "A02", "B01"] and bytes_of() == before
+
+
+def test_a_plate_without_a_usable_field_fails_in_one_line():
+    for path in Path("raw").iterdir():
+        path.write_bytes(b"II*\0")
+    convert()
+    record = assemble(max_failed_fields=1.0)
+    assert record["status"] == "failed" and record["reason"] == "none of the plate's fields can be used"
+
+
+def test_a_file_name_that_is_no_utf8_is_converted_all_the_same():
+    for path in list(Path("raw").glob("B01*")):
+        name = os.fsencode(path).replace(b"B01", b"\xff-B01")
+        os.rename(os.fsencode(path), name)
+    record = convert(settings_with(r".*?(?P<well>[AB]\d+)_s(?P<field>\d)_w(?P<channel>\d)\.tif"))
+    assert record["status"] == "done" and "B01" in record["computed"]
+    assert read_table("results/plates/P/fields/B01.parquet")["File"][0] == r"\xff-B01_s1_w1.tif"

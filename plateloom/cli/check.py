@@ -85,7 +85,7 @@ def _check_files(folder, config, plate, wells, problems, notes):
     settings = config.model_dump(mode="json")
     try:
         found = module.scan(folder / plate.source, params)
-    except DataFault as fault:
+    except (DataFault, OSError) as fault:
         problems.append(f"{plate.plate}: {fault}")
         return
     notes += [f"{plate.plate}: {note}" for note in found.notes]
@@ -153,7 +153,7 @@ def _doubtful(source, module, images):
         try:
             plane = module.load(source, image)[0]
             shapes.setdefault((plane.shape, str(plane.dtype)), []).append(image.file)
-        except DataFault as fault:
+        except (DataFault, OSError) as fault:
             yield str(fault)
     if len(shapes) > 1:
         kinds = [f"{files[0]} is {kind} {shape[0]} × {shape[1]}" for (shape, kind), files in shapes.items()]

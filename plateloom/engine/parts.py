@@ -274,7 +274,8 @@ def run_job(
                     "worker_peak_mb": cluster.worker_peak_mb,
                 }
         except DataFault as fault:
-            return told.write(lock, FAILED, reason=str(fault), computed=sorted(computed), failures=failures)
+            found = {"computed": sorted(computed), "failures": failures, "facts": facts}
+            return told.write(lock, FAILED, reason=str(fault), **found)
         order = lambda row: tuple(str(row.get(key, "")) for key in ("well", "field", "channel", "reason"))  # noqa: E731
         return told.write(
             lock,

@@ -107,8 +107,9 @@ def digest_changes(module, source, params, part_of, parts):
         if well not in where:
             where[well] = lines[part_of(well, parts)] if well else of_all
         where[well].append(line)
-    # Names need not be UTF-8.
-    return [file_digest("\n".join(sorted(part + of_all)).encode(errors="surrogateescape")) for part in lines]
+    # Names need not be UTF-8. What fields have in common is judged over the whole plate, so all parts look again.
+    digests = [file_digest("\n".join(sorted(part + of_all)).encode(errors="surrogateescape")) for part in lines]
+    return [file_digest("/".join([own, *digests]).encode()) for own in digests]
 
 
 def name_well(text, file):

@@ -58,6 +58,8 @@ def convert_part(*, plate, part, parts, source, reader, listing, settings, code,
     facts = {"listing": listing} | ({"after_deferral": deferral} if deferral else {})
 
     def plan(_):
+        if not Path(source).exists():
+            raise DeferredError(f"no folder {source!r}: gone, or not mounted")
         found = module.scan(source, params)
         if not found.images:  # an empty mount or a wrong pattern must not cost the wells that are there
             raise PlateLayoutError(f"no image in {source!r} matches the reader {reader!r} and its parameters")
@@ -188,6 +190,10 @@ def _ends_in_zeros(path):
 
 def _unit(plate, well, images, source, reader, parameters, settings, code):
     """One well: known as done by its listing, which is kept beside the results, so that no file is read for it."""
+    # All fields of a well have the same time points and planes, where these are kept: a gap is a fault, not a shift.
+    for name, axis in (("time", "t"), ("z", "z")):
+        if parameters["conversion"][name] == "keep":
+            parameters = parameters | {f"every_{axis}": sorted({getattr(image, axis) for image in images})}
     path = well_table(plate, "fields", well)
     listing = digest([settings, parameters, code, [list(image) for image in images]])
     memory = plate_folder(plate) / ".sources" / f"{well}.json"
@@ -288,7 +294,7 @@ def stitch_well(plate, well, results, parameters, made):
     dict
         `fields`, the numbers of the images that were written, and `rows` of the table of fields.
     """
-    _leave_out_odd_ones(results)
+    missing = _leave_out_odd_ones(results)
     used = [found for found in results if found["status"] in (DONE, PARTIAL)]
     if used:
         tiles = [np.load(_tile_file(plate, well, found["field"]), mmap_mode="r") for found in used]
@@ -306,12 +312,13 @@ def stitch_well(plate, well, results, parameters, made):
         store.write_image(
             store.field_path(plate_store(plate), well, STITCHED),
             image,
-            missing=used[0]["missing"],
+            missing=missing,
             record=made | {"tiles": where, "tile_shape": list(mosaic.field_shape)},
             position_um=tuple(float(one) for one in corner),
             **_described(parameters, windows, used[0]),
             levels=_levels(image.shape, parameters["conversion"]["levels"]),
         )
+        del image, tiles  # a network file system keeps what is still mapped
     shutil.rmtree(_tile_file(plate, well, 0).parent, ignore_errors=True)
     rows = [row | {"Metadata_Field": STITCHED} for found in results for row in found["rows"]]
     if not used:
@@ -320,7 +327,10 @@ def stitch_well(plate, well, results, parameters, made):
 
 
 def _leave_out_odd_ones(results):
-    """Make holes of fields that cannot stand beside the others: unreadable, of another kind, or lacking a channel."""
+    """Make holes of fields that cannot stand beside the others: unreadable, of another kind, or lacking a channel.
+
+    Returns the channels that most of the fields lack.
+    """
     kinds = Counter(
         (row["Height"], row["Width"], row["DataType"])
         for found in results
@@ -328,7 +338,8 @@ def _leave_out_odd_ones(results):
         for row in found["rows"][:1]
     )
     usual = max(sorted(kinds), key=kinds.get) if kinds else None
-    fewest = min((found["missing"] for found in results if found["status"] != FAILED), key=len, default=[])
+    lacking = Counter(tuple(found["missing"]) for found in results if found["status"] != FAILED)
+    common = max(sorted(lacking, key=len), key=lacking.get) if lacking else ()
     for found in results:
         first = found["rows"][0]
         reason = ""
@@ -336,14 +347,13 @@ def _leave_out_odd_ones(results):
             reason = "the field cannot be read"
         elif (first["Height"], first["Width"], first["DataType"]) != usual:
             reason = f"{first['DataType']} {first['Height']} × {first['Width']}, other fields of the well {usual}"
-        elif found["missing"] != fewest:
-            reason = (
-                f"lacks {', '.join(sorted(set(found['missing']) - set(fewest)))}, which other fields of the well have"
-            )
+        elif more := sorted(set(found["missing"]) - set(common)):
+            reason = f"lacks {', '.join(more)}, which other fields of the well have"
         if reason:
             found["status"] = HOLE
             for row in found["rows"]:
                 row["Status"], row["Reason"] = HOLE, row["Reason"] or f"left out of the stitched well: {reason}"
+    return list(common)
 
 
 class _Stitched:
@@ -381,8 +391,8 @@ def read_field(field, planes, source, reader, parameters):
     stacks = {name: [] for name in channels}
     for image in planes:
         stacks[by_source[image.channel]].append(image)
-    times = sorted({image.t for image in planes})
-    heights = sorted({image.z for image in planes})
+    times = parameters.get("every_t") or sorted({image.t for image in planes})
+    heights = parameters.get("every_z") or sorted({image.z for image in planes})
     contents, found, reasons, shape = {}, {}, {}, None
     for name, stack in stacks.items():
         if not stack:
@@ -399,7 +409,7 @@ def read_field(field, planes, source, reader, parameters):
                     f"{stack[0].file}: {kind[1]} {kind[0]}, where the field's other channels have {shape[1]} {shape[0]}"
                 )
             found[name], shape = pixels, kind
-        except (UnreadableImageError, FileNotFoundError) as error:
+        except UnreadableImageError as error:
             reasons[name] = (FAILED, str(error))
     failed = any(status == FAILED for status, _ in reasons.values()) or not found
     missing = [name for name in channels if name not in found]
@@ -474,9 +484,13 @@ def _read_planes(module, source, stack, contents):
 
 
 def _z_step(planes):
-    """Distance of z planes [µm]; None where it is not known."""
-    heights = sorted({plane.z_um for plane in planes if plane.z_um is not None})
-    return float(np.median(np.diff(heights))) if len(heights) > 1 else None
+    """Distance of z planes [µm], of each channel and time by itself; None where it is not known."""
+    stacks = {}
+    for plane in planes:
+        if plane.z_um is not None:
+            stacks.setdefault((plane.channel, plane.t), set()).add(plane.z_um)
+    steps = [step for heights in stacks.values() for step in np.diff(sorted(heights))]
+    return float(np.median(steps)) if steps else None
 
 
 def _corner(plane, shape, pixel_size_um):
@@ -582,9 +596,16 @@ def assemble_plate(*, plate, max_failed_fields, code, converted, record):
                 f"{int(status.sum())} of {len(status)} fields failed, more than max_failed_fields {max_failed_fields:g} "
                 f"allows; first: {next((reason for reason in reasons if reason), '')}"
             )
+        if not accepted:
+            raise PlateLayoutError("none of the plate's fields can be used")
         usable = fields.groupby(["Metadata_Well", "Metadata_Field"])["Status"].agg(lambda s: (s != FAILED).all())
         usable = usable[usable].reset_index()
-        made = recipe("assembly", parameters={"accepted": accepted}, code=code, inputs=wells)
+        found = (part["facts"]["shape"] for part in inputs["converted"] if part["facts"].get("shape"))
+        shape = next(found, None) or plate_format(list(wells))
+        parameters = {"accepted": accepted, "shape": list(shape)}
+        made = recipe("assembly", parameters=parameters, code=code, inputs=wells)
+        kept = next((part["facts"]["kept"] for part in inputs["converted"] if "kept" in part["facts"]), [])
+        facts = {"fields": len(status), "failed_fields": int(status.sum()), "accepted": accepted, "kept": kept}
         failures = [
             {"well": row.Metadata_Well, "field": int(row.Metadata_Field), "channel": row.Channel, "reason": row.Reason}
             for row in fields[odd].itertuples()
@@ -597,13 +618,11 @@ def assemble_plate(*, plate, max_failed_fields, code, converted, record):
                 plate_store(plate),
                 name=plate,
                 wells=list(per_well.index),
-                shape=next((part["facts"]["shape"] for part in inputs["converted"] if part["facts"].get("shape")), None)
-                or plate_format(list(wells)),
+                shape=shape,
                 field_count=int(per_well.max()),
-                record=made,
+                # What other stages read of it is there as soon as the plate is.
+                record=made | {"facts": facts} | ({"failures": failures} if failures else {}),
             )
-            kept = next((part["facts"]["kept"] for part in inputs["converted"] if "kept" in part["facts"]), [])
-            facts = {"fields": len(status), "failed_fields": int(status.sum()), "accepted": accepted, "kept": kept}
             return Outcome(failures=failures, facts=facts)
 
         return [Unit("plate", plate_store(plate), made, work)]

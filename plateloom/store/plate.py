@@ -377,6 +377,8 @@ def write_plate(store, *, name, wells, shape, field_count, record, acquisitions=
             for known in acquisitions or [{"id": 0}]
         ],
     }
+    for name in {entry["path"].split("/")[0] for entry in listed}:
+        _write_sealed(Path(store, name), {}, ngff)
     _write_sealed(store, {"ome": {"version": ngff, "plate": plate}, "plateloom": record}, ngff)
 
 

@@ -25,7 +25,12 @@ def write_table(path, table, record):
     record : dict
         The `plateloom` record (see `provenance.recipe`).
     """
-    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    try:
+        arrow = pa.Table.from_pandas(table, preserve_index=False)
+    except UnicodeEncodeError:  # names of files need not be UTF-8
+        readable = lambda v: v.encode(errors="surrogateescape").decode(errors="backslashreplace")  # noqa: E731
+        table = table.map(lambda value: readable(value) if isinstance(value, str) else value)
+        arrow = pa.Table.from_pandas(table, preserve_index=False)
     # Columns of text without a value would get the type null, and the files of a dataset would differ in type.
     for i, field in enumerate(arrow.schema):
         if pa.types.is_null(field.type):
@@ -40,7 +45,7 @@ def read_record(path):
     """The record of a table without reading its rows; None where there is no such table, or it is not whole."""
     try:
         metadata = pq.read_schema(path).metadata or {}
-    except (FileNotFoundError, pa.ArrowInvalid):
+    except (OSError, pa.ArrowException):  # a damaged footer raises either
         return None
     return json.loads(metadata[KEY]) if KEY in metadata else None
 
