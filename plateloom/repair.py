@@ -136,7 +136,6 @@ def _table_damage(path, fingerprint, deep):
 
 def _other_recipe(base, plate, stage, well, fingerprint):
     """Images or labels that are whole, and not those that the record speaks of."""
-    row, column = parse_well(well)
     folder = store.well_path(base / "plate.zarr", well)
     paths = [folder] if stage == "conversion" else sorted(folder.glob("*/labels/*"))
     for path in paths:

@@ -217,12 +217,10 @@ def _unit(plate, well, images, source, reader, parameters, settings, code):
         ]
         made = recipe("conversion", parameters=parameters, code=code, inputs=_inputs(results))
         if stitched:
-            (written,) = yield [(stitch_well, plate, well, results, parameters, made)]
+            ((written, rows),) = yield [(stitch_well, plate, well, results, parameters, made)]
         else:
             written = [found["field"] for found in results if found["status"] != FAILED]
-        rows = [row for found in results for row in found["rows"]] if not stitched else written.pop("rows")
-        if stitched:
-            written = written["fields"]
+            rows = [row for found in results for row in found["rows"]]
         if written:
             store.write_well(plate_store(plate), well, written, made)
         write_json(memory, {"listing": listing, "fingerprint": made["fingerprint"], "images": bool(written)})
@@ -291,8 +289,10 @@ def stitch_well(plate, well, results, parameters, made):
 
     Returns
     -------
-    dict
-        `fields`, the numbers of the images that were written, and `rows` of the table of fields.
+    written : list of int
+        Numbers of the images.
+    rows : list of dict
+        Of the table of fields.
     """
     missing = _leave_out_odd_ones(results)
     used = [found for found in results if found["status"] in (DONE, PARTIAL)]
@@ -323,7 +323,7 @@ def stitch_well(plate, well, results, parameters, made):
     rows = [row | {"Metadata_Field": STITCHED} for found in results for row in found["rows"]]
     if not used:
         rows = [row | {"Status": FAILED} for row in rows]
-    return {"fields": [STITCHED] if used else [], "rows": rows}
+    return [STITCHED] if used else [], rows
 
 
 def _leave_out_odd_ones(results):
