@@ -112,6 +112,14 @@ def digest_changes(module, source, params, part_of, parts):
     return [file_digest("/".join([own, *digests]).encode()) for own in digests]
 
 
+def compile_expression(text):
+    """Compile a regular expression that a person wrote; `ValueError` says what is wrong with it."""
+    try:
+        return re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{text!r} is no regular expression: {error}") from None
+
+
 def name_well(text, file):
     """``A01`` for a well as a file's name spells it; `PlateLayoutError` naming the file where it is none."""
     try:

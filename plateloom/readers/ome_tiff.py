@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from plateloom.errors import PlateLayoutError
 from plateloom.readers import Source, SourceImage, pattern
-from plateloom.readers.folders import below, list_changes, list_files, name_well, sort_planes
+from plateloom.readers.folders import below, compile_expression, list_changes, list_files, name_well, sort_planes
 from plateloom.readers.markup import elements
 from plateloom.readers.planes import load_plane as load
 from plateloom.wells import parse_well, well_name
@@ -94,10 +94,7 @@ class Params(BaseModel):
     @field_validator("metadata")
     @classmethod
     def _compiles(cls, text):
-        try:
-            re.compile(text)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"{text!r} is no regular expression: {error}") from None
+        compile_expression(text)
         return text
 
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from plateloom.errors import PlateLayoutError, UnreadableImageError
 from plateloom.readers import Source, SourceImage
-from plateloom.readers.folders import sort_planes
+from plateloom.readers.folders import compile_expression, sort_planes
 from plateloom.readers.ome_tiff import distinct_names, inside
 from plateloom.readers.planes import LIMIT, decoded, gray_plane, plane_digest
 from plateloom.wells import parse_well, row_name, well_name
@@ -72,10 +72,7 @@ class Params(BaseModel):
     @field_validator("images")
     @classmethod
     def _compiles(cls, text):
-        try:
-            re.compile(text)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"{text!r} is no regular expression: {error}") from None
+        compile_expression(text)
         return text
 
 

@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from plateloom.errors import PlateLayoutError
 from plateloom.readers import Source, SourceImage
-from plateloom.readers.folders import IMAGES, list_changes, list_files, name_well, sort_planes
+from plateloom.readers.folders import IMAGES, compile_expression, list_changes, list_files, name_well, sort_planes
 from plateloom.readers.planes import load_plane as load
 from plateloom.wells import row_name
 
@@ -77,10 +77,7 @@ class Params(BaseModel):
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, text):
-        try:
-            groups = set(re.compile(text).groupindex)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"{text!r} is no regular expression: {error}") from None
+        groups = set(compile_expression(text).groupindex)
         if unknown := groups - GROUPS:
             raise ValueError(f"unknown groups {sorted(unknown)}; known: {', '.join(sorted(GROUPS))}")
         if "well" not in groups and not {"row", "column"} <= groups:
