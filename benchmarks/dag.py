@@ -5,11 +5,13 @@ times only. Prints a table in Markdown.
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -21,10 +23,11 @@ def main():
     parser.add_argument("plates", nargs="*", type=int, default=[1, 100, 400])
     parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--full", action="store_true", help="17,280 files a plate instead of 384")
+    parser.add_argument("--keep", type=Path, help="make the screen in this folder, once, and leave it there")
     options = parser.parse_args()
     print("| plates | parts | files a plate | jobs | jobs a plate | dry run [s] |\n|---|---|---|---|---|---|")
     for plates in options.plates:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() if options.keep is None else nullcontext(options.keep) as folder:
             files = make_screen(Path(folder), plates, options.parts, full=options.full)
             seconds, jobs = dry_run(Path(folder))
         print(
@@ -41,12 +44,14 @@ def make_screen(folder, plates, parts, *, full):
         for s in range(1, 10 if full else 2)
         for w in range(1, 6 if full else 2)
     ]
+    if (folder / "config.yaml").exists():
+        return len(names)
     lines = ["plate\tsource\treader\tplate_map\tbatch"]
     for i in range(plates):
         source = folder / "raw" / f"P{i:03d}"
         source.mkdir(parents=True)
         for name in names:
-            (source / name).touch()
+            os.mknod(source / name)
         lines.append(f"P{i:03d}\traw/P{i:03d}\tpattern\t\tbatch1")
     (folder / "plates.tsv").write_text("\n".join(lines) + "\n")
     channels = "\n".join(f"  C{w}: {{source: '{w}'}}" for w in range(1, 6 if full else 2))

@@ -118,13 +118,18 @@ class Screen:
             rows = read_plates(self.folder / self.config.plates)
         else:
             rows = [Plate(**row) for row in frozen["plates"]]
-            self._listings = frozen["listings"]
+            self._listings, self._deferrals = frozen["listings"], frozen["deferrals"]
         self.plates = {plate.plate: plate for plate in rows}
 
     def freeze(self):
         """Everything that a run's jobs need of config, plate list and listings, as JSON."""
         plates = [dataclasses.asdict(plate) for plate in self.plates.values()]
-        return {"config": self.config.model_dump(mode="json"), "plates": plates, "listings": self._listings}
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "plates": plates,
+            "listings": self._listings,
+            "deferrals": self._deferrals,
+        }
 
     @functools.cached_property
     def complete_plates(self):
@@ -254,9 +259,15 @@ class Screen:
 
     def deferral(self, plate, part):
         """Which attempt a part was last deferred in: a value that makes it run again, and stays once it is done."""
-        record = read_json(self.folder / self.records("conversion", plate)[part]) or {}
-        facts = record.get("facts", {})
-        return record["started"] if facts.get("deferred") else facts.get("after_deferral", "")
+        return self._deferrals[plate][part]
+
+    @functools.cached_property
+    def _deferrals(self):
+        """Attempts by plate and part."""
+        return {
+            plate: [_last_deferral(self.folder / path) for path in self.records("conversion", plate)]
+            for plate in self.plates
+        }
 
     @functools.cached_property
     def _listings(self):
@@ -292,6 +303,13 @@ class Screen:
     def plate_table(self):
         """Plates that screen-level steps read, with batch and map, as JSON rows."""
         return [dataclasses.asdict(self.plates[plate]) for plate in self.complete_plates]
+
+
+def _last_deferral(path):
+    """What a record of conversion says of being put off; empty if nothing."""
+    record = read_json(path) or {}
+    facts = record.get("facts", {})
+    return record["started"] if facts.get("deferred") else facts.get("after_deferral", "")
 
 
 def read_plates(path):

@@ -109,14 +109,16 @@ def flag_fields(table, params=None):
     Parameters
     ----------
     table : pandas.DataFrame
-        One row per field and channel: Metadata_Plate, Metadata_Well, Metadata_Field, Channel and METRICS. A metric that
-        is NaN, as of a plane that is missing, flags nothing.
+        One row per field and channel: Metadata_Plate, Metadata_Well, Metadata_Field (the image), SourceField (one of the
+        fields that a stitched image was put together from; else the same), Channel and METRICS. A metric that is NaN,
+        as of a plane that is missing, flags nothing.
     params : Params, optional
 
     Returns
     -------
     pandas.DataFrame
-        The same rows and index, with FLAGS (bool) and Reason (str, empty for a good field) added.
+        The same rows and index, with FLAGS (bool), Reason (str, empty for a good field) and Excluded (bool) added: the
+        image that the field is on is bad, since more than half of its fields are.
 
     Notes
     -----
@@ -141,7 +143,7 @@ def flag_fields(table, params=None):
         blurred |= slope < params.min_focus_slope
     blurred &= ~empty
     excess = bright - bright.groupby(plate).transform("median")
-    shared = _shared(excess, [table[name] for name in ("Metadata_Plate", "Metadata_Well", "Metadata_Field")])
+    shared = _shared(excess, [table[name] for name in ("Metadata_Plate", "Metadata_Well", "SourceField")])
     limit = np.log(params.max_brightness)
     debris = _outliers(shared, plate[:1], params.max_deviation, limit) & (excess > limit) & ~saturated
 
@@ -164,7 +166,16 @@ def flag_fields(table, params=None):
         for row in np.flatnonzero(table[flag].to_numpy()):
             reasons[row].append(text.format(*(one.iloc[row] for one in numbers)))
     table["Reason"] = pd.Series(["; ".join(one) for one in reasons], index=table.index, dtype=object)
+    table["Excluded"] = _mostly_bad(table)
     return table
+
+
+def _mostly_bad(table):
+    """Whether more than half of the fields on the row's image are flagged in some channel."""
+    image = ["Metadata_Plate", "Metadata_Well", "Metadata_Field"]
+    bad = (table["Reason"] != "").groupby([table[name] for name in [*image, "SourceField"]]).any()
+    share = bad.groupby(image).mean().rename("share")
+    return (table[image].join(share, on=image)["share"] > 0.5).to_numpy(dtype=bool)
 
 
 def _full_scale(plane):

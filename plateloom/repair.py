@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from plateloom.engine import locks
 from plateloom.engine.parts import artefact_record
 from plateloom.store import layout
 from plateloom.store import plate as store
@@ -41,6 +40,8 @@ class Damage:
     file : str
         Below the plate's folder of results.
     reason : str
+    stray : bool
+        Nothing is damaged, but something lies there that nobody lists.
     """
 
     plate: str
@@ -48,6 +49,12 @@ class Damage:
     well: str
     file: str
     reason: str
+    stray: bool = False
+
+    @property
+    def repairable(self):
+        """Whether making again helps; what somebody put beside the wells is not ours to remove."""
+        return not (self.stray and not self.well)
 
 
 def find_damage(folder, plate, *, deep):
@@ -79,17 +86,18 @@ def find_damage(folder, plate, *, deep):
             *_owner(Path(problem.file).relative_to(images).parts),
             f"plate.zarr{_below(images, problem)}",
             problem.reason,
+            problem.stray,
         )
         for problem in (check_group(images, deep=deep) if images.exists() else [])
     ]
     # A well that is whole and not on the plate's list is new, or none of its fields is like the plate's.
-    found = [
-        one for one in found if not (one.well in whole and "not listed" in one.reason and one.file.count("/") == 2)
-    ]
+    found = [one for one in found if not (one.stray and one.well in whole and one.file.count("/") == 2)]
     flat = base / "illumination.zarr"
     if flat.exists():
         found += [
-            Damage(plate, "illumination", "", f"illumination.zarr{_below(flat, problem)}", problem.reason)
+            Damage(
+                plate, "illumination", "", f"illumination.zarr{_below(flat, problem)}", problem.reason, problem.stray
+            )
             for problem in check_group(flat, deep=deep)
         ]
     for kind, stage in WELL_TABLES.items():
@@ -151,21 +159,16 @@ def _other_recipe(base, plate, stage, well, fingerprint):
 def remove_damaged(folder, damages):
     """Remove what is damaged, and the records that vouch for it, so that the next run makes it again, and only it.
 
+    The caller holds the screen's lock, from before it looked.
+
     Parameters
     ----------
     folder : path
         The screen's.
     damages : list of Damage
-
-    Raises
-    ------
-    LockedError
-        If a run works on the screen.
     """
-    folder = Path(folder)
-    with locks.hold(folder / ".plateloom.lock", wait=False):
-        for plate, stage, well in sorted({(one.plate, one.stage, one.well) for one in damages}):
-            _remove(folder / layout.plate_folder(plate), stage, well)
+    for plate, stage, well in sorted({(one.plate, one.stage, one.well) for one in damages if one.repairable}):
+        _remove(Path(folder) / layout.plate_folder(plate), stage, well)
 
 
 def _remove(base, stage, well):

@@ -74,6 +74,13 @@ def test_a_stitched_screen_runs_whole(stitched):
     assert repair.find_damage(folder, "P1", deep=True) == []
 
 
+def test_every_field_of_a_stitched_well_is_judged_by_itself(stitched):
+    folder, _ = stitched
+    found = read_table(folder / "results/plates/P1/qc.parquet")
+    assert set(found["Metadata_Field"]) == {1} and len(found) == 6 * 4 * 3
+    assert set(found["SourceField"]) == {1, 2, 3, 4}
+
+
 def test_overlapping_fields_of_one_scene_are_put_together_to_the_pixel(stitched):
     folder, planes = stitched
     path = store.field_path(folder / "results/plates/P1/plate.zarr", "A02", 1)

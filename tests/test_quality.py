@@ -29,7 +29,9 @@ def measured():
     for plate, well, field in all_fields(DESIGN):
         image = render_field(DESIGN, plate, well, field).image
         for name, plane in zip(DESIGN.channel_names, image, strict=True):
-            rows.append(dict(zip(KEYS, (plate, well, field, name), strict=True)) | measure_plane(plane))
+            rows.append(
+                dict(zip(KEYS, (plate, well, field, name), strict=True)) | {"SourceField": field} | measure_plane(plane)
+            )
     return pd.DataFrame(rows)
 
 
@@ -65,7 +67,8 @@ def rows(count, **columns):
     table.insert(0, "Metadata_Plate", "P1")
     table.insert(1, "Metadata_Well", [f"A{k + 1:02d}" for k in range(count)])
     table.insert(2, "Metadata_Field", 1)
-    table.insert(3, "Channel", "DNA")
+    table.insert(3, "SourceField", 1)
+    table.insert(4, "Channel", "DNA")
     return table.assign(**columns)
 
 
@@ -116,7 +119,7 @@ def test_flagging_keeps_rows_index_and_metrics_and_leaves_its_input_alone():
     found = flag_fields(table)
     pd.testing.assert_frame_equal(table, before)
     pd.testing.assert_frame_equal(found[list(table.columns)], before)
-    assert [*table.columns, *FLAGS, "Reason"] == list(found.columns)
+    assert [*table.columns, *FLAGS, "Reason", "Excluded"] == list(found.columns)
     assert all(found[flag].dtype.kind == "b" for flag in FLAGS)
     pd.testing.assert_frame_equal(found.sort_index(), flag_fields(measured()))
 
@@ -143,6 +146,14 @@ def test_brightness_in_one_of_three_channels_is_no_debris_and_in_two_it_is():
     assert not flag_fields(table)["Flag_Debris"].any()
     table.loc[14, "p999"] = 3000.0
     assert flag_fields(table)["Flag_Debris"].to_numpy().nonzero()[0].tolist() == [4, 14]
+
+
+def test_a_stitched_image_is_left_out_where_most_of_its_fields_are_flagged():
+    table = rows(8, Metadata_Well=["A01"] * 4 + ["A02"] * 4, SourceField=[1, 2, 3, 4] * 2)
+    table.loc[[0, 4, 5, 6], "saturated_fraction"] = 0.5
+    found = flag_fields(table)
+    assert (found["Reason"] != "").to_numpy().nonzero()[0].tolist() == [0, 4, 5, 6]
+    assert found["Excluded"].tolist() == [False] * 4 + [True] * 4
 
 
 def test_a_single_field_is_judged_by_the_absolute_limits():
@@ -178,7 +189,11 @@ def test_a_constant_plane_is_empty_and_has_no_focus(value):
     assert found["noise"] == found["contrast"] == found["std"] == 0
     assert found["mean"] == found["p01"] == found["p999"] == found["background"] == value
     assert found["saturated_fraction"] == (value == 65535)
-    table = flag_fields(pd.DataFrame([dict(zip(KEYS, ("P", "A01", k, "DNA"), strict=True)) | found for k in range(3)]))
+    table = flag_fields(
+        pd.DataFrame([dict(zip(KEYS, ("P", "A01", k, "DNA"), strict=True)) | found for k in range(3)]).assign(
+            SourceField=1
+        )
+    )
     assert table["Flag_Empty"].all()
     assert not table["Flag_Blurred"].any()
 

@@ -863,7 +863,9 @@ def test_holes_of_stitched_wells_missing_channels_and_planes_are_named():
 
 def test_flagged_fields_are_excluded_and_counted_by_field_and_not_by_channel():
     fields = some_fields(*(("A01", 1, channel, "done", "") for channel in ("DNA", "ER", "GFP")))
-    quality = fields[["Metadata_Well", "Metadata_Field", "Channel"]].assign(Reason="empty: contrast 3.3 of the noise")
+    quality = fields[["Metadata_Well", "Metadata_Field", "Channel"]].assign(
+        Reason="empty: contrast 3.3 of the noise", SourceField=1, Excluded=True
+    )
     exclusions = list_exclusions(fields, flagged=quality)
     assert exclusions["what"].tolist() == ["flagged"] and count_exclusions(exclusions) == (1, "1 field: 1 flagged")
     flagged = quality.rename(columns={"Channel": "channel", "Reason": "reason"})
@@ -896,7 +898,13 @@ def some_wells(**changes):
 def test_lost_wells_fields_and_controls_are_told():
     fields = some_fields(("A02", 1, "DNA", "failed", "x"), ("A04", 2, "DNA", "failed", "y"))
     quality = pd.DataFrame(
-        {"Metadata_Well": ["A03"], "Metadata_Field": [1], "Channel": ["DNA"], "Reason": ["blurred: 0.1"]}
+        {
+            "Metadata_Well": ["A03"],
+            "SourceField": [1],
+            "Channel": ["DNA"],
+            "Reason": ["blurred: 0.1"],
+            "Excluded": [True],
+        }
     )
     found = find_losses(some_wells(), list_exclusions(fields, flagged=quality))
     assert [(notice.kind, notice.text) for notice in found] == [

@@ -9,6 +9,7 @@ from test_cli import plateloom
 from test_workflow import bytes_of
 
 from plateloom import repair
+from plateloom.engine import locks
 from plateloom.store.provenance import read_json
 
 PATTERNS = ("results/plates/P1/*/*.parquet", "results/plates/P1/*.parquet", "results/plates/P1/*.zarr/**/*")
@@ -93,3 +94,29 @@ def test_a_plate_of_no_screen_is_checked_and_cannot_be_repaired(again, tmp_path)
     code, text = plateloom("verify", tmp_path / "alone.zarr", "--deep")
     assert code == 1 and "A/02/1" in text
     assert plateloom("verify", tmp_path / "alone.zarr", "--repair")[0] == 2
+
+
+def test_what_somebody_put_beside_the_wells_is_named_and_left(again):
+    stray = again / "results/plates/P1/plate.zarr/notes.txt"
+    stray.write_text("mine")
+    code, text = plateloom("verify", again, "--repair")
+    assert code == 1 and "notes.txt: no run makes it or reads it; remove it yourself" in text
+    assert "making again" not in text and stray.exists()
+
+
+def test_wells_are_checked_though_the_list_of_the_plate_is_gone(again):
+    base = again / "results/plates/P1/plate.zarr"
+    (base / "zarr.json").unlink()
+    flip(base / "A/02/1/0/c/0/0/0")
+    assert {(one.stage, one.well) for one in repair.find_damage(again, "P1", deep=True)} == {
+        ("assembly", ""),
+        ("conversion", "A02"),
+    }
+
+
+def test_a_repair_waits_for_nobody_and_removes_nothing_while_a_run_works(again):
+    flip(again / "results/plates/P1/plate.zarr/A/02/1/0/c/0/0/0")
+    with locks.hold(again / ".plateloom.lock", wait=False):
+        code, text = plateloom("verify", again, "--repair")
+    assert code == 1 and "is held by process" in text
+    assert (again / "results/plates/P1/plate.zarr/A/02/1/zarr.json").exists()

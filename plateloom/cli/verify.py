@@ -1,5 +1,6 @@
 """`plateloom verify`: whether results are still what was made, byte for byte; and making again what is not."""
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -36,18 +37,26 @@ def command(path, plates, deep, repair):
     for name in plates:
         if name not in found_plates:
             raise ConfigError(f"no results of a plate {name!r}.{did_you_mean(name, found_plates)}")
+    from plateloom.engine import locks
     from plateloom.repair import find_damage, remove_damaged
 
-    damages = []
-    for name in plates or found_plates:
-        found = find_damage(screen, name, deep=deep)
-        for one in found:
-            click.echo(f"{name}{f' {one.well}' if one.well else ''} {one.stage}: {one.file}: {one.reason}")
-        damages += found
-    code = _sum_up(len(damages), deep)
-    if not repair or not damages:
-        sys.exit(code)
-    remove_damaged(screen, damages)
+    # Whoever repairs looks and removes while nobody writes.
+    with locks.hold(screen / ".plateloom.lock", wait=False) if repair else contextlib.nullcontext():
+        damages = []
+        for name in plates or found_plates:
+            for one in find_damage(screen, name, deep=deep):
+                click.echo(f"{name}{f' {one.well}' if one.well else ''} {one.stage}: {one.file}: {one.reason}")
+                damages.append(one)
+        code = _sum_up(len(damages), deep)
+        if not repair or not damages:
+            sys.exit(code)
+        for one in damages:
+            if not one.repairable:
+                click.echo(f"{one.plate}: {one.file}: no run makes it or reads it; remove it yourself")
+        damages = [one for one in damages if one.repairable]
+        if not damages:
+            sys.exit(code)
+        remove_damaged(screen, damages)
     wells = sorted({f"{one.plate} {one.well or one.stage}" for one in damages})
     click.echo(f"making again: {', '.join(wells)}")
     call = "from plateloom.cli import main; main()"

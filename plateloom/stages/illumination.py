@@ -83,7 +83,7 @@ def shrink_field(path, field, settings):
     module = load_method(illumination.METHODS, settings["method"], "illumination method")
     params = module.Params(**settings["parameters"])
     described = store.describe_image(path)
-    window = _window_of_tile(path, field)
+    window = tile_window(path, field)
     return {
         channel: module.shrink(store.read_image(path, channels=[i], window=window)[0], params)
         for i, channel in enumerate(described["channels"])
@@ -105,7 +105,7 @@ def mosaic_of(path):
     return Mosaic(origins, tuple(said["tile_shape"])), [tile["field"] for tile in said["tiles"]]
 
 
-def _window_of_tile(path, field):
+def tile_window(path, field):
     """Rows and columns of a field on its image."""
     found = mosaic_of(path)
     if found is None:

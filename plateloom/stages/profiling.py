@@ -102,9 +102,9 @@ def readout_of(aggregates, params):
 
 
 def flagged_fields(plate):
-    """Fields of a plate that QC has flagged in any channel: set of (well, field)."""
-    table = read_table(plate_folder(plate) / "qc.parquet", ["Metadata_Well", "Metadata_Field", "Reason"])
-    table = table[table["Reason"] != ""]
+    """Images of a plate that QC has flagged in any channel, of stitched ones most fields: set of (well, field)."""
+    table = read_table(plate_folder(plate) / "qc.parquet", ["Metadata_Well", "Metadata_Field", "Excluded"])
+    table = table[table["Excluded"]]
     return set(zip(table["Metadata_Well"], table["Metadata_Field"].astype(int), strict=True))
 
 

@@ -1,10 +1,11 @@
 """plate.zarr images -> qualities of every field and channel, well by well; then flags against the whole plate."""
 
+import numpy as np
 import pandas as pd
 
 from plateloom import quality
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
-from plateloom.stages.illumination import mosaic_of, require_planes, usable_fields, wells_of
+from plateloom.stages.illumination import require_planes, tile_window, usable_tiles, wells_of
 from plateloom.store import plate as store
 from plateloom.store.layout import plate_folder, plate_store, well_table
 from plateloom.store.provenance import recipe
@@ -47,39 +48,37 @@ def _unit(plate, well, fingerprint, accepted, code):
     made = recipe("quality", parameters={}, code=code, inputs={"images": fingerprint, "accepted": accepted})
 
     def work():
-        fields = usable_fields(plate, [well])
-        results = yield [(measure_field, str(store.field_path(plate_store(plate), well, f))) for _, f in fields]
+        fields = list(usable_tiles(plate, [well]).items())
+        paths = [str(store.field_path(plate_store(plate), well, image)) for _, image in fields]
+        results = yield [(measure_field, path, field) for path, ((_, field), _) in zip(paths, fields, strict=True)]
         rows = [
-            {"Metadata_Plate": plate, "Metadata_Well": well, "Metadata_Field": field, **row}
-            for (_, field), found in zip(fields, results, strict=True)
+            {
+                "Metadata_Plate": plate,
+                "Metadata_Well": well,
+                "Metadata_Field": image,
+                "SourceField": np.int64(field),
+                **row,
+            }
+            for ((_, field), image), found in zip(fields, results, strict=True)
             for row in found
         ]
-        columns = ["Metadata_Plate", "Metadata_Well", "Metadata_Field", "Channel"]
+        columns = ["Metadata_Plate", "Metadata_Well", "Metadata_Field", "SourceField", "Channel"]
         return Outcome(pd.DataFrame(rows, columns=None if rows else columns))
 
     return Unit(well, path, made, work)
 
 
-def measure_field(path):
-    """Qualities of an image's channels, one plane in memory at a time; runs in a worker.
+def measure_field(path, field):
+    """Qualities of a field's channels, the field being an image or its place in a stitched one; runs in a worker.
 
-    Of a stitched image the median of its fields' qualities.
+    One plane is in memory at a time.
     """
-    described = store.describe_image(path)
-    stitched = mosaic_of(path)
-    windows = [(slice(None), slice(None))]
-    if stitched is not None:
-        height, width = stitched[0].field_shape
-        windows = [(slice(y, y + height), slice(x, x + width)) for y, x in stitched[0].origins]
-    rows = []
-    for i, channel in enumerate(described["channels"]):
-        if channel in described["missing"]:
-            continue
-        measured = [quality.measure_plane(store.read_image(path, channels=[i], window=window)[0]) for window in windows]
-        rows.append(
-            {"Channel": channel, **(measured[0] if stitched is None else dict(pd.DataFrame(measured).median()))}
-        )
-    return rows
+    described, window = store.describe_image(path), tile_window(path, field)
+    return [
+        {"Channel": channel, **quality.measure_plane(store.read_image(path, channels=[i], window=window)[0])}
+        for i, channel in enumerate(described["channels"])
+        if channel not in described["missing"]
+    ]
 
 
 def flag_plate(*, plate, settings, code, measured, record):

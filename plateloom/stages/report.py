@@ -207,7 +207,7 @@ def _describe_plate(plate, batch, source, settings, inputs):
     accepted = store.read_group(plate_store(plate))["plateloom"]["facts"]["accepted"]
     kept = not profiling_of["exclude_flagged"]
     exclusions = report.list_exclusions(fields, accepted=accepted, segmented=objects, flagged=None if kept else quality)
-    flagged = quality.loc[quality["Reason"] != "", ["Metadata_Well", "Metadata_Field", "Channel", "Reason"]]
+    flagged = quality[quality["Reason"] != ""]
     shown = _count_fields(wells, fields, exclusions)
     lost = shown["status"] == "failed"
     judged = shown.assign(value=wells[READOUT]) if READOUT in wells else shown
@@ -245,17 +245,15 @@ def _describe_plate(plate, batch, source, settings, inputs):
         batch=batch,
         source=source,
         dose_unit=doses[0] if len(doses) == 1 else "",
-        summary={"fields flagged": len(flagged.drop_duplicates(["Metadata_Well", "Metadata_Field"]))},
+        summary={"fields flagged": len(flagged.drop_duplicates(["Metadata_Well", "SourceField"]))},
         notices=tuple(
             one for one in notices if not (one.kind == "wells" and lost.any() and one.section == "exclusions")
         ),
         exclusions=exclusions,
-        flagged=flagged.rename(columns={"Channel": "channel", "Reason": "reason"}),
-        flagged_note=(
-            "They stay in the values per well (profiling.exclude_flagged is false); models do not learn from them."
-            if kept
-            else "They are left out of all values per well, and models do not learn from them."
+        flagged=flagged[["Metadata_Well", "SourceField", "Channel", "Reason"]].rename(
+            columns={"SourceField": "Metadata_Field", "Channel": "channel", "Reason": "reason"}
         ),
+        flagged_note=_flagged_note(quality, kept),
         heat_maps=tuple(_plate_maps(plate, wells, quality, params, inputs["classified"])),
         quality=assay,
         quality_note=_quality_note(assay),
@@ -273,6 +271,17 @@ def _describe_plate(plate, batch, source, settings, inputs):
         notes=notes,
     )
     return described, notices
+
+
+def _flagged_note(quality, kept):
+    """What becomes of flagged fields, in a sentence."""
+    if (quality["SourceField"] != quality["Metadata_Field"]).any():
+        who = "Stitched wells of which most fields are flagged"
+    else:
+        who = "They"
+    if kept:
+        return f"{who} stay in the values per well (profiling.exclude_flagged is false); models do not learn from them."
+    return f"{who} are left out of all values per well, and models do not learn from them."
 
 
 def _count_fields(wells, fields, exclusions):

@@ -35,10 +35,13 @@ class Problem(NamedTuple):
         The file or folder concerned.
     reason : str
         What was found.
+    stray : bool
+        Nothing is damaged, but something lies there that nobody lists.
     """
 
     file: str
     reason: str
+    stray: bool = False
 
 
 def check_group(path, *, deep=False):
@@ -70,6 +73,8 @@ def _check(path, deep):
         return
     if attributes is None:
         yield Problem(str(path), "has no metadata: it was not finished" if path.is_dir() else "is missing")
+        if path.is_dir():
+            yield from _check_below(path, deep)
         return
     ome = attributes.get("ome", {})
     if "multiscales" in ome or attributes.get(SEAL, {}).get("arrays"):
@@ -196,7 +201,7 @@ def _find_extra(path, known):
     """What lies in a group's folder and is not listed: nothing reads it."""
     for child in sorted(path.iterdir()):
         if child.name not in known and child.name not in METADATA and child.name not in FOREIGN:
-            yield Problem(str(child), "is not listed in its group's metadata")
+            yield Problem(str(child), "is not listed in its group's metadata", stray=True)
 
 
 def flip_bits(store, *, flips=1000, seed=0):
