@@ -2,10 +2,15 @@
 
 import dataclasses
 import functools
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from plateloom.config import load_config, method_modules
-from plateloom.errors import ConfigError, DataFault, did_you_mean
+from plateloom.errors import ConfigError, DataFault, PlateloomError, did_you_mean
 from plateloom.readers import READERS, load_reader
 from plateloom.readers.folders import digest_changes
 from plateloom.store.layout import part_of, record_path, screen_record
@@ -13,6 +18,8 @@ from plateloom.store.provenance import PACKAGE, code_digest, file_digest, read_j
 from plateloom.store.sheets import read_sheet
 
 PLATE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+LISTED_ALONE = 8  # so many source folders are listed sooner than other processes have started
+LISTERS = 8
 PLATE_COLUMNS = {"plate", "source", "reader", "plate_map", "batch", "acquisition"}
 
 
@@ -271,24 +278,16 @@ class Screen:
 
     @functools.cached_property
     def _listings(self):
-        """Digests by plate and part; folders are listed side by side, since a network file system answers slowly."""
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(8) as pool:
-            return dict(zip(self.plates, pool.map(self._list_plate, self.plates), strict=True))
-
-    def _list_plate(self, plate):
-        row = self.plates[plate]
-        source, parts = self.folder / row.source, self.config.parts
-        if not source.exists():
-            records = [read_json(self.folder / path) or {} for path in self.records("conversion", plate)]
-            return [record.get("facts", {}).get("listing", "no source folder") for record in records]
-        module = load_reader(row.reader)
-        params = module.Params(**self._reader_params(row.reader))
-        try:
-            return digest_changes(module, source, params, part_of, parts)
-        except (DataFault, OSError, KeyError, ValueError) as fault:  # one plate's folder must not stop the others
-            return [f"fault: {fault}"] * parts
+        """Digests by plate and part."""
+        found, asked = {}, {}
+        for plate, row in self.plates.items():
+            source = self.folder / row.source
+            if source.exists():
+                asked[plate] = (str(source), row.reader, self._reader_params(row.reader), self.config.parts)
+            else:
+                records = [read_json(self.folder / path) or {} for path in self.records("conversion", plate)]
+                found[plate] = [record.get("facts", {}).get("listing", "no source folder") for record in records]
+        return found | dict(zip(asked, _list_sources(list(asked.values())), strict=True))
 
     def plate_map(self, plate):
         """Digest of a plate's map; empty where it has none."""
@@ -303,6 +302,40 @@ class Screen:
     def plate_table(self):
         """Plates that screen-level steps read, with batch and map, as JSON rows."""
         return [dataclasses.asdict(self.plates[plate]) for plate in self.complete_plates]
+
+
+def _list_sources(asked):
+    """Digests of source folders; of many side by side, since millions of files are a minute of system calls.
+
+    Processes rather than threads: calls as short as these spend more time on the interpreter's lock than on their work.
+    """
+    if len(asked) <= LISTED_ALONE:
+        return [list_source(*one) for one in asked]
+    call = "import json, sys; from plateloom.planning import list_source as f; json.dump([f(*one) for one in json.load(sys.stdin)], sys.stdout)"
+    paths = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+
+    def ask(share):
+        command = [sys.executable, "-c", call]
+        done = subprocess.run(
+            command, input=json.dumps(share), capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
+        )
+        if done.returncode:
+            raise PlateloomError(f"listing the source folders failed: {done.stderr.strip()[-2000:]}")
+        return json.loads(done.stdout)
+
+    shares = [asked[i::LISTERS] for i in range(LISTERS)]
+    with ThreadPoolExecutor(LISTERS) as pool:
+        found = list(pool.map(ask, shares))
+    return [found[i % LISTERS][i // LISTERS] for i in range(len(asked))]
+
+
+def list_source(source, reader, params, parts):
+    """Digest a source folder's names, sizes and times: list of str, one per part."""
+    module = load_reader(reader)
+    try:
+        return digest_changes(module, Path(source), module.Params(**params), part_of, parts)
+    except (DataFault, OSError, KeyError, ValueError) as fault:  # one plate's folder must not stop the others
+        return [f"fault: {fault}"] * parts
 
 
 def _last_deferral(path):

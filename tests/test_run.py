@@ -16,11 +16,11 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from plateloom import status
+from plateloom import planning, status
 from plateloom.cli import main, run
 from plateloom.config import read_config
 from plateloom.engine import locks
-from plateloom.errors import ConfigError
+from plateloom.errors import ConfigError, PlateloomError
 from plateloom.planning import STAGES, Screen
 from plateloom.store.provenance import digest, write_json
 
@@ -453,3 +453,33 @@ def test_programs_read_states_as_json(screen, records):
     assert code == 0 and found["with_failures"] == ["P1"] and found["complete"] == []
     assert found["plates"]["P1"]["conversion"]["failed"] == [TRUNCATED_TIFF]
     assert {field.name for field in dataclasses.fields(status.State)} == set(found["screen"]["map"])
+
+
+def test_many_source_folders_are_listed_as_few_are(tmp_path, monkeypatch):
+    names = [f"P{i:02d}" for i in range(planning.LISTED_ALONE + 3)]
+    for i, name in enumerate(names):
+        source = tmp_path / "raw" / name
+        source.mkdir(parents=True)
+        for well in ("A01", "B02", f"C{i + 1:02d}"):
+            (source / f"{well}_s1_w1.tif").write_bytes(b"x" * i)
+    (tmp_path / "raw/P03/odd\udcff_s1_w1.tif").write_bytes(b"no well")
+    (tmp_path / "raw/P04").rename(tmp_path / "raw/gone")
+    rows = "".join(f"{name}\traw/{name}\tpattern\n" for name in names)
+    (tmp_path / "plates.tsv").write_text("plate\tsource\treader\n" + rows)
+    settings = {
+        "parts": 3,
+        "channels": {"DNA": {"source": "1"}},
+        "segmentation": {"parameters": {"nuclei_channel": "DNA"}},
+    }
+    many = Screen(settings, tmp_path)
+    listed = {name: [many.listing(name, part) for part in range(3)] for name in names}
+    monkeypatch.setattr(planning, "LISTED_ALONE", len(names))
+    few = Screen(settings, tmp_path)
+    assert listed == {name: [few.listing(name, part) for part in range(3)] for name in names}
+    assert listed["P04"] == ["no source folder"] * 3 and len({str(one) for one in listed.values()}) == len(names)
+
+
+def test_a_listing_that_dies_is_an_error_and_not_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "LISTED_ALONE", 0)
+    with pytest.raises(PlateloomError, match="Unknown reader .nonsense."):
+        planning._list_sources([(str(tmp_path), "nonsense", {}, 1)])
