@@ -7,7 +7,8 @@ A family is one module plus one line in `FAMILIES`. Its contract is two function
 ``measure(index, image, channels, **options)``
     ndarray of float64, shape (N, F): one row per object of the `PixelIndex`, one column per name.
 
-The options are those of `measure_image`; a family names the ones that it needs and swallows the others.
+The options are those of `measure_image`, and `compartment`, `compartments` (names, for columns) and `labels` (for
+values); a family names the ones that it needs and swallows the others.
 """
 
 from plateloom.registry import load_method
@@ -16,8 +17,13 @@ FAMILIES = {
     "AreaShape": "plateloom.features.shape",
     "Location": "plateloom.features.location",
     "Intensity": "plateloom.features.intensity",
+    "Texture": "plateloom.features.texture",
     "Correlation": "plateloom.features.correlation",
+    "RadialDistribution": "plateloom.features.radial",
     "Neighbors": "plateloom.features.neighbors",
+    "Links": "plateloom.features.links",
+    "Zernike": "plateloom.features.zernike",
+    "Granularity": "plateloom.features.granularity",
 }
 
 __all__ = ["FAMILIES", "feature_columns", "measure_image"]
@@ -85,7 +91,7 @@ def measure_image(
     import numpy as np
     import pandas as pd
 
-    from plateloom.features.pixels import PixelIndex, check_image
+    from plateloom.features.pixels import PixelIndex, Shared, check_image
 
     image = check_image(image, channels)
     names = _resolve(families)
@@ -96,14 +102,15 @@ def measure_image(
         "texture_scales": tuple(texture_scales),
         "neighbor_distance": neighbor_distance,
     }
-    tables = {}
+    tables, shared = {}, Shared()
     with ThreadPoolExecutor(max_workers=threads) as pool:
         # A compartment at a time: its pixel values are the largest thing in memory.
         for compartment, label_image in labels.items():
-            index = PixelIndex(label_image, image)
+            index = PixelIndex(label_image, image, shared)
 
-            def measure(name, index=index):
-                return load_method(FAMILIES, name, "feature family").measure(index, image, channels, **options)
+            def measure(name, index=index, compartment=compartment):
+                family = load_method(FAMILIES, name, "feature family")
+                return family.measure(index, image, channels, labels=labels, compartment=compartment, **options)
 
             # One thread runs in the caller's: no handing over.
             blocks = list((pool.map if threads > 1 else map)(measure, names))
@@ -111,6 +118,7 @@ def measure_image(
                 compartment,
                 channels,
                 families=names,
+                compartments=tuple(labels),
                 neighbor_distance=neighbor_distance,
                 texture_scales=texture_scales,
             )
@@ -122,7 +130,9 @@ def measure_image(
     return tables
 
 
-def feature_columns(compartment, channels, *, families=None, neighbor_distance=5, texture_scales=(3,)):
+def feature_columns(
+    compartment, channels, *, families=None, compartments=None, neighbor_distance=5, texture_scales=(3,)
+):
     """List the columns that `measure_image` gives, in its order, without an image.
 
     An empty well, or a field that lacks a channel, has all of its columns nevertheless.
@@ -133,6 +143,8 @@ def feature_columns(compartment, channels, *, families=None, neighbor_distance=5
         The prefix of every column.
     channels, families, neighbor_distance, texture_scales
         As in `measure_image`.
+    compartments : sequence of str, optional
+        All compartments that are measured, in order; default: this one alone.
 
     Returns
     -------
@@ -140,15 +152,19 @@ def feature_columns(compartment, channels, *, families=None, neighbor_distance=5
 
     Examples
     --------
-    >>> feature_columns("Nuclei", ["DNA", "ER"], families=["Correlation"])
+    >>> feature_columns("Nuclei", ["DNA", "ER"], families=["Correlation"])[:2]
     ['Nuclei_Correlation_Correlation_DNA_ER', 'Nuclei_Correlation_Overlap_DNA_ER']
     """
+    options = {
+        "compartment": compartment,
+        "compartments": (compartment,) if compartments is None else tuple(compartments),
+        "neighbor_distance": neighbor_distance,
+        "texture_scales": tuple(texture_scales),
+    }
     return [
         f"{compartment}_{column}"
         for name in _resolve(families)
-        for column in load_method(FAMILIES, name, "feature family").columns(
-            channels, neighbor_distance=neighbor_distance, texture_scales=tuple(texture_scales)
-        )
+        for column in load_method(FAMILIES, name, "feature family").columns(channels, **options)
     ]
 
 

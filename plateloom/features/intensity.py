@@ -111,10 +111,10 @@ def _measure_channel(values, levels, edge, offsets, rows, columns, out):
 
 @kernel
 def _sort(values, levels, low, high):
-    """Sort ascending: integer levels by one or two passes over their bytes, floats by comparison."""
+    """Sort ascending: integer levels by one or two passes over their bytes, floats by as many bins as there are."""
     base, span = int(low * levels + 0.5), int((high - low) * levels + 0.5)
     if levels == 0.0 or span > 65535:
-        return np.sort(values)
+        return _sort_floats(values, low, high)
     steps, following = np.empty(len(values), np.uint16), np.empty(len(values), np.uint16)
     for k in range(len(values)):
         steps[k] = int(values[k] * levels + 0.5) - base
@@ -132,6 +132,34 @@ def _sort(values, levels, low, high):
     ordered = np.empty(len(values))
     for k in range(len(values)):
         ordered[k] = (base + steps[k]) / levels
+    return ordered
+
+
+@kernel
+def _sort_floats(values, low, high):
+    """Sort ascending by bins of equal width, then within them; by comparison where the bins are too uneven to help."""
+    count = len(values)
+    scale = count / (high - low)
+    if count < 16 or not scale < np.inf:
+        return np.sort(values)
+    starts = np.zeros(count + 2, np.int64)
+    for k in range(count):
+        starts[int((values[k] - low) * scale) + 1] += 1
+    if starts.max() > 64:
+        return np.sort(values)
+    for bin in range(count + 1):
+        starts[bin + 1] += starts[bin]
+    ordered = np.empty(count)
+    for k in range(count):
+        bin = int((values[k] - low) * scale)
+        ordered[starts[bin]] = values[k]
+        starts[bin] += 1
+    for k in range(1, count):
+        value, place = ordered[k], k
+        while place > 0 and ordered[place - 1] > value:
+            ordered[place] = ordered[place - 1]
+            place -= 1
+        ordered[place] = value
     return ordered
 
 

@@ -1,6 +1,7 @@
 """The pixels of a compartment's objects as one list, sorted by object: made once, read by all families."""
 
 import functools
+import threading
 
 import numpy as np
 
@@ -11,6 +12,32 @@ LEVELS = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
 
 # Above this a table from label to object would outgrow the image.
 _LARGEST_TABLE = 1 << 24
+
+# The squared distance of a pixel from an edge that there is not.
+_NOWHERE = 1 << 30
+
+
+class Shared:
+    """What families compute once per image, whatever the number of compartments and threads."""
+
+    def __init__(self):
+        self._found, self._locks, self._lock = {}, {}, threading.Lock()
+
+    def once(self, key, compute):
+        """Return ``compute()`` of the first call with this key; other threads wait for it.
+
+        Parameters
+        ----------
+        key : hashable
+            Begins with the family's name.
+        compute : callable
+        """
+        with self._lock:
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            if key not in self._found:
+                self._found[key] = compute()
+            return self._found[key]
 
 
 class PixelIndex:
@@ -24,6 +51,8 @@ class PixelIndex:
         Label image; 0 is background.
     image : ndarray of uint8, uint16 or float64, shape (C, Y, X)
         Intensities, as `check_image` returns them.
+    shared : Shared, optional
+        Of all compartments of this image.
 
     Attributes
     ----------
@@ -41,9 +70,11 @@ class PixelIndex:
         One bit per 8-neighbor, set where it is of the same object: clockwise from 1 above to 128 above on the left.
     levels : float
         Largest value of an integer image; 0 for a float image.
+    shared : Shared
+        For what depends on the image alone.
     """
 
-    def __init__(self, labels, image):
+    def __init__(self, labels, image, shared=None):
         labels = np.asarray(labels)
         if labels.dtype.kind not in "iu":
             raise TypeError(f"A label image holds integers, found {labels.dtype}.")
@@ -52,6 +83,7 @@ class PixelIndex:
         self.labels, self.objects = _number_objects(labels)
         self.offsets, self.rows, self.columns, self.bounds, self.surround = _list_pixels(self.objects, len(self.labels))
         self.levels = LEVELS.get(image.dtype, 0.0)
+        self.shared = Shared() if shared is None else shared
         self._image = image
 
     @functools.cached_property
@@ -66,6 +98,20 @@ class PixelIndex:
     def areas(self):
         """Pixels per object: ndarray of int64, shape (N,)."""
         return np.diff(self.offsets)
+
+    @functools.cached_property
+    def runs(self):
+        """Where the runs of pixels side by side in a row begin in the list, and its end: ndarray of int64, shape (R + 1,)."""
+        return _list_runs(self.offsets, self.rows, self.columns)
+
+    @functools.cached_property
+    def depths(self):
+        """Squared distance to the nearest pixel in the image outside of the object [px²]: ndarray of int32, shape (P,).
+
+        2**30 where there is none.
+        """
+        height, width = self._image.shape[1:]
+        return _measure_depths(self.offsets, self.runs, self.rows, self.columns, self.bounds, height, width)
 
     @functools.cached_property
     def centers(self):
@@ -89,23 +135,31 @@ def check_image(image, channels):
     return image
 
 
+def occurring_labels(labels):
+    """List the labels that occur in a label image, ascending, without 0: ndarray of int64."""
+    if labels.size and labels.max() > _LARGEST_TABLE:
+        values = np.unique(labels)
+        return values[values != 0].astype(np.int64)
+    occurs = np.zeros(int(labels.max(initial=0)) + 1, bool)
+    occurs[labels.ravel()] = True
+    occurs[0] = False
+    return np.flatnonzero(occurs)
+
+
 def _number_objects(labels):
     """Return the labels that occur and the framed image of object numbers."""
     objects = np.full((labels.shape[0] + 2, labels.shape[1] + 2), -1, np.int32)
     if labels.size and labels.min() < 0:
         raise ValueError(f"Labels are 0 (background) or positive, found {labels.min()}.")
-    if not labels.size or labels.max() <= _LARGEST_TABLE:
-        occurs = np.zeros(int(labels.max(initial=0)) + 1, bool)
-        occurs[labels.ravel()] = True
-        occurs[0] = False
-        values, numbers = np.flatnonzero(occurs), np.where(occurs, np.cumsum(occurs), 0).astype(np.int32)[labels]
+    values = occurring_labels(labels)
+    if len(values) and values[-1] > _LARGEST_TABLE:
+        numbers = np.where(labels == 0, 0, np.searchsorted(values, labels) + 1)
     else:
-        values, numbers = np.unique(labels, return_inverse=True)
-        if values[0] != 0:
-            values, numbers = np.insert(values, 0, 0), numbers + 1
-        values = values[1:]
-    objects[1:-1, 1:-1] = numbers.reshape(labels.shape)
-    return values.astype(np.int64), objects
+        table = np.zeros(int(values[-1]) + 1 if len(values) else 1, np.int32)
+        table[values] = np.arange(1, len(values) + 1)
+        numbers = table[labels]
+    objects[1:-1, 1:-1] = numbers
+    return values, objects
 
 
 @kernel
@@ -166,3 +220,92 @@ def _mean_positions(offsets, rows, columns, bounds):
         centers[i, 0] = bounds[i, 0] + row_sum / area
         centers[i, 1] = bounds[i, 1] + column_sum / area
     return centers
+
+
+@kernel
+def _list_runs(offsets, rows, columns):
+    """Find where a row, a run or an object begins."""
+    runs = np.empty(len(rows) + 1, np.int64)
+    n, i = 0, 0
+    for k in range(len(rows)):
+        begins = k == offsets[i]
+        if begins or rows[k] != rows[k - 1] or columns[k] != columns[k - 1] + 1:
+            runs[n] = k
+            n += 1
+        i += begins
+    runs[n] = len(rows)
+    return runs[: n + 1].copy()
+
+
+@kernel
+def _measure_depths(offsets, runs, rows, columns, bounds, height, width):
+    """Squared distances: along the columns first, then the nearest column's along the rows, many pixels at a time."""
+    farthest = 1 << 15
+    tall, wide = 0, 0
+    for i in range(len(bounds)):
+        tall, wide = max(tall, bounds[i, 2] - bounds[i, 0]), max(wide, bounds[i, 3] - bounds[i, 1])
+    # Of one object at a time, in a frame; 0 outside.
+    vertical = np.zeros((tall + 2, wide + 2), np.int32)
+    depths, squares = np.empty(len(rows), np.int32), np.empty(3 * wide, np.int32)
+    first_run = 0
+    for i in range(len(bounds)):
+        top, left = bounds[i, 0] - 1, bounds[i, 1] - 1
+        last_run = first_run
+        while runs[last_run] < offsets[i + 1]:
+            first, n = runs[last_run], runs[last_run + 1] - runs[last_run]
+            row, column = rows[first] - top, columns[first] - left
+            here, above = vertical[row, column:][:n], vertical[row - 1, column:][:n]
+            for k in range(n):
+                here[k] = min(np.int32(above[k] + 1), farthest) if rows[first] > 0 else farthest
+            last_run += 1
+        for j in range(last_run - 1, first_run - 1, -1):
+            first, n = runs[j], runs[j + 1] - runs[j]
+            row, column = rows[first] - top, columns[first] - left
+            if rows[first] < height - 1:
+                here, below = vertical[row, column:][:n], vertical[row + 1, column:][:n]
+                for k in range(n):
+                    here[k] = min(here[k], np.int32(below[k] + 1))
+        for j in range(first_run, last_run):
+            first, n = runs[j], runs[j + 1] - runs[j]
+            here = vertical[rows[first] - top, columns[first] - left :][:n]
+            for k in range(n):
+                squares[n + k] = np.int32(here[k] * here[k])
+            here[:] = 0
+            _search_row(squares[: 3 * n], columns[first] > 0, columns[first] + n < width, depths[first:][:n])
+        first_run = last_run
+    return depths
+
+
+@kernel
+def _search_row(squares, left_edge, right_edge, depths):
+    """Fill in a run's squared distances, given those along the columns and which ends of the run are edges.
+
+    `squares` has room for the run's length on both sides.
+    """
+    n = len(depths)
+    for k in range(n):
+        depth = np.int64(squares[n + k])
+        depth = min(depth, (k + 1) ** 2) if left_edge else depth
+        depths[k] = min(depth, (n - k) ** 2) if right_edge else depth
+    if not left_edge:
+        squares[:n] = _NOWHERE
+    if not right_edge:
+        squares[2 * n :] = _NOWHERE
+    step, deepest = 1, depths.max()
+    while step < n and step * step < deepest:
+        # Closer than the step to an edge nothing can change.
+        low, high = step if left_edge else 0, n - step if right_edge else n
+        if low >= high:
+            break
+        deepest = _lower(depths[low:high], squares[n + low - step :], squares[n + low + step :], np.int32(step * step))
+        step += 1
+
+
+@kernel
+def _lower(depths, before, after, square):
+    """Replace what is larger than the smaller of the others plus a square; return the largest."""
+    largest = np.int32(0)
+    for k in range(len(depths)):
+        depths[k] = min(depths[k], np.int32(min(before[k], after[k]) + square))
+        largest = max(largest, depths[k])
+    return largest

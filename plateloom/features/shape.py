@@ -73,7 +73,8 @@ def measure(index, image, channels, **options):
     area = index.areas.astype(np.float64)
     top, left, bottom, right = index.bounds.T.astype(np.float64)
     perimeter, euler = _trace_outlines(index.objects, index.offsets, index.rows, index.columns, index.surround)
-    radii = _measure_radii(index.objects, index.offsets, index.rows, index.columns)
+    height, width = index.objects.shape[0] - 2, index.objects.shape[1] - 2
+    radii = _measure_radii(index.offsets, index.rows, index.columns, index.depths, height, width)
     convex_area, min_feret, max_feret = _measure_hulls(index.offsets, index.rows, index.columns, index.bounds)
     spatial, central = _sum_moments(index.offsets, index.rows, index.columns, index.bounds)
 
@@ -259,52 +260,28 @@ def _trace_outlines(objects, offsets, rows, columns, surround):
 
 
 @kernel
-def _measure_radii(objects, offsets, rows, columns):
-    """Maximum, mean and median distance from an object's pixels to the nearest one outside.
-
-    Within a row the search ends at the object's border there, so its cost is the distance itself; distances are squared
-    integers, counted.
-    """
-    height, width = objects.shape
-    vertical = np.zeros((height, width), np.int32)
-    for r in range(1, height - 1):
-        for c in range(1, width - 1):
-            if objects[r, c] > 0:
-                vertical[r, c] = vertical[r - 1, c] + 1 if objects[r - 1, c] == objects[r, c] else 1
-    below = np.zeros(width, np.int32)
-    for r in range(height - 2, 0, -1):
-        for c in range(1, width - 1):
-            if objects[r, c] > 0:
-                below[c] = below[c] + 1 if objects[r + 1, c] == objects[r, c] else 1
-                vertical[r, c] = min(vertical[r, c], below[c])
-            else:
-                below[c] = 0
+def _measure_radii(offsets, rows, columns, depths, height, width):
+    """Maximum, mean and median distance from an object's pixels to the nearest one outside; squared, they are counted."""
     count = len(offsets) - 1
+    squares = np.empty(len(rows), np.int32)
     out = np.empty((count, 3))
     for i in range(count):
         first, last = offsets[i], offsets[i + 1]
-        deepest = 0
+        farthest = 0
         for k in range(first, last):
-            deepest = max(deepest, vertical[rows[k] + 1, columns[k] + 1])
-        histogram = np.zeros(deepest * deepest + 1, np.int64)
+            border = np.int64(min(rows[k] + 1, height - rows[k], columns[k] + 1, width - columns[k]))
+            squares[k] = min(border * border, np.int64(depths[k]))
+            farthest = max(farthest, squares[k])
+        histogram = np.zeros(farthest + 1, np.int64)
         for k in range(first, last):
-            r, c = rows[k] + 1, columns[k] + 1
-            square = np.int64(vertical[r, c]) ** 2
-            step = 1
-            while step * step < square:
-                left = np.int64(vertical[r, c - step]) if objects[r, c - step] == i + 1 else 0
-                right = np.int64(vertical[r, c + step]) if objects[r, c + step] == i + 1 else 0
-                square = min(square, step * step + min(left, right) ** 2)
-                step += 1
-            histogram[square] += 1
+            histogram[squares[k]] += 1
         area = last - first
-        seen, total, lower, upper, farthest = 0, 0.0, -1, -1, 0
+        seen, total, lower, upper = 0, 0.0, -1, -1
         for square in range(len(histogram)):
             if histogram[square] == 0:
                 continue
             seen += histogram[square]
             total += histogram[square] * np.sqrt(square)
-            farthest = square
             if lower < 0 and seen > (area - 1) // 2:
                 lower = square
             if upper < 0 and seen > area // 2:

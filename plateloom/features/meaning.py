@@ -1,0 +1,163 @@
+"""What a column means: its family, its channels, its unit, and which module of CellProfiler measures it."""
+
+import itertools
+import re
+
+from plateloom.features import FAMILIES
+from plateloom.registry import load_method
+
+# CellProfiler's module of each family.
+SOURCES = {
+    "AreaShape": "MeasureObjectSizeShape",
+    "Location": "MeasureObjectIntensity",
+    "Intensity": "MeasureObjectIntensity",
+    "Texture": "MeasureTexture",
+    "Granularity": "MeasureGranularity",
+    "RadialDistribution": "MeasureObjectIntensityDistribution",
+    "Zernike": "MeasureObjectSizeShape, MeasureObjectIntensityDistribution",
+    "Correlation": "MeasureColocalization",
+    "Neighbors": "MeasureObjectNeighbors",
+    "Links": "RelateObjects",
+}
+
+# Units by the beginning of a name without its compartment; the first that fits holds, and none is "1".
+_UNITS = (
+    (r"AreaShape_(Area|BoundingBoxArea|ConvexArea|InertiaTensor\w*)(_|$)", "px^2"),
+    (
+        r"AreaShape_(BoundingBoxM\w+|Center|EquivalentDiameter|MajorAxisLength|MinorAxisLength|MaxFeretDiameter|"
+        r"MinFeretDiameter|MaximumRadius|MeanRadius|MedianRadius|Perimeter)(_|$)",
+        "px",
+    ),
+    (r"AreaShape_Orientation$", "degree"),
+    (r"AreaShape_(Spatial|Central)Moment_", "px^n"),
+    (r"Location_", "px"),
+    (r"Intensity_MassDisplacement_", "px"),
+    (r"Granularity_", "%"),
+    (r"RadialDistribution_ZernikePhase_", "rad"),
+    (r"Neighbors_(First|Second)ClosestDistance_", "px"),
+    (r"Neighbors_(First|Second)ClosestObjectNumber_|Number_|Parent_", "label"),
+    (r"Neighbors_NumberOfNeighbors_|Children_|AreaShape_EulerNumber", "count"),
+    (r"Neighbors_PercentTouching_", "%"),
+    (r"Neighbors_AngleBetweenNeighbors_", "degree"),
+)
+
+
+# Unit in pixels -> unit and ending of its twin in micrometers, and the power of the pixel's size between them.
+PHYSICAL = {"px": ("um", "um", 1), "px^2": ("um^2", "um2", 2)}
+
+
+def unit_of(column):
+    """Unit of a column, with or without its compartment.
+
+    Examples
+    --------
+    >>> unit_of("Nuclei_AreaShape_Area"), unit_of("Cells_Texture_Contrast_DNA_3_00_256")
+    ('px^2', '1')
+    """
+    for pattern, unit in _UNITS:
+        if re.search(rf"(^|_){pattern}", column):
+            # The n of a moment: p + q, and the pixels that it sums.
+            if moment := unit == "px^n" and re.search(r"Moment_(\d)_(\d)$", column):
+                return f"px^{2 + int(moment[1]) + int(moment[2])}"
+            return unit
+    return "1"
+
+
+def describe_columns(compartments, channels, *, families=None, physical_units=False, **options):
+    """Describe every column that `measure_image` gives.
+
+    Parameters
+    ----------
+    compartments, channels : sequence of str
+    families, **options
+        As in `measure_image`.
+    physical_units : bool
+        Every length and area in pixels is followed by its twin in micrometers, ``…_um`` or ``…_um2``.
+
+    Returns
+    -------
+    dict of str to dict
+        By column, in the order of the tables: `compartment`, `family`, `channel` (``DNA``, ``DNA/ER`` of a pair, empty
+        where no intensity is needed), `unit`, `source` (CellProfiler's module).
+    """
+    from plateloom.features import feature_columns
+
+    described = {}
+    for compartment in compartments:
+        common = {"compartment": compartment, "compartments": tuple(compartments), **options}
+        for family in [name for name in FAMILIES if families is None or name in families]:
+            owners = _channels_of(load_method(FAMILIES, family, "feature family"), channels, common)
+            for column in feature_columns(
+                compartment, channels, families=[family], compartments=compartments, **options
+            ):
+                unit = unit_of(column)
+                described[column] = {
+                    "compartment": compartment,
+                    "family": family,
+                    "channel": owners[column.removeprefix(f"{compartment}_")],
+                    "unit": unit,
+                    "source": SOURCES[family],
+                }
+                if physical_units and unit in PHYSICAL:
+                    described[f"{column}_{PHYSICAL[unit][1]}"] = described[column] | {"unit": PHYSICAL[unit][0]}
+    return described
+
+
+def list_measurements():
+    """List what is measured, a line for columns that differ in channel or numbers only.
+
+    Returns
+    -------
+    list of (str, int, str, str)
+        Name with ``C``, ``C1_C2`` for channels and ``#`` for numbers; how many columns of one compartment it stands
+        for, per channel or pair; unit; CellProfiler's module.
+    """
+    counted = {}
+    for name, column in describe_columns(("Nuclei", "Cells"), ("C1", "C2")).items():
+        if column["compartment"] != "Cells" or column["channel"] == "C2":
+            continue
+        name = name.removeprefix("Cells_")
+        if column["channel"] == "C1":
+            name = name.replace("_C1", "_C")
+        name = re.sub(r"_\d+(?=_|$|of)", "_#", name)
+        unit = "px^n" if "Moment" in name and "px" in column["unit"] else column["unit"]
+        key = name, unit, column["source"]
+        counted[key] = counted.get(key, 0) + 1
+    return [(name, count, unit, source) for (name, unit, source), count in counted.items()]
+
+
+def add_physical(table, pixel_size_um, described):
+    """Give lengths and areas in micrometers beside those in pixels.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns in pixels.
+    pixel_size_um : float
+        [µm/px].
+    described : dict of str to dict
+        As `describe_columns` gives it; twins that are not in it are not made.
+
+    Returns
+    -------
+    DataFrame
+    """
+    import pandas as pd
+
+    twins = {}
+    for name, column in described.items():
+        if name in table and column["unit"] in PHYSICAL:
+            _, ending, power = PHYSICAL[column["unit"]]
+            if f"{name}_{ending}" in described:
+                twins[f"{name}_{ending}"] = table[name] * pixel_size_um**power
+    return pd.concat([table, pd.DataFrame(twins, index=table.index)], axis=1) if twins else table
+
+
+def _channels_of(module, channels, options):
+    """Channel, or pair of channels, that each of a family's columns needs: what is added when one joins."""
+    owners = dict.fromkeys(module.columns([], **options), "")
+    for channel in channels:
+        owners = dict.fromkeys(module.columns([channel], **options), channel) | owners
+    for pair in itertools.combinations(channels, 2):
+        owners = dict.fromkeys(module.columns(list(pair), **options), "/".join(pair)) | owners
+    return owners
