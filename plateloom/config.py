@@ -1,7 +1,7 @@
 """Every setting of a screen: default, unit and meaning. The config file, its schema and its page in docs come from here."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -107,7 +107,17 @@ class Features(Section):
 
     families: list[str] | None = Field(None, description="Families to measure; default: all.")
     channels: list[str] | None = Field(None, description="Channels to measure; default: all.")
+    texture_scales: list[Annotated[int, Field(ge=1)]] = Field(
+        [3, 5, 10], min_length=1, description="Distances between the pixels that texture compares [px]."
+    )
     neighbor_distance: int = Field(5, ge=1, description="Neighbors are counted within this distance [px].")
+    physical_units: bool = Field(
+        False,
+        description="Give lengths and areas also in µm and µm², in columns of their own that end in _um and _um2.",
+    )
+    precision: Literal["float64", "float32"] = Field(
+        "float64", description="Type of the tables; float32 halves them and rounds values by up to 6e-8 of their size."
+    )
 
 
 class Profiling(Section):
@@ -305,20 +315,17 @@ def load_config(settings):
 def _check_readout(config):
     """Mistakes in the names of features that the assay's readout is made of."""
     from plateloom import features
+    from plateloom.features.meaning import describe_columns
 
-    families = [name for name in config.features.families or features.FAMILIES if name in features.FAMILIES]
+    settings = config.features.model_dump(exclude={"channels", "precision"})
+    settings["families"] = [name for name in settings["families"] or features.FAMILIES if name in features.FAMILIES]
     channels = [name for name in config.features.channels or config.channels if name in config.channels]
-    options = {"families": families, "neighbor_distance": config.features.neighbor_distance}
     problems = []
     for key in ("readout", "readout_denominator"):
         name = config.profiling.parameters.get(key)
         if not name or not isinstance(name, str):
             continue
-        known = [
-            column
-            for compartment in ("Nuclei", "Cells", "Cytoplasm")
-            for column in features.feature_columns(compartment, channels, **options)
-        ]
+        known = list(describe_columns(("Nuclei", "Cells", "Cytoplasm"), channels, **settings))
         if name not in known and name != "Metadata_CellCount":
             problems.append(
                 f"profiling.parameters.{key}: no feature {name!r}.{did_you_mean(name, known)} A feature is "

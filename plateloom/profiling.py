@@ -17,6 +17,7 @@ from plateloom.wells import parse_well, well_name
 CONTROLS = ("", "negative", "positive", "empty")
 POSITION = re.compile(
     r"^[^_]+_(Location|Number|Parent|Children)_|_AreaShape_(Center|BoundingBox(Minimum|Maximum))_[XYZ]$"
+    r"|_Neighbors_(First|Second)ClosestObjectNumber_|_um2?$"
 )
 MAD_TO_SD = 1.482602218505602  # 1 / Phi^-1(3/4): the MAD of a normal distribution in standard deviations
 NO_SPREAD = 1e-12  # relative to the largest value: below this a spread is rounding
@@ -69,6 +70,8 @@ class Params(BaseModel):
 
 def feature_columns(table):
     """List the columns that measure the cell: numeric, no key, and not where the cell lies or what it is numbered.
+
+    Lengths and areas in micrometers (``…_um``, ``…_um2``) are those in pixels once more, and left out.
 
     Parameters
     ----------

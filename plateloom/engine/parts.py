@@ -118,12 +118,15 @@ class Outcome:
         Where it was not known beforehand.
     facts : dict
         More for the job's record: device used, epochs …
+    described : dict or None
+        Metadata of the table's columns.
     """
 
     table: object = None
     failures: list = dataclasses.field(default_factory=list)
     recipe: dict | None = None
     facts: dict = dataclasses.field(default_factory=dict)
+    described: dict | None = None
 
 
 @dataclasses.dataclass
@@ -245,7 +248,7 @@ def run_job(
             made = outcome.recipe or unit.recipe
             said = {name: value for name, value in (("failures", outcome.failures), ("facts", outcome.facts)) if value}
             if outcome.table is not None:
-                write_table(unit.path, outcome.table, made | said)
+                write_table(unit.path, outcome.table, made | said, described=outcome.described)
             elif said:
                 _attach(unit.path, said)
             artefacts[unit.name] = made["fingerprint"]

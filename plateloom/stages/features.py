@@ -1,10 +1,13 @@
 """Images and labels -> one row per cell, well by well."""
 
+import functools
+
 import numpy as np
 import pandas as pd
 
 from plateloom import features
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
+from plateloom.features.meaning import add_physical, describe_columns
 from plateloom.stages.illumination import read_corrected
 from plateloom.store import plate as store
 from plateloom.store.layout import plate_folder, plate_store, well_table
@@ -22,7 +25,7 @@ def measure_part(*, plate, part, parts, settings, code, segmented, illuminated, 
     plate : str
     part, parts : int
     settings : dict
-        `families`, `channels` and `neighbor_distance` of the config's section.
+        The config's section.
     code : str
     segmented, illuminated : str
         Records.
@@ -58,9 +61,14 @@ def _unit(plate, well, labels, flatfield, settings, code):
         fields = read_table(well_table(plate, "segmentation", well), ["Metadata_Field", "Status"])
         fields = fields.loc[fields["Status"] == "done", "Metadata_Field"]
         tables = yield [(measure_field, plate, well, int(field), flatfield, labels, settings) for field in fields]
-        if not tables:
-            return Outcome(empty_table(settings))
-        return Outcome(pd.concat(tables, ignore_index=True))
+        described = describe_table(settings, settings["channels"])
+        table = pd.concat(tables, ignore_index=True) if tables else empty_table(described)
+        if settings["precision"] == "float32":
+            labels_of = [name for name, column in described.items() if column["unit"] == "label"]  # keep their digits
+            values = table[list(described)].astype("float32")
+            values[labels_of] = table[labels_of]
+            table = pd.concat([table[list(KEYS)], values], axis=1)
+        return Outcome(table, described=described)
 
     return Unit(well, path, made, work)
 
@@ -76,17 +84,18 @@ def measure_field(plate, well, field, flatfield, made, settings):
     """
     path = store.field_path(plate_store(plate), well, field)
     described = store.describe_image(path)
-    wanted = settings["channels"] or described["channels"]
+    wanted = settings["channels"]
     channels = [name for name in wanted if name not in described["missing"]]
     labels = {compartment: store.read_labels(path, compartment, made=made) for compartment in COMPARTMENTS}
     if channels:
         image = read_corrected(plate, well, field, flatfield, channels=channels)
     else:  # shape and neighbors need no channel
         image = np.zeros((0, *labels["Nuclei"].shape), np.float32)
-    options = {"families": settings["families"], "neighbor_distance": settings["neighbor_distance"]}
-    tables = features.measure_image(image, labels, channels, **options)
+    tables = features.measure_image(image, labels, channels, **_options(settings))
     joined = pd.concat([tables[compartment].reindex(tables["Nuclei"].index) for compartment in COMPARTMENTS], axis=1)
-    joined = joined.reindex(columns=feature_names(settings, wanted))
+    described_columns = describe_table(settings, wanted)
+    joined = add_physical(joined, described["pixel_size_um"], described_columns)
+    joined = joined.reindex(columns=list(described_columns))
     keys = pd.DataFrame(
         {
             "Metadata_Plate": plate,
@@ -99,14 +108,30 @@ def measure_field(plate, well, field, flatfield, made, settings):
     return pd.concat([keys, joined], axis=1).reset_index(drop=True)
 
 
-def feature_names(settings, channels):
-    """Columns of a plate's features, in order."""
-    options = {"families": settings["families"], "neighbor_distance": settings["neighbor_distance"]}
-    return [name for compartment in COMPARTMENTS for name in features.feature_columns(compartment, channels, **options)]
+def _options(settings):
+    """The options of `measure_image` that the config sets."""
+    return {name: settings[name] for name in ("families", "texture_scales", "neighbor_distance")}
 
 
-def empty_table(settings):
-    """A table without rows that has every column; its channels are those of the config."""
+def describe_table(settings, channels):
+    """Columns of a plate's features in order, with what each means: dict of str to dict."""
+    options = _options(settings) | {"physical_units": settings["physical_units"]}
+    return _describe(tuple(channels), *(tuple(v) if isinstance(v, list) else v for v in options.values()))
+
+
+@functools.cache
+def _describe(channels, families, texture_scales, neighbor_distance, physical_units):
+    return describe_columns(
+        COMPARTMENTS,
+        channels,
+        families=families,
+        texture_scales=texture_scales,
+        neighbor_distance=neighbor_distance,
+        physical_units=physical_units,
+    )
+
+
+def empty_table(described):
+    """A table without rows that has every column."""
     table = pd.DataFrame({key: pd.Series(dtype="str" if i < 2 else "int64") for i, key in enumerate(KEYS)})
-    names = feature_names(settings, settings["channels"] or [])
-    return table.join(pd.DataFrame(columns=names, dtype="float64"))
+    return table.join(pd.DataFrame(columns=list(described), dtype="float64"))

@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,16 +15,18 @@ KEY = b"plateloom"
 KEYS = ("Metadata_Plate", "Metadata_Well", "Metadata_Field", "Metadata_ObjectNumber")
 
 
-def write_table(path, table, record):
+def write_table(path, table, record, *, described=None):
     """Write a table whole or not at all; the same table and record give the same bytes.
 
     Parameters
     ----------
     path : path
     table : DataFrame
-        Its index is not written.
+        Its index is not written. Every run of rows of one field is a row group.
     record : dict
         The `plateloom` record (see `provenance.recipe`).
+    described : dict of str to dict of str to str, optional
+        Metadata of columns, for the schema.
     """
     try:
         arrow = pa.Table.from_pandas(table, preserve_index=False)
@@ -31,14 +34,32 @@ def write_table(path, table, record):
         readable = lambda v: v.encode(errors="surrogateescape").decode(errors="backslashreplace")  # noqa: E731
         table = table.map(lambda value: readable(value) if isinstance(value, str) else value)
         arrow = pa.Table.from_pandas(table, preserve_index=False)
-    # Columns of text without a value would get the type null, and the files of a dataset would differ in type.
-    for i, field in enumerate(arrow.schema):
+    fields, columns = list(arrow.schema), arrow.columns
+    for i, field in enumerate(fields):
+        # Columns of text without a value would get the type null, and the files of a dataset would differ in type.
         if pa.types.is_null(field.type):
-            arrow = arrow.set_column(i, field.name, arrow.column(i).cast(pa.string()))
-    arrow = arrow.replace_schema_metadata({KEY: json.dumps(record, sort_keys=True)})
+            fields[i], columns[i] = pa.field(field.name, pa.string()), columns[i].cast(pa.string())
+        if described and field.name in described:
+            fields[i] = fields[i].with_metadata(described[field.name])
+    schema = pa.schema(fields, metadata={KEY: json.dumps(record, sort_keys=True)})
+    arrow = pa.Table.from_arrays(columns, schema=schema)
     buffer = io.BytesIO()
-    pq.write_table(arrow, buffer, compression="zstd", write_page_checksum=True)
+    # Of thousands of columns that were measured, statistics and dictionaries would outgrow the values.
+    keys = [field.name for field in arrow.schema if not pa.types.is_floating(field.type)]
+    options = {"compression": "zstd", "write_page_checksum": True, "write_statistics": keys, "use_dictionary": keys}
+    with pq.ParquetWriter(buffer, arrow.schema, **options) as writer:
+        for first, last in _runs_of_fields(table):
+            writer.write_table(arrow.slice(first, last - first))
     write_bytes(path, buffer.getvalue())
+
+
+def _runs_of_fields(table):
+    """First and last + 1 row of every run of rows that belong to one field; all rows where fields are no key."""
+    if "Metadata_ObjectNumber" not in table or not len(table):
+        return [(0, len(table))]
+    fields = table["Metadata_Field"].to_numpy()
+    starts = [0, *(np.flatnonzero(fields[1:] != fields[:-1]) + 1), len(table)]
+    return list(zip(starts, starts[1:], strict=False))
 
 
 def read_record(path):

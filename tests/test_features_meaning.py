@@ -1,0 +1,124 @@
+"""What columns mean, and what becomes of it in tables, in the documentation and in the command."""
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import ROOT, simulate
+from test_cli import plateloom
+
+from plateloom.features import FAMILIES, feature_columns
+from plateloom.features.meaning import SOURCES, add_physical, describe_columns, unit_of
+from plateloom.stages import features as stage
+from plateloom.store.tables import read_table, write_table
+
+COMPARTMENTS = ("Nuclei", "Cells", "Cytoplasm")
+
+
+def test_every_family_names_its_source():
+    assert set(SOURCES) == set(FAMILIES)
+
+
+def test_every_column_is_described_in_the_order_of_the_tables():
+    channels = ["DNA", "E_R", "ER"]
+    described = describe_columns(COMPARTMENTS, channels, texture_scales=(3, 5), neighbor_distance=4)
+    assert list(described) == [
+        name
+        for compartment in COMPARTMENTS
+        for name in feature_columns(
+            compartment, channels, compartments=COMPARTMENTS, texture_scales=(3, 5), neighbor_distance=4
+        )
+    ]
+    assert described["Cells_Texture_Contrast_E_R_3_00_256"]["channel"] == "E_R"
+    assert described["Cells_Correlation_Manders_ER_E_R"] == {
+        "compartment": "Cells",
+        "family": "Correlation",
+        "channel": "E_R/ER",
+        "unit": "1",
+        "source": "MeasureColocalization",
+    }
+    assert described["Nuclei_AreaShape_Area"]["channel"] == ""
+    assert described["Cytoplasm_Parent_Cells"]["unit"] == "label"
+
+
+@pytest.mark.parametrize(
+    ("column", "unit"),
+    [
+        ("Nuclei_AreaShape_Area", "px^2"),
+        ("Nuclei_AreaShape_BoundingBoxMaximum_X", "px"),
+        ("Nuclei_AreaShape_SpatialMoment_2_3", "px^7"),
+        ("Nuclei_AreaShape_NormalizedMoment_2_3", "1"),
+        ("Nuclei_AreaShape_InertiaTensorEigenvalues_0", "px^2"),
+        ("Nuclei_AreaShape_Orientation", "degree"),
+        ("Nuclei_Intensity_MassDisplacement_DNA", "px"),
+        ("Nuclei_Neighbors_FirstClosestDistance_5", "px"),
+        ("Nuclei_Neighbors_FirstClosestObjectNumber_5", "label"),
+        ("Nuclei_RadialDistribution_ZernikePhase_DNA_9_9", "rad"),
+    ],
+)
+def test_units(column, unit):
+    assert unit_of(column) == unit
+
+
+def test_lengths_and_areas_in_micrometers_stand_beside_those_in_pixels():
+    described = describe_columns(["Nuclei"], ["DNA"], families=["AreaShape"], physical_units=True)
+    plain = describe_columns(["Nuclei"], ["DNA"], families=["AreaShape"])
+    added = set(described) - set(plain)
+    assert {described[name]["unit"] for name in added} == {"um", "um^2"}
+    assert "Nuclei_AreaShape_Area_um2" in added and "Nuclei_AreaShape_Eccentricity_um" not in added
+    table = pd.DataFrame(2.0, index=[7], columns=list(plain))
+    found = add_physical(table, 0.5, described)
+    assert set(found) == set(described)
+    assert found.loc[7, "Nuclei_AreaShape_Area_um2"] == 0.5 and found.loc[7, "Nuclei_AreaShape_Perimeter_um"] == 1.0
+    pd.testing.assert_frame_equal(add_physical(table, 0.5, plain), table)
+
+
+def test_a_table_has_a_row_group_per_field_and_columns_that_say_what_they_are(tmp_path):
+    described = describe_columns(["Nuclei"], ["DNA"], families=["Intensity"])
+    table = pd.DataFrame(
+        {
+            "Metadata_Plate": "P1",
+            "Metadata_Well": "A01",
+            "Metadata_Field": [1, 1, 2, 5, 5],
+            "Metadata_ObjectNumber": [1, 2, 1, 1, 2],
+        }
+    )
+    table = table.join(pd.DataFrame(np.random.default_rng(0).random((5, len(described))), columns=list(described)))
+    write_table(tmp_path / "A01.parquet", table, {"a": 1}, described=described)
+    file = pq.ParquetFile(tmp_path / "A01.parquet")
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 1, 2]
+    assert file.schema_arrow.field("Nuclei_Intensity_MeanIntensity_DNA").metadata[b"unit"] == b"1"
+    pd.testing.assert_frame_equal(read_table(tmp_path / "A01.parquet"), table)
+    once = (tmp_path / "A01.parquet").read_bytes()
+    write_table(tmp_path / "A01.parquet", table, {"a": 1}, described=described)
+    assert (tmp_path / "A01.parquet").read_bytes() == once
+
+
+def test_a_table_without_cells_has_the_columns_of_one_with_cells():
+    settings = {"families": ["AreaShape", "Links"], "texture_scales": [3], "neighbor_distance": 5}
+    described = stage.describe_table(settings | {"physical_units": True}, ["DNA"])
+    assert list(stage.empty_table(described))[4:] == list(described)
+
+
+def test_the_page_lists_what_is_measured():
+    code, text = plateloom("features", "--markdown")
+    assert code == 0 and text in (ROOT / "docs/features.md").read_text(), "plateloom features --markdown has changed"
+
+
+def test_the_command_counts_a_screens_columns(tmp_path):
+    folder = simulate(tmp_path / "screen")
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    settings["features"] = {
+        "families": ["Intensity", "Texture", "Neighbors"],
+        "texture_scales": [3],
+        "precision": "float32",
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    code, text = plateloom("features", folder)
+    assert code == 0
+    rows = {line.split()[0]: line.split()[1:3] for line in text.splitlines()[2:]}
+    assert rows.pop("Intensity") == ["135", "540"]
+    assert rows == {"Texture": ["468", "1,872"], "Neighbors": ["42", "168"], "all": ["645", "2,580"]}
+    code, text = plateloom("features", folder, "--columns")
+    assert len(text.splitlines()) == 646 and text.splitlines()[1].split("\t")[1:3] == ["Nuclei", "Intensity"]
