@@ -17,7 +17,6 @@ $(READY): requirements.txt pyproject.toml
 demo: $(READY)
 	test -e screens/demo/config.yaml || $(BIN)/plateloom simulate screens/demo
 	$(BIN)/plateloom run screens/demo --quiet rules
-	@echo "Open screens/demo/results/screen/report.html"
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
@@ -28,7 +27,6 @@ bbbc013: $(READY)
 	@test -d "$(SOURCE)" || { echo "no folder '$(SOURCE)'"; exit 2; }
 	$(BIN)/python config/examples/bbbc013/prepare.py "$(SOURCE)" screens/bbbc013
 	$(BIN)/plateloom run screens/bbbc013 --quiet rules
-	@echo "Open screens/bbbc013/results/screen/report.html"
 
 lint: $(READY)
 	$(BIN)/ruff check .

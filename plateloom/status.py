@@ -112,6 +112,20 @@ def read_screen(folder, *, frozen=None):
     return {"plates": plates, "screen": of_screen}
 
 
+def states_until(states, last):
+    """Leave only a stage, and those that it is made from, of what `read_screen` gives."""
+    wanted, waiting = set(), [last]
+    while waiting:
+        stage = waiting.pop()
+        wanted.add(stage)
+        waiting += STAGES[stage].after
+    kept = lambda stages: {name: state for name, state in stages.items() if name in wanted}  # noqa: E731
+    return {
+        "plates": {plate: kept(stages) for plate, stages in states["plates"].items()},
+        "screen": kept(states["screen"]),
+    }
+
+
 def _state(screen, stage, plate, code, above):
     """State of a stage over all of its parts, given the states of earlier stages by their names for `waits_for`."""
     parts = [_part(screen, stage, plate, i, path, code) for i, path in enumerate(screen.records(stage, plate))]

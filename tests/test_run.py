@@ -136,9 +136,32 @@ def test_a_stage_that_is_switched_off_is_no_place_to_stop(screen):
     settings["latent"]["autoencoder"] = {"enabled": False}
     path.write_text(yaml.safe_dump(settings))
     with pytest.raises(ConfigError, match="switches this stage off"):
-        run._until_options(screen, "latent")
-    assert run._until_options(screen, "features") == run._until_options(screen, "measure_features")
-    assert run._until_options(screen, "conversion") == ["--until", "assemble_plate"], "a plate without its list is none"
+        run._last_stage(screen, "latent")
+    assert run._last_stage(screen, "features") == run._last_stage(screen, "measure_features") == "features"
+    for name in ("conversion", "convert_plate"):
+        assert run._last_stage(screen, name) == "assembly", "a plate without its list is none"
+
+
+def test_a_run_that_stops_early_judges_what_it_was_asked_for(screen, records, monkeypatch):
+    monkeypatch.setattr(run, "run_group", lambda arguments: 0)
+    records.write("conversion", "P1")
+    records.write("assembly", "P1")
+    code, text = plateloom("run", screen, "--until", "conversion")
+    assert code == 0 and "1 of 1 plates complete up to conversion" in text
+    code, text = plateloom("run", screen, "--until", "segmentation")
+    assert code == 1 and "open: P1 up to segmentation" in text and "work is left" in text
+    records.write("assembly", "P1", **failed("no field can be used"))
+    code, text = plateloom("run", screen, "--until", "conversion")
+    assert code == 3 and "quarantined: P1" in text
+
+
+def test_a_run_after_which_something_is_open_does_not_end_with_0(screen, records, monkeypatch):
+    monkeypatch.setattr(run, "run_group", lambda arguments: 0)
+    records.write_all()
+    assert plateloom("run", screen)[0] == 0
+    (screen / records.screen.records("segmentation", "P1")[0]).unlink()
+    code, text = plateloom("run", screen)
+    assert code == 1 and "work is left" in text
 
 
 def test_help_names_the_profiles_that_exist():

@@ -169,6 +169,15 @@ def test_one_parameter_reruns_its_stage_and_what_follows(again):
     assert planned(again) == AFTER_SEGMENTATION
 
 
+def test_a_record_that_was_lost_on_the_way_is_made_again_though_the_report_is_there(again):
+    for stage, rule in (("segmentation", "segment_plate"), ("flagging", "flag_fields")):
+        path = again / f"results/plates/P1/records/{stage}/part-0.json"
+        kept = path.rename(path.with_suffix(".kept"))
+        assert rule in planned(again)
+        kept.rename(path)
+    assert planned(again) == set()
+
+
 def test_how_jobs_run_is_no_parameter(again):
     edit(again, lambda settings: settings["engine"].update(kind="processes", tasks_per_worker=5, tile_px=128))
     assert planned(again) == set()

@@ -14,6 +14,7 @@ from plateloom.errors import ConfigError, LockedError, did_you_mean
 
 SNAKEFILE = Path(__file__).resolve().parents[2] / "Snakefile"
 PROFILES = sorted(path.parent.name for path in SNAKEFILE.parent.glob("profiles/*/profile.yaml"))
+REPORT = "results/screen/report.html"
 AHEAD = 0.3  # [s] by which Snakemake is told to end before its jobs are
 GRACE = 5.0  # [s] for jobs to end after Snakemake has
 
@@ -46,7 +47,8 @@ def command(folder, profile, cores, until, dry_run, snakemake_options):
     plateloom run screens/demo --cores 4 --dry-run
     """
     from plateloom.driver import FROZEN
-    from plateloom.status import read_screen, screen_state
+    from plateloom.planning import STAGES
+    from plateloom.status import read_screen, screen_state, states_until
     from plateloom.store.provenance import read_json
 
     options = [*_profile_options(profile), *_cores_options(cores), *(["--dry-run"] if dry_run else [])]
@@ -54,9 +56,10 @@ def command(folder, profile, cores, until, dry_run, snakemake_options):
     if not dry_run:
         _look_at_lock(folder)
     _check_screen(folder)
-    options += _until_options(folder, until)
+    last = None if until is None else _last_stage(folder, until)
+    options += ["--until", STAGES[last].script] if last else []
     _check_writable(folder)
-    folder = folder.resolve()
+    given, folder = folder, folder.resolve()
     arguments = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(folder)]
     arguments += [*options, *snakemake_options]
     click.echo(shlex.join(arguments))
@@ -69,12 +72,14 @@ def command(folder, profile, cores, until, dry_run, snakemake_options):
         sys.exit(1 if code else 0)
     # Where there was nothing to do, the frozen config is that of an earlier run.
     frozen = read_json(folder / FROZEN) if _time_of(folder / FROZEN) != earlier else None
-    state = screen_state(read_screen(folder, frozen=frozen))
-    if code or until is None:
-        click.echo(state["summary"])
-    if code:
-        click.echo(f"work is left; what failed and why: plateloom status {folder}", err=True)
+    states = read_screen(folder, frozen=frozen)
+    state = screen_state(states if last is None else states_until(states, last))
+    click.echo(state["summary"] + (f" up to {until}" if until else ""))
+    if code or state["open"]:
+        click.echo(f"work is left; what and why: plateloom status {shlex.quote(str(given))}", err=True)
         sys.exit(1)
+    if last is None and (folder / REPORT).exists():
+        click.echo(f"report: {given / REPORT}")
     sys.exit(3 if any(state[name] for name in ("with_failures", "quarantined", "deferred", "not_made")) else 0)
 
 
@@ -108,10 +113,8 @@ def _cores_options(cores):
     return ["--cores", cores]
 
 
-def _until_options(folder, until):
-    """Snakemake's option for a stage, which is known by its own name or by its rule's."""
-    if until is None:
-        return []
+def _last_stage(folder, until):
+    """The stage that a run ends with, which is known by its own name or by its rule's."""
     from plateloom.config import read_config
     from plateloom.planning import STAGES, Screen
 
@@ -122,7 +125,7 @@ def _until_options(folder, until):
         raise ConfigError(f"--until {until!r}: the screen's config.yaml switches this stage off")
     # A stage has done its work when the plate is whole: its list of wells is written, its fields are flagged.
     closing = {"conversion": "assembly", "quality": "flagging"}
-    return ["--until", STAGES[closing.get(until, stage)].script]
+    return closing.get(stage, stage)
 
 
 def _check_options(options):
