@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test bbbc013 lint format lock napari docs clean
+.PHONY: demo test bbbc013 lint format lock napari cp_measure docs clean
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Plateloom needs Python 3.11 or newer, found ' + sys.version)"
@@ -51,6 +51,11 @@ lock:
 napari: requirements.txt
 	test -x build/napari/bin/python || $(PYTHON) -m venv build/napari
 	build/napari/bin/pip install --quiet --disable-pip-version-check -c requirements.txt napari-ome-zarr
+
+# The peer of benchmarks/features.py, in its faster mode, on the same numpy, scipy and numba as ours.
+cp_measure: requirements.txt
+	test -x build/cp_measure/bin/python || $(PYTHON) -m venv build/cp_measure
+	build/cp_measure/bin/pip install --quiet --disable-pip-version-check -c requirements.txt 'cp_measure[numba]==0.3.0'
 
 docs: $(READY)
 	$(BIN)/plateloom config > config/config.yaml
