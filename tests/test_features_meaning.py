@@ -11,6 +11,7 @@ from test_cli import plateloom
 from plateloom.features import FAMILIES, feature_columns
 from plateloom.features.meaning import SOURCES, add_physical, describe_columns, unit_of
 from plateloom.stages import features as stage
+from plateloom.store import tables
 from plateloom.store.tables import read_table, write_table
 
 COMPARTMENTS = ("Nuclei", "Cells", "Cytoplasm")
@@ -74,20 +75,21 @@ def test_lengths_and_areas_in_micrometers_stand_beside_those_in_pixels():
     pd.testing.assert_frame_equal(add_physical(table, 0.5, plain), table)
 
 
-def test_a_table_has_a_row_group_per_field_and_columns_that_say_what_they_are(tmp_path):
+def test_row_groups_are_whole_fields_and_columns_say_what_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "GROUP_ROWS", 2)
     described = describe_columns(["Nuclei"], ["DNA"], families=["Intensity"])
     table = pd.DataFrame(
         {
             "Metadata_Plate": "P1",
             "Metadata_Well": "A01",
-            "Metadata_Field": [1, 1, 2, 5, 5],
-            "Metadata_ObjectNumber": [1, 2, 1, 1, 2],
+            "Metadata_Field": [1, 1, 2, 5, 5, 6],
+            "Metadata_ObjectNumber": [1, 2, 1, 1, 2, 1],
         }
     )
-    table = table.join(pd.DataFrame(np.random.default_rng(0).random((5, len(described))), columns=list(described)))
+    table = table.join(pd.DataFrame(np.random.default_rng(0).random((6, len(described))), columns=list(described)))
     write_table(tmp_path / "A01.parquet", table, {"a": 1}, described=described)
     file = pq.ParquetFile(tmp_path / "A01.parquet")
-    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 1, 2]
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 3, 1]
     assert file.schema_arrow.field("Nuclei_Intensity_MeanIntensity_DNA").metadata[b"unit"] == b"1"
     pd.testing.assert_frame_equal(read_table(tmp_path / "A01.parquet"), table)
     once = (tmp_path / "A01.parquet").read_bytes()

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from plateloom.store.provenance import write_bytes
 
 KEY = b"plateloom"
+GROUP_ROWS = 1000  # of a row group at least: each costs as much as 100 rows of thousands of columns
 KEYS = ("Metadata_Plate", "Metadata_Well", "Metadata_Field", "Metadata_ObjectNumber")
 
 
@@ -22,18 +23,18 @@ def write_table(path, table, record, *, described=None):
     ----------
     path : path
     table : DataFrame
-        Its index is not written. Every run of rows of one field is a row group.
+        Its index is not written. Row groups are whole fields, as many as reach `GROUP_ROWS`.
     record : dict
         The `plateloom` record (see `provenance.recipe`).
     described : dict of str to dict of str to str, optional
         Metadata of columns, for the schema.
     """
     try:
-        arrow = pa.Table.from_pandas(table, preserve_index=False)
+        arrow = _to_arrow(table)
     except UnicodeEncodeError:  # names of files need not be UTF-8
         readable = lambda v: v.encode(errors="surrogateescape").decode(errors="backslashreplace")  # noqa: E731
         table = table.map(lambda value: readable(value) if isinstance(value, str) else value)
-        arrow = pa.Table.from_pandas(table, preserve_index=False)
+        arrow = _to_arrow(table)
     fields, columns = list(arrow.schema), arrow.columns
     for i, field in enumerate(fields):
         # Columns of text without a value would get the type null, and the files of a dataset would differ in type.
@@ -48,18 +49,33 @@ def write_table(path, table, record, *, described=None):
     keys = [field.name for field in arrow.schema if not pa.types.is_floating(field.type)]
     options = {"compression": "zstd", "write_page_checksum": True, "write_statistics": keys, "use_dictionary": keys}
     with pq.ParquetWriter(buffer, arrow.schema, **options) as writer:
-        for first, last in _runs_of_fields(table):
+        for first, last in _row_groups(table):
             writer.write_table(arrow.slice(first, last - first))
     write_bytes(path, buffer.getvalue())
 
 
-def _runs_of_fields(table):
-    """First and last + 1 row of every run of rows that belong to one field; all rows where fields are no key."""
+def _to_arrow(table):
+    """Convert a table; floats by type at once, since one column at a time takes as long as writing them."""
+    columns = {}
+    for kind in ("float64", "float32"):
+        names = [name for name, found in table.dtypes.items() if found == kind]
+        values = np.ascontiguousarray(table[names].to_numpy(kind).T)
+        columns |= {name: pa.array(row, from_pandas=True) for name, row in zip(names, values, strict=True)}
+    others = pa.Table.from_pandas(table[[name for name in table if name not in columns]], preserve_index=False)
+    columns |= dict(zip(others.column_names, others.columns, strict=True))
+    return pa.table({name: columns[name] for name in table})
+
+
+def _row_groups(table):
+    """First and last + 1 row of every row group: whole fields where they are keys, else all rows."""
     if "Metadata_ObjectNumber" not in table or not len(table):
         return [(0, len(table))]
     fields = table["Metadata_Field"].to_numpy()
-    starts = [0, *(np.flatnonzero(fields[1:] != fields[:-1]) + 1), len(table)]
-    return list(zip(starts, starts[1:], strict=False))
+    starts = [0]
+    for begin in np.flatnonzero(fields[1:] != fields[:-1]) + 1:
+        if begin - starts[-1] >= GROUP_ROWS:
+            starts.append(begin)
+    return list(zip(starts, [*starts[1:], len(table)], strict=True))
 
 
 def read_record(path):

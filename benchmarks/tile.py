@@ -1,0 +1,97 @@
+"""What of a field's time in the features stage is not measuring: `python benchmarks/tile.py`.
+
+Simulates a plate of two wells with nine fields of 5 × 1080 × 1080 pixels and about 150 cells each, segments it through Snakemake,
+and then does with one well what a worker and its job do, one step after the other, in one process. CPU seconds a field.
+"""
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def main():
+    """Measure and print."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "screen"
+        make_screen(folder)
+        os.chdir(folder)
+        spent, cells, columns, size = measure_well()
+    total = sum(spent.values())
+    print(f"{cells:.0f} cells and {columns:,} columns a field, {size / 1e6:.1f} MB of parquet a well of nine fields.\n")
+    print("| step | CPU s a field | share |\n|---|---|---|")
+    for step, seconds in (spent | {"all": total}).items():
+        print(f"| {step} | {seconds:.3f} | {seconds / total:.1%} |")
+
+
+def make_screen(folder):
+    """A segmented plate."""
+    from plateloom.cli.simulate import write_screen
+    from plateloom.simulation import Channel, ScreenDesign
+
+    stains = (("DNA", "dna"), ("ER", "er"), ("RNA", "marker"), ("AGP", "actin"), ("Mito", "er"))
+    channels = tuple(Channel(name, stain, 9e3, 700) for name, stain in stains)
+    options = {"rows": 1, "columns": 2, "fields": 9, "size_px": 1080, "bit_depth": 16, "cells_per_field": 160.0}
+    write_screen(folder, ScreenDesign(plates=("P1",), channels=channels, treatments=(), **options))
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    settings["profiling"]["parameters"], settings["classification"] = {}, {}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
+    subprocess.run([*command, "--cores", "2", "--until", "segment_plate", "--quiet", "rules"], check=True, cwd=ROOT)
+
+
+def measure_well():
+    """CPU seconds a field by step; cells and columns a field; bytes of the well's table."""
+    import pandas as pd
+
+    from plateloom import features
+    from plateloom.config import read_config
+    from plateloom.planning import Screen
+    from plateloom.stages import features as stage
+    from plateloom.store.provenance import read_json
+    from plateloom.store.tables import write_table
+
+    settings = Screen(read_config(Path()).model_dump(mode="json")).settings("features")
+    made = read_json("results/plates/P1/records/segmentation/part-0.json")["artefacts"]["A01"]
+    flat = read_json("results/plates/P1/records/illumination/part-0.json")["artefacts"]["illumination"]
+    arguments = [("P1", "A01", field, flat, made, settings) for field in range(1, 10)]
+    kernels, inner = features.measure_image, [0.0]
+
+    def timed(*given, **options):
+        started = time.process_time()
+        found = kernels(*given, **options)
+        inner[0] += time.process_time() - started
+        return found
+
+    stage.features.measure_image = timed
+    stage.measure_field(*arguments[0])  # compile
+    inner[0], started = 0.0, time.process_time()
+    tables = [stage.measure_field(*given) for given in arguments]
+    fields = time.process_time() - started
+    started = time.process_time()
+    tables = [pickle.loads(pickle.dumps(table)) for table in tables]
+    sent = time.process_time() - started
+    started = time.process_time()
+    table = pd.concat(tables, ignore_index=True)
+    write_table("well.parquet", table, {}, described=stage.describe_table(settings, settings["channels"]))
+    written = time.process_time() - started
+    count = len(arguments)
+    spent = {
+        "measuring": inner[0] / count,
+        "reading, decoding, checksums, correction, joining": (fields - inner[0]) / count,
+        "between the processes": sent / count,
+        "writing": written / count,
+    }
+    return spent, len(table) / count, table.shape[1], Path("well.parquet").stat().st_size
+
+
+if __name__ == "__main__":
+    main()
