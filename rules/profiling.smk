@@ -41,7 +41,7 @@ rule profile_screen:
         "../envs/core.yaml"
     threads: 1
     resources:
-        mem_mb=memory_for(8),
+        mem_mb=memory_for(8 + len(SCREEN.plates) / 20),
         runtime=runtime_for(60),
     params:
         plates=SCREEN.complete_plates,

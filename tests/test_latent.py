@@ -11,7 +11,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from plateloom.errors import ModelMismatchError
-from plateloom.latent import MAPS, METHODS, autoencoder
+from plateloom.latent import MAPS, METHODS, autoencoder, umap
 from plateloom.latent.crops import crop_cells, intensity_range, normalize_crops
 from plateloom.latent.maps import Map, fit_map
 from plateloom.registry import load_method
@@ -428,3 +428,15 @@ def test_every_method_has_the_functions_that_the_package_promises(name):
     assert all(
         callable(getattr(module, f)) for f in ("train", "encode", "reconstruct", "to_tensors", "from_tensors", "Params")
     )
+
+
+def test_a_large_sample_is_laid_out_by_its_exact_neighbors(monkeypatch):
+    random = np.random.default_rng(0)
+    rows = np.concatenate([random.normal(size=(60, 5)), random.normal(size=(60, 5)) + 6]).astype(np.float32)
+    numbers, distances, _ = umap._find_neighbors(rows, 4)
+    every = np.linalg.norm(rows[:, None] - rows[None], axis=2)
+    np.testing.assert_allclose(distances, np.sort(every, axis=1)[:, :4], atol=1e-5)
+    assert (numbers[:, 0] == np.arange(120)).all()
+    monkeypatch.setattr(umap, "SMALL", 100)
+    places, _ = umap.embed(rows, umap.Params())
+    assert np.isfinite(places).all() and np.linalg.norm(places[:60].mean(0) - places[60:].mean(0)) > 3

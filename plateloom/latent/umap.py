@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from plateloom.latent.pca import first_two
 
+SMALL = 4096  # rows from which on UMAP's neighbors are approximate
 FEWEST = 5  # below this there is no neighborhood to preserve
 
 
@@ -41,7 +42,8 @@ def embed(components, params):
     Notes
     -----
     UMAP starts from the first two principal components: repeatable, and it keeps the large distances better than a
-    random start (Kobak & Linderman 2021, doi:10.1038/s41587-020-00809-z).
+    random start (Kobak & Linderman 2021, doi:10.1038/s41587-020-00809-z). It is given the exact neighbors: looking for
+    approximate ones, as it would from `SMALL` rows on, takes longer to compile than these to find.
     """
     if len(components) < FEWEST:
         return (
@@ -54,11 +56,15 @@ def embed(components, params):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Tensorflow not installed")
         warnings.filterwarnings("ignore", message="n_jobs value .* overridden")
+        warnings.filterwarnings("ignore", message="precomputed_knn.* is not an NNDescent object")
         import umap
 
+        neighbors = min(params.n_neighbors, len(components) - 1)
+        known = _find_neighbors(components, neighbors) if len(components) >= SMALL else (None, None, None)
         model = umap.UMAP(
             n_components=2,
-            n_neighbors=min(params.n_neighbors, len(components) - 1),
+            n_neighbors=neighbors,
+            precomputed_knn=known,
             min_dist=params.min_dist,
             init=start,
             random_state=params.seed,
@@ -66,3 +72,11 @@ def embed(components, params):
         )
         embedding = model.fit_transform(components)
     return np.ascontiguousarray(embedding, dtype=np.float32), ""
+
+
+def _find_neighbors(components, count):
+    """Numbers and distances of each row's nearest rows, itself among them; and no index, which only new rows need."""
+    from sklearn.neighbors import NearestNeighbors
+
+    distances, numbers = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(components).kneighbors(components)
+    return numbers, distances.astype(np.float32), None
