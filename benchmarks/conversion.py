@@ -160,12 +160,14 @@ def compare(count, raw, rounds):
                 files = [path for path in Path(folder).rglob("*") if path.is_file()]
                 sizes[name] = len(files), sum(path.stat().st_size for path in files)
     os.sched_setaffinity(0, cores)
-    print("| writer | MB/s of pixels | relative | files a field | stored / pixels |\n|---|---|---|---|---|")
+    print("| writer | MB/s in | MB/s out | relative | files a field | stored / pixels |\n|---|---|---|---|---|---|")
     ours = statistics.median(seconds["Plateloom, NGFF 0.5"])
     for name, found in seconds.items():
         taken = statistics.median(found)
         files, size = sizes[name]
-        print(f"| {name} | {raw / taken / 1e6:.0f} | {ours / taken:.2f} | {files / count:.1f} | {size / raw:.2f} |")
+        print(
+            f"| {name} | {raw / taken / 1e6:.0f} | {size / taken / 1e6:.0f} | {ours / taken:.2f} | {files / count:.1f} | {size / raw:.2f} |"
+        )
     print()
 
 

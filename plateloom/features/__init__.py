@@ -26,7 +26,16 @@ FAMILIES = {
     "Granularity": "plateloom.features.granularity",
 }
 
-__all__ = ["FAMILIES", "feature_columns", "measure_image"]
+__all__ = ["FAMILIES", "feature_columns", "measure_image", "measure_volume"]
+
+
+def __getattr__(name):
+    """Import what measures volumes when it is asked for: its module needs numpy."""
+    if name == "measure_volume":
+        from plateloom.features.volume import measure_volume
+
+        return measure_volume
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def measure_image(

@@ -7,7 +7,7 @@ import numpy as np
 
 from plateloom.features.compilation import kernel
 
-_MEASUREMENTS = (
+MEASUREMENTS = (
     "IntegratedIntensity",
     "MeanIntensity",
     "StdIntensity",
@@ -28,7 +28,7 @@ _MEASUREMENTS = (
 
 def columns(channels, **options):
     """Column names without the compartment."""
-    return [f"Intensity_{measurement}_{channel}" for channel in channels for measurement in _MEASUREMENTS]
+    return [f"Intensity_{measurement}_{channel}" for channel in channels for measurement in MEASUREMENTS]
 
 
 def measure(index, image, channels, **options):
@@ -48,10 +48,27 @@ def measure(index, image, channels, **options):
         edge, its sum, minimum and maximum there are 0 and mean and standard deviation NaN.
     """
     edge = _find_edges(index.objects, index.rows, index.columns)
-    out = np.empty((len(index.labels), len(channels), len(_MEASUREMENTS)))
-    for c in range(len(channels)):
-        _measure_channel(index.values[c], index.levels, edge, index.offsets, index.rows, index.columns, out[:, c])
-    return out.reshape(len(index.labels), len(channels) * len(_MEASUREMENTS))
+    return measure_values(index, edge).reshape(len(index.labels), len(channels) * len(MEASUREMENTS))
+
+
+def measure_values(index, edge):
+    """Measure all channels, given which of the listed pixels are edge.
+
+    Parameters
+    ----------
+    index : PixelIndex
+        N objects, P pixels.
+    edge : ndarray of bool, shape (P,)
+
+    Returns
+    -------
+    ndarray of float64, shape (N, C, 15)
+        In the order of `MEASUREMENTS`.
+    """
+    out = np.empty((len(index.labels), len(index.values), len(MEASUREMENTS)))
+    for c, values in enumerate(index.values):
+        _measure_channel(values, index.levels, edge, index.offsets, index.rows, index.columns, out[:, c])
+    return out
 
 
 @kernel
