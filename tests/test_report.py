@@ -50,17 +50,24 @@ from plateloom.report import (
 )
 from plateloom.report.charts import (
     CATEGORIES,
+    CONTROLS,
+    EMPTY,
     NEGATIVE,
+    PALETTES,
     POSITIVE,
     category_colors,
     confusion_chart,
     dose_chart,
     embedding_chart,
     interval_chart,
+    line_chart,
     nice_ticks,
     plate_chart,
+    plates_chart,
     scale_limits,
     scatter_picture,
+    short_number,
+    significant,
     wrap_text,
 )
 from plateloom.report.exclusions import count_exclusions
@@ -204,9 +211,6 @@ def small_screen(**changes):
         ),
         shapes={HOSTILE: (8, 12), "P4": (16, 24)},
         heat_maps=(ScreenHeatMap(title="cells", plates={HOSTILE: {"A01": 0.0}, "P4": {"P24": 100.0}}),),
-        replicability=pd.DataFrame(
-            {"Metadata_Treatment": ["a", "b"], "mean_average_precision": [0.2, 0.9], "corrected_p_value": [0.6, 0.01]}
-        ),
         well_maps=(Embedding(title="Wells", x=points[:, 0], y=points[:, 1], colorings={"treatment": names}),),
         cell_maps=(
             Embedding(
@@ -442,7 +446,7 @@ def test_a_well_outside_the_plate_is_an_error_that_names_it():
 
 def test_all_plates_of_a_screen_share_one_color_scale():
     html = render_screen(small_screen())
-    section = html[html.index('id="heat_maps"') : html.index('id="replicability"')]
+    section = html[html.index('id="heat_maps"') : html.index('id="well_maps"')]
     fills = [rect["fill"] for rect in Page(section[section.index("<h2") : section.index("</section")]).all("rect")]
     assert fills.count("#440154") >= 1 and fills.count("#fde725") >= 1
     assert section.count('class="well value"') == 2
@@ -881,6 +885,118 @@ def test_a_field_that_was_not_segmented_is_excluded():
     assert (row["what"], row["reason"]) == ("not segmented", "lacks ER")
 
 
+# Wells that shall be empty
+
+
+def test_a_well_declared_empty_is_marked_and_neither_lost_nor_warned_of():
+    wells = some_wells(Metadata_Control=["negative", "", "empty", ""], failed_fields=[0, 0, 0, 0], cells=[5, 6, 0, 7])
+    quality = pd.DataFrame(
+        {
+            "Metadata_Well": ["A03"],
+            "SourceField": [1],
+            "Channel": ["DNA"],
+            "Reason": ["blurred: 0.1"],
+            "Excluded": [True],
+        }
+    )
+    kinds = [notice.kind for notice in find_losses(wells, list_exclusions(some_fields(), flagged=quality))]
+    assert kinds == ["flagged"], "a flagged field of it is told, but not as a well without a value"
+    html = render_plate(small_plate(wells=wells.assign(status="done"), notices=(), heat_maps=(), montage=()))
+    assert banners(html) == [
+        ("good", "All 4 wells were processed."),
+        ("plain", "1 empty control well: A03. No cell was found there, as it should be."),
+    ]
+    section = section_of(html, "heat_maps")
+    assert "A03: 0 cells · empty control" in section and ">E</text>" in section and EMPTY in section
+    inhabited = render_plate(small_plate(wells=wells.assign(cells=[5, 6, 3, 7]), notices=(), heat_maps=(), montage=()))
+    assert "Cells were found in 1 of them: A03 (3)." in inhabited
+
+
+def test_a_well_declared_empty_stretches_no_scale_and_is_no_picture_by_chance():
+    values = {"A01": 32.0, "A02": 68.0, "B01": 0.0}
+    chart = plate_chart(HeatMap(title="x", values=values), (2, 2), controls={"B01": "empty"})
+    fills = [rect["fill"] for rect in Page(chart).all("rect") if rect.get("class", "").startswith("well ")]
+    assert fills[:2] == ["#440154", "#fde725"] and "≤ 32" in chart
+    wells = a_plate_of_wells()
+    wells.loc[7, "Metadata_Control"] = "empty"
+    assert "B02" not in [well for well, *_ in choose_tiles(wells, 100, order=["B02"])]
+
+
+def a_plate_with_an_empty_well(tmp_path, monkeypatch):
+    """What `_describe_plate` reads of a plate of three wells, the last of them empty; returns its arguments."""
+    from plateloom.stages import report as stage
+
+    wells = pd.DataFrame(
+        {
+            "Metadata_Plate": "P1",
+            "Metadata_Well": ["A01", "A02", "A03"],
+            "Metadata_Treatment": ["DMSO", "x", None],
+            "Metadata_Dose": [0.0, 1.0, 0.0],
+            "Metadata_Unit": ["", "uM", ""],
+            "Metadata_Control": ["negative", "", "empty"],
+            "Metadata_CellCount": [5, 6, 0],
+        }
+    )
+    quality = pd.DataFrame(
+        {
+            "Metadata_Well": ["A01", "A02", "A03"],
+            "Metadata_Field": 1,
+            "SourceField": 1,
+            "Channel": "DNA",
+            "focus_slope": [-3.0, -2.5, 0.1],
+            "background": [140.0, 141.0, 139.0],
+            "Reason": ["", "", "empty: contrast 3.3 of the noise"],
+            "Flag_Empty": [False, False, True],
+            "Excluded": [False, False, True],
+        }
+    )
+    fields = some_fields(*((well, 1, "DNA", "done", "") for well in wells["Metadata_Well"]))
+    tables = {"aggregates.parquet": wells, "qc.parquet": quality}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stage, "read_table", lambda path, *_: tables[path.name])
+    monkeypatch.setattr(stage, "read_tables", lambda paths, *_: fields if "fields" in str(paths[0]) else pd.DataFrame())
+    monkeypatch.setattr(
+        stage.store, "read_group", lambda _: {"plateloom": {"facts": {"accepted": (512, 512, "uint16")}}}
+    )
+    monkeypatch.setattr(stage, "usable_fields", lambda *_: [])
+    config = {"profiling": {"exclude_flagged": True, "parameters": {}}}
+    profiled = {
+        "facts": {"normalization": {"status": "normalized", "method": "m", "n_reference": 3, "reference": "all"}}
+    }
+    inputs = {"profiled": profiled, "mapped": [], "classified": [], "encoded": []}
+    settings = {
+        "config": config,
+        "channels": {"DNA": {"color": "0000ff"}},
+        "report": {"composite": [], "montage_wells": 3},
+    }
+    return "P1", "b", "raw", settings, inputs
+
+
+def test_the_page_of_a_plate_does_not_report_an_empty_well_as_a_failure(tmp_path, monkeypatch):
+    from plateloom.stages.report import _describe_plate
+
+    described, notices = _describe_plate(*a_plate_with_an_empty_well(tmp_path, monkeypatch))
+    assert notices == [] and not len(described.exclusions) and not len(described.flagged)
+    assert list(described.wells["Metadata_Control"]) == ["negative", "", "empty"]
+    assert described.dose_unit == "µM" and described.summary == {"fields flagged": 0}
+    focus = next(heat_map for heat_map in described.heat_maps if heat_map.title == "Focus, DNA")
+    assert np.isnan(focus.values["A03"]) and focus.limits == (-3.0, -2.5)
+    html = render_plate(described)
+    assert [tone for tone, _ in banners(html)] == ["good", "plain"] and "A01: 5 cells · DMSO · negative" in html
+
+
+@pytest.mark.parametrize("doubted, unit", [(True, "px"), (False, "µm")])
+def test_pictures_are_measured_in_pixels_where_the_pixel_size_is_doubted(doubted, unit, tmp_path, monkeypatch):
+    from plateloom.stages import report as stage
+
+    arguments, given = a_plate_with_an_empty_well(tmp_path, monkeypatch), []
+    notices = [Notice(kind="pixel_size", text="1 is no size.")] if doubted else []
+    monkeypatch.setattr(stage, "_doubts", lambda *_: notices)
+    monkeypatch.setattr(stage, "_montage", lambda *found: given.append(found[-1]) or ([], {}))
+    stage._describe_plate(*arguments)
+    assert given == [unit]
+
+
 # Banners
 
 
@@ -987,11 +1103,43 @@ def test_records_of_an_earlier_number_of_parts_are_not_shown(tmp_path, monkeypat
 
 
 def test_maps_of_raw_features_say_so():
+    from plateloom.profiling import Params
     from plateloom.stages.report import _rawness
 
-    assert _rawness(["P1", "P2"], []) == ""
-    assert "raw features, not normalized" in _rawness(["P1"], ["P1"])
-    assert _rawness(["P1", "P2"], ["P2"]) == "Only normalized plates are shown; without P2."
+    normalized = "Features are normalized to the negative control wells of each plate (median and MAD)."
+    assert _rawness(["P1", "P2"], [], Params()) == normalized
+    assert "to all wells of each plate (mean and SD)" in _rawness(
+        ["P1"], [], Params(normalize_to="all", method="standardize")
+    )
+    assert "raw features, not normalized" in _rawness(["P1"], ["P1"], Params())
+    assert _rawness(["P1", "P2"], ["P2"], Params()).endswith("Only normalized plates are shown; without P2.")
+
+
+@pytest.mark.parametrize(
+    "plates, most, says", [(1, 100, "All 3 cells."), (2, 100, "All 6 cells."), (2, 4, "4 cells, drawn")]
+)
+def test_a_map_of_cells_says_which_cells_it_shows(plates, most, says, tmp_path, monkeypatch):
+    from plateloom.stages import report as stage
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stage, "MAP_CELLS", most)
+    wells = {}
+    for plate in [f"P{i}" for i in range(1, plates + 1)]:
+        wells[plate] = pd.DataFrame(
+            {"Metadata_Plate": [plate], "Metadata_Well": "A01", "Metadata_Treatment": "x", "Metadata_Control": ""}
+        ).assign(Metadata_Batch="b")
+        path = stage.well_table(plate, "maps", "A01")
+        path.parent.mkdir(parents=True)
+        path.touch()
+    monkeypatch.setattr(
+        stage,
+        "read_table",
+        lambda path, _: pd.DataFrame(
+            {"Metadata_Plate": path.parts[-3], "Metadata_Well": "A01", "Map_1": np.arange(3.0), "Map_2": 0.0}
+        ),
+    )
+    ((cells,), _) = stage._cell_maps(wells, {"mapped": [{"status": "done", "facts": {}}], "classified": []})
+    assert cells.note.startswith(says) and ("where plates lie apart" in cells.note) == (plates > 1)
 
 
 # Hits
@@ -1004,13 +1152,49 @@ def some_hits(number=2):
 
 
 def test_controls_are_marked_among_the_hits_and_not_counted():
-    hits = pd.concat([some_hits(), some_hits(1).assign(Metadata_Control="positive")])
+    controls = [some_hits(1).assign(Metadata_Control=kind) for kind in ("positive", "empty")]
+    hits = pd.concat([some_hits(), *controls])
     html = render_screen(small_screen(hits=hits))
     words = Page(html).text
     assert words[words.index("hits") - 1] == "2"
     section = section_of(html, "hits")
-    assert "2 hits among 3 rows." in section and section.count('<tr class="positive">') == 1
+    assert (
+        "2 hits among 2 treatments and doses: 2 of 2 compounds. Not judged: 1 × empty control, 1 × positive control."
+        in section
+    )
+    assert section.count('<tr class="positive">') == 1
     assert section.count(">yes<") == 2 and ">no<" in section
+
+
+def test_where_nothing_could_be_judged_hits_are_not_determined():
+    why = "no well with a value on a plate with negative controls"
+    hits = some_hits().assign(n=0, robust_z=NAN, hit=False, reason=why)
+    html = render_screen(small_screen(hits=hits))
+    words = Page(html).text
+    assert words[words.index("hits") - 1] == "not determined"
+    assert f"Hits are not determined, since nothing could be judged: 2 × {why}." in section_of(html, "hits")
+    none = Page(render_screen(small_screen(hits=some_hits().assign(hit=False)))).text
+    assert none[none.index("hits") - 1] == "0"
+
+
+def test_hits_are_counted_by_compound_too():
+    hits = pd.concat([some_hits(1), some_hits(1).assign(Metadata_Dose=2.0), some_hits(3).assign(hit=False)])
+    section = section_of(render_screen(small_screen(hits=hits)), "hits")
+    assert "2 hits among 5 treatments and doses: 1 of 3 compounds." in section
+
+
+def test_measured_values_have_three_digits_and_doses_those_they_were_given_with():
+    assert [significant(value) for value in (3.1, 39.0, 0.0984, -0.4, 123.4)] == [
+        "3.10",
+        "39.0",
+        "0.0984",
+        "-0.400",
+        "123",
+    ]
+    hits = some_hits().assign(Metadata_Dose=[0.3, 10.0], median=[3.1, 39.0])
+    section = section_of(render_screen(small_screen(hits=hits)), "hits")
+    for shown in (">0.3<", ">10<", ">3.10<", ">39.0<"):
+        assert shown in section, shown
 
 
 def test_the_table_of_hits_has_units_directions_and_headings_that_can_be_read():
@@ -1071,12 +1255,14 @@ def test_a_curve_that_is_not_reported_gives_its_reason_and_no_line():
     assert [path for path in Page(dose_chart(curve)).all("path") if path.get("stroke-width") == "1.6"]
 
 
-def test_the_readout_stands_whole_along_the_axis_its_divisor_included():
+def test_the_axis_of_a_dose_response_has_the_unit_and_the_heading_the_whole_readout():
     readout = "Nuclei_Intensity_MeanIntensity_GFP / Cytoplasm_Intensity_MeanIntensity_GFP"
     curve = DoseResponse(treatment="t", readout=readout, doses=np.array([1.0]), values=np.array([1.0]))
-    texts = Page(dose_chart(curve)).text
-    assert "".join(texts).replace(" ", "").find(readout.replace(" ", "")) >= 0
-    assert "…" not in "".join(texts)
+    assert "readout" in Page(dose_chart(curve)).text
+    texts = Page(dose_chart(replace(curve, unit="ratio"))).text
+    assert "ratio" in texts and not any("Intensity" in text for text in texts)
+    assert f"<h3>{readout}</h3>" in render_plate(small_plate(dose_response=(replace(curve, unit="ratio"),)))
+    assert "Cell count" in Page(dose_chart(replace(curve, readout="Cell count"))).text
 
 
 @pytest.mark.parametrize("text", ["a", "", "Nuclei_Texture_Contrast / x", "x" * 70, "two words of text"])
@@ -1102,7 +1288,8 @@ def test_the_report_fits_what_profiling_reports():
             "Metadata_Readout": np.concatenate([rising, flat]),
         }
     )
-    flat_curve, rising_curve = _dose_curves(wells, "r")
+    flat_curve, rising_curve = _dose_curves(wells, "r", unit="ratio")
+    assert flat_curve.unit == "ratio"
     assert flat_curve.hill is None and "no dose response" in flat_curve.reason
     assert rising_curve.hill.ec50 == pytest.approx(0.3, rel=0.1) and rising_curve.reason == ""
     assert "F test" in _dose_note() and "10 times" in _dose_note()
@@ -1120,6 +1307,19 @@ def test_a_picture_has_a_scale_bar_of_the_right_length_and_says_what_it_shows():
     (bar,) = [rect for rect in Page(section + "</section>").all("rect") if rect.get("stroke") == "#000000"]
     assert float(bar["width"]) == pytest.approx(50 / 312 * 480, abs=0.01) and "50 µm" in section
     assert "central 480 × 240 of 1080 × 1080 px" in section and "A01 · 3 nM" in section
+
+
+def test_the_scale_bar_is_in_pixels_where_the_pixel_size_is_doubted():
+    tile = Tile(well="A01", picture=np.zeros((240, 480, 3), np.uint8), width_um=480.0, length_unit="px")
+    section = section_of(render_plate(small_plate(montage=(tile,))), "montage")
+    assert "100 px" in section and "µm" not in section
+
+
+def test_the_dose_of_a_well_without_a_unit_gets_none_from_its_neighbors():
+    wells = small_plate().wells.assign(Metadata_Unit=["", "µM", "µM", "µM"], Metadata_Dose=[0.0, 1.0, 10.0, 0.1])
+    tile = Tile(well="B02", picture=np.zeros((4, 4, 3), np.uint8), treatment="DMSO", dose=0.0)
+    html = render_plate(small_plate(wells=wells, montage=(tile,), dose_unit="µM"))
+    assert "<strong>B02 · DMSO</strong>" in html and "0 µM" not in section_of(html, "heat_maps").replace("10 µM", "")
 
 
 @pytest.mark.parametrize("width", [0.7, 3.0, 40.0, 312.0, 14000.0])
@@ -1165,8 +1365,10 @@ def test_controls_flagged_failed_and_extreme_wells_are_shown_first():
     assert [well for well, *_ in chosen][:2] == ["A02", "A05"], "controls that have not failed"
     assert why["C05"] == (2, "flagged: blurred: 0.1") and why["D02"] == (1, "failed: 0 bytes")
     assert why["A01"] == (1, "failed: truncated")
-    assert why["B01"][1] == "fewest cells, lowest readout" and why["D06"][1] == "most cells"
-    assert why["B06"][1] == "highest readout"
+    assert (
+        why["B01"][1] == "fewest cells, lowest readout of the samples" and why["D06"][1] == "most cells of the samples"
+    )
+    assert why["B06"][1] == "highest readout of the samples"
 
 
 def test_many_failed_fields_leave_room_for_the_others():
@@ -1213,6 +1415,40 @@ def test_kinds_of_positive_controls_are_pooled_with_a_word_and_shown_one_by_one(
     assert "Z&#39; · b 1 µM" in screen and note in Page(screen).words
 
 
+def test_a_statistic_without_value_is_a_line_and_no_chart():
+    from plateloom.stages.report import _quality_note, _quality_rows
+
+    wells = pd.DataFrame(
+        {
+            "Metadata_Treatment": ["DMSO"] * 6 + ["a"] * 4 + ["b"] * 2,
+            "Metadata_Dose": [NAN] * 6 + [1.0] * 6,
+            "Metadata_Unit": "µM",
+            "Metadata_Control": ["negative"] * 6 + ["positive"] * 6,
+            "Metadata_Readout": [1, 2, 3, 1, 2, 3, 11, 12, 13, 12, 21, 22.0],
+        }
+    )
+    rows = _quality_rows(wells, "readout")
+    line = "Z', robust Z', SSMD of b 1 µM: not defined (2 positive control wells, 3 needed)."
+    plate = section_of(render_plate(small_plate(quality=rows)), "quality")
+    screen = section_of(render_screen(small_screen(quality=rows.assign(Metadata_Plate=HOSTILE))), "quality")
+    for section in (plate, screen):
+        words = Page(section + "</section>").words
+        assert line in words and "a 1 µM: not defined" not in words
+    assert plate.count("<svg") == 3 and "not defined</text>" not in plate
+    assert "Z&#39; · a 1 µM" in screen and "Z&#39; · b 1 µM" not in screen
+    known = rows.set_index(["controls", "statistic"])
+    assert np.isfinite(known.loc[("2 kinds, pooled", "SSMD"), ["low", "high"]].astype(float)).all()
+    assert np.isnan(known.loc[("a 1 µM", "SSMD"), "high"]), "4 wells carry no interval"
+    assert "No interval is determined below 6 control wells" in _quality_note(rows)
+
+
+def test_sections_absent_for_the_same_reason_say_it_once():
+    notes = dict.fromkeys(("quality", "hits", "dose_response"), "No readout.") | {"well_maps": "Too few."}
+    html = render_screen(ScreenReport(screen="S", plates=pd.DataFrame(), notes=notes))
+    assert html.count("No readout.") == 1 and "Too few." in html
+    assert "<h2>Assay quality per plate · Hits · Dose-response over plates</h2>" in html
+
+
 def test_settings_are_shown_whole_behind_one_line():
     parameters = {f"setting_{i}": i for i in range(200)}
     for html in (render_plate(small_plate(parameters=parameters)), render_screen(small_screen(parameters=parameters))):
@@ -1243,6 +1479,42 @@ def test_a_kind_of_control_has_one_color_everywhere_and_nothing_else_has_it():
     for drawing in (plate, dose_chart(curve), embedding_chart(points, "c")):
         assert NEGATIVE in drawing and POSITIVE in drawing
     assert NEGATIVE not in dose_chart(replace(curve, controls={}))
+
+
+def test_a_color_means_one_kind_of_category_only():
+    first = [color for palette in (CATEGORIES, *PALETTES.values()) for color in palette[:5]]
+    assert len(set(first)) == len(first) and not set(first) & set(CONTROLS.values())
+    assert all(len(set(palette)) == len(palette) == 10 for palette in PALETTES.values())
+    names = ["a", "b"]
+    points = Embedding(title="e", x=np.arange(2.0), y=np.arange(2.0), colorings={"plate": names, "treatment": names})
+    assert PALETTES["plate"][0] in embedding_chart(points, "plate")
+    assert CATEGORIES[0] in embedding_chart(points, "treatment")
+    assert CATEGORIES[0] not in embedding_chart(points, "plate")
+
+
+def test_counts_have_whole_numbers_at_scales_axes_and_wells():
+    assert scale_limits(np.arange(31.0, 69.0)) == (31.0, 68.0), "31.37 and 67.63 are no numbers of cells"
+    assert scale_limits(np.arange(31.0, 69.0) + 0.5) != (31.0, 69.0)
+    counts = plate_chart(HeatMap(title="x", values={"A01": 141.0, "A02": 144.0}), (2, 2))
+    assert ">141<" in counts and "141.0" not in counts
+    assert short_number(1.1, spread=2.3) == "1.10" and short_number(-3.621, spread=0.4) == "-3.62"
+    epochs = line_chart(np.arange(1, 13), {"loss": np.linspace(0, 1, 12)}, x_label="epoch", y_label="loss")
+    assert ">2.5<" not in epochs and ">5<" in epochs and ">10<" in epochs
+
+
+def test_no_point_lies_above_the_last_line():
+    page = Page(plates_chart(["P1", "P2"], [2260, 2248], label="cells", from_zero=True))
+    lines = [float(line["y1"]) for line in page.all("line") if line.get("class") == "gridline"]
+    assert min(float(circle["cy"]) for circle in page.all("circle")) >= min(lines)
+
+
+@pytest.mark.parametrize(
+    "unit, shown", [("uM", "µM"), ("ug/ml", "µg/ml"), ("units", "units"), ("nM", "nM"), ("", ""), (NAN, "")]
+)
+def test_a_micro_is_written_as_one(unit, shown):
+    from plateloom.stages.report import _with_micro
+
+    assert _with_micro(pd.DataFrame({"Metadata_Unit": [unit]}))["Metadata_Unit"].tolist() == [shown]
 
 
 @pytest.mark.parametrize("shape, last", [((8, 12), "H"), ((16, 24), "P"), ((32, 48), "AC")])

@@ -4,7 +4,7 @@
 strict content security policy, inserts every name as text and is the same bytes for the same data.
 """
 
-from plateloom.report.charts import DoseResponse, Embedding, HeatMap, HillCurve
+from plateloom.report.charts import DoseResponse, Embedding, HeatMap, HillCurve, scale_limits
 from plateloom.report.exclusions import list_exclusions, share_of_failed_fields
 from plateloom.report.montage import (
     Tile,
@@ -60,5 +60,6 @@ __all__ = [
     "render_plate",
     "render_quarantined",
     "render_screen",
+    "scale_limits",
     "share_of_failed_fields",
 ]

@@ -23,11 +23,30 @@ SEQUENTIAL = (  # viridis (CC0, Smith and van der Walt), 16 samples
 DIVERGING = ("#2166ac", "#4393c3", "#92c5de", "#d1e5f0", "#f7f7f7", "#fddbc7", "#f4a582", "#d6604d", "#b2182b")
 FRACTIONS = ("#f7fbff", "#deebf7", "#c6dbef", "#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b")
 NEGATIVE, POSITIVE = "#0072b2", "#d55e00"
-CONTROLS = {"negative": NEGATIVE, "positive": POSITIVE}  # the same in every chart, and nothing else has these colors
+EMPTY = "#6b7785"
+CONTROLS = {  # the same in every chart, and nothing else has these colors
+    "negative": NEGATIVE,
+    "positive": POSITIVE,
+    "empty": EMPTY,
+}
 CATEGORIES = (  # what Okabe and Ito have besides these two, yellow and black, then Paul Tol's muted, and a brown
     *("#e69f00", "#009e73", "#56b4e9", "#cc79a7", "#332288"),
     *("#999933", "#882255", "#44aa99", "#8c6d46", "#7b5fc4"),
 )
+PALETTES = {  # kind of category -> colors: one color must not mean a treatment here and a plate beside it
+    "plate": (
+        *("#1f3a5f", "#c99a6b", "#4a5d23", "#bd86c2", "#7a4419"),
+        *("#8fb0cc", "#5b2a5e", "#a3b86c", "#8a1c2b", "#d98080"),
+    ),
+    "batch": (
+        *("#7d2e68", "#8cbf9c", "#0b3c49", "#e59a86", "#5c4b00"),
+        *("#a891d6", "#400d12", "#6fbfbc", "#2d2a32", "#c4a86a"),
+    ),
+    "class": (
+        *("#e7298a", "#66a61e", "#6a3d9a", "#00a6b6", "#a6761d"),
+        *("#b2df8a", "#fb9a99", "#1a1a1a", "#9e0142", "#5e9ea0"),
+    ),
+}
 OTHER = "#c4c8cd"
 INK, QUIET, RULE, NO_VALUE = "#1f2933", "#616e7c", "#d5dae0", "#e4e7eb"
 PLAIN = "#52606d"  # points that belong to no group
@@ -98,7 +117,7 @@ class DoseResponse:
     doses : array of float, shape (W,)
         Dose of each well [`dose_unit`]; 0 stands apart from the log axis, NaN is left out.
     values : array of float, shape (W,)
-        Readout of each well [`unit`]; NaN is left out.
+        Readout of each well [`unit`]; NaN is left out. The unit stands at the axis, the readout in the heading.
     dose_unit, unit : str, optional
     wells : sequence of str, shape (W,), optional
         Shown when the pointer rests on a point.
@@ -213,16 +232,35 @@ def format_number(value):
     return f"{number:.1e}" if abs(number) < 1e-3 else f"{number:.3g}"
 
 
+def significant(value):
+    """Write a measured value with three digits, zeros at the end included, so that those of a column look alike.
+
+    >>> [significant(value) for value in (3.1, 39.04, 0.09841, 1234.5, 0, 0.00001)]
+    ['3.10', '39.0', '0.0984', '1,234', '0', '1.0e-05']
+    """
+    number = number_of(value)
+    if not math.isfinite(number) or number == 0 or not 1e-3 <= abs(number) < 100:
+        return format_number(number)
+    return f"{number:#.3g}".rstrip(".")
+
+
+def whole(values):
+    """Whether all finite values are whole numbers: counts."""
+    values = finite(values)
+    return bool(len(values)) and bool((values == np.round(values)).all())
+
+
 def short_number(value, spread=math.inf):
-    """Write a value for the inside of a well, with two digits of the spread of all wells; at most six characters.
+    """Write a value for the inside of a well, with two to three digits of the spread of all wells; at most six characters.
 
     >>> short_number(0.0312, spread=0.2), short_number(12345.0, spread=9000), short_number(912.0)
-    ('0.03', '12k', '912')
+    ('0.031', '12k', '912')
     """
-    decimals = 0 if not 0 < spread < math.inf else min(max(1 - math.floor(math.log10(spread / 2)), 0), 3)
-    text = f"{value:.{decimals}f}"
-    if len(text) <= (5 if "." in text else 4):
-        return text
+    decimals = 0 if not 0 < spread < math.inf else min(max(1 - math.floor(math.log10(spread / 5)), 0), 3)
+    for digits in range(decimals, -1, -1):
+        text = f"{value:.{digits}f}"
+        if len(text) <= (5 if "." in text else 4):
+            return text
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size * 0.9995:
             return f"{value / size:.0f}{letter}" if abs(value) >= 9.95 * size else f"{value / size:.1f}{letter}"
@@ -251,33 +289,6 @@ def wrap_text(text, characters):
             lines.append("")
         lines[-1] += piece
     return [line.strip() for line in lines if line.strip()] or [""]
-
-
-def upright_label(text, x, middle, length):
-    """A text along a vertical axis in as many lines as it needs.
-
-    Parameters
-    ----------
-    text : str
-    x : float
-        Baseline of the first line [px].
-    middle, length : float
-        Where the text is centered, and how long a line may be [px].
-
-    Returns
-    -------
-    drawing : Markup
-    room : float
-        How far the last line lies from the first [px].
-    """
-    pitch, size = 12, 10.5
-    lines = wrap_text(text, max(int(length / (size * 0.56)), 4))
-    drawn = []
-    for i, line in enumerate(lines):
-        turn = f"rotate(-90 {coordinate(x + i * pitch)} {coordinate(middle)})"
-        at = {"x": x + i * pitch, "y": middle, "text_anchor": "middle", "transform": turn, "font_size": size}
-        drawn.append(element("text", line, class_="axis", **at))
-    return Markup("").join(drawn), (len(lines) - 1) * pitch
 
 
 def well_position(name, shape):
@@ -347,17 +358,20 @@ def data_uri(picture, lossy=False):
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def nice_ticks(low, high, count=5):
-    """Round numbers between two ends.
+def nice_ticks(low, high, count=5, *, counts=False):
+    """Round numbers between two ends; whole ones where the axis has `counts`.
 
     >>> nice_ticks(0, 1, 5)
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    >>> nice_ticks(1, 12, 5, counts=True)
+    [5, 10]
     """
     if not high > low:
         return [float(low)]
     raw = (high - low) / count
     power = 10 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+    step = next(m * power for m in ((1, 2, 5, 10) if counts else (1, 2, 2.5, 5, 10)) if m * power >= raw * 0.999)
+    step = max(step, 1) if counts else step
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
@@ -392,7 +406,7 @@ def text_of(value):
 
 
 def scale_limits(values, limits=None, diverging=False):
-    """Ends of a color scale: as given, or from the 1st to the 99th percentile; symmetric if diverging.
+    """Ends of a color scale: as given, or from the 1st to the 99th percentile; symmetric if diverging, whole for counts.
 
     One well out of range must not flatten a whole plate. Without finite values or without spread the ends still differ.
     """
@@ -405,6 +419,8 @@ def scale_limits(values, limits=None, diverging=False):
         low, high = (float(limit) for limit in np.percentile(values, [1, 99]))
         if len(values) < 30:
             low, high = float(values.min()), float(values.max())
+        if whole(values):
+            low, high = float(math.floor(low)), float(math.ceil(high))
     if diverging and limits is None:
         high = max(abs(low), abs(high))
         low = -high
@@ -451,7 +467,8 @@ def color_bar(x, y, width, values, limits, unit, palette):
     below = "≤ " if len(values) and values.min() < low else ""
     above = "≥ " if len(values) and values.max() > high else ""
     texts = ((x, "start", below + format_number(rounded(low, low, high))),)
-    texts += ((x + width / 2, "middle", format_number(rounded((low + high) / 2, low, high))),)
+    middle = round((low + high) / 2) if whole(values) and high - low > 2 else rounded((low + high) / 2, low, high)
+    texts += ((x + width / 2, "middle", format_number(middle)),)
     texts += ((x + width, "end", above + format_number(rounded(high, low, high))),)
     marks = [element("text", text, x=at, y=y + 21, text_anchor=anchor, class_="tick") for at, anchor, text in texts]
     name = element("text", shorten(unit, 24), x=x + width + 8, y=y + 8, class_="tick") if unit else None
@@ -478,7 +495,7 @@ def hatch(x, y, side):
 
 
 def control_mark(x, y, side, kind):
-    """N or P in the corner of a well, or a ring or a dot where a letter would be too small; in the control's color."""
+    """N, P or E in the corner of a well, or a ring or a dot where a letter would be too small; in the control's color."""
     color = CONTROLS[kind]
     if side < 15:
         paint = {"fill": "#ffffff", "stroke": color} if kind == "negative" else {"fill": color, "stroke": "#ffffff"}
@@ -514,6 +531,8 @@ def plate_axes(left, top, side, shape):
 def plate_chart(heat_map, shape, *, states=None, controls=None, hover=None, width=432, legend=True, limits=None):
     """Draw one number per well on the grid of the physical plate, however few of its wells were imaged.
 
+    Wells that shall be empty do not stretch the color scale.
+
     Parameters
     ----------
     heat_map : HeatMap
@@ -522,7 +541,7 @@ def plate_chart(heat_map, shape, *, states=None, controls=None, hover=None, widt
     states : mapping of str to str, optional
         ``done`` or ``failed`` for each well that was imaged; a well in neither `states` nor the values is empty.
     controls : mapping of str to str, optional
-        ``negative`` or ``positive``; other words are not marked.
+        ``negative``, ``positive`` or ``empty``; other words are not marked.
     hover : mapping of str to str, optional
         More to say about a well, e.g. its treatment or why it failed.
     width : float, optional
@@ -551,10 +570,12 @@ def plate_chart(heat_map, shape, *, states=None, controls=None, hover=None, widt
         at = well_position(well, shape)
         if states.get(known[at]) != "failed":
             grid[at] = value
-    limits = limits or scale_limits(grid.ravel(), heat_map.limits, heat_map.diverging)
+    scaled = [grid[at] for at, name in known.items() if controls.get(name) != "empty"]
+    limits = limits or scale_limits(scaled, heat_map.limits, heat_map.diverging)
     colors = palette_colors(
         (np.nan_to_num(grid.ravel(), posinf=limits[1], neginf=limits[0]) - limits[0]) / (limits[1] - limits[0]), palette
     )
+    spread = math.inf if whole(grid.ravel()) else limits[1] - limits[0]
     left, top = (24, 16) if legend else SMALL_MARGIN
     wells, marks = [], []
     seen = set()
@@ -563,7 +584,7 @@ def plate_chart(heat_map, shape, *, states=None, controls=None, hover=None, widt
         x, y = left + column * side, top + row * side
         value = grid[row, column]
         name = known.get((row, column), well_name(row, column))
-        control = controls.get(name) if controls.get(name) in ("negative", "positive") else None
+        control = controls.get(name) if controls.get(name) in CONTROLS else None
         if (row, column) not in known:
             kind, fill, says, ink = "empty", "#ffffff", "not imaged", INK
         elif states.get(name) == "failed":
@@ -578,12 +599,12 @@ def plate_chart(heat_map, shape, *, states=None, controls=None, hover=None, widt
             kind, fill, ink = "value", hex_color(colors[index]), ink_on(colors[index])
             says = f"{format_number(value)} {heat_map.unit}".strip()
             if legend and side >= 30:
-                text = short_number(value, limits[1] - limits[0]) if math.isfinite(value) else "∞"
+                text = short_number(value, spread) if math.isfinite(value) else "∞"
                 middle = {"x": x + side / 2, "y": y + side / 2 + (7 if control else 3.5), "text_anchor": "middle"}
                 marks.append(element("text", text, font_size=9.5, fill=ink, class_="mark", **middle))
         seen.add(kind)
         if control and kind != "empty":
-            seen.add(control)
+            seen.add(f"{control} control")
             if legend:
                 marks.append(control_mark(x, y, side, control))
         title = ": ".join([name, " · ".join(filter(None, [says, hover.get(name), control and f"{control} control"]))])
@@ -607,20 +628,16 @@ def plate_chart(heat_map, shape, *, states=None, controls=None, hover=None, widt
 def state_legend(x, y, seen, side):
     """Say what the marks on a plate mean: only those that occur."""
     items = []
-    for kind, text in (
-        ("empty", "not imaged"),
-        ("failed", "failed"),
-        ("novalue", "no value"),
-        ("negative", "negative control"),
-        ("positive", "positive control"),
-    ):
+    states = {"empty": "not imaged", "failed": "failed", "novalue": "no value"}
+    marked = {f"{control} control": control for control in CONTROLS}
+    for kind, text in (states | {name: name for name in marked}).items():
         if kind not in seen:
             continue
         paint = {"fill": "#ffffff", "stroke": RULE}
         if kind == "novalue":
             paint["fill"] = NO_VALUE
-        if kind in ("negative", "positive"):
-            items.append(control_mark(x, y - 10, side if side < 15 else 15, kind))
+        if kind in marked:
+            items.append(control_mark(x, y - 10, side if side < 15 else 15, marked[kind]))
             if side < 15:
                 x -= 4
         else:
@@ -761,6 +778,10 @@ def plates_chart(names, values, lows=None, highs=None, *, label, lines=(), from_
     low, high = (float(ends.min()), float(ends.max())) if len(ends) else (0.0, 1.0)
     pad = (high - low) * 0.08 or 1.0
     low, high = (low if from_zero else low - pad), high + pad
+    ticks = nice_ticks(low, high, 5)
+    if len(ticks) > 1 and high > ticks[-1]:  # a point above the last line cannot be read off
+        ticks.append(2 * ticks[-1] - ticks[-2])
+        high = ticks[-1]
     left, top, tall = 72, 10, 150
     inner = width - left - 10
     pitch = inner / max(len(names), 1)
@@ -773,7 +794,7 @@ def plates_chart(names, values, lows=None, highs=None, *, label, lines=(), from_
         return bottom - (value - low) / (high - low) * tall
 
     drawn = []
-    for tick in nice_ticks(low, high, 5):
+    for tick in ticks:
         drawn.append(element("line", x1=left, x2=left + inner, y1=y_of(tick), y2=y_of(tick), class_="gridline"))
         drawn.append(
             element("text", format_number(tick), x=left - 6, y=y_of(tick) + 3.5, text_anchor="end", class_="tick")
@@ -847,9 +868,7 @@ def dose_chart(curve, *, limits=None, groups=None):
     zero = bool((usable & (doses == 0)).any())
     top, inner, tall = 8, 212, 170
     bottom = top + tall
-    name = f"{curve.readout} [{curve.unit}]" if curve.unit else curve.readout
-    axis, room = upright_label(name, 11, top + tall / 2, tall + 16)
-    left = 46 + room
+    left = 46
     apart = 34 if zero else 0
     first, last = (np.log10(positive.min()), np.log10(positive.max())) if len(positive) else (-1.0, 1.0)
     margin = max((last - first) * 0.06, 0.15)
@@ -928,25 +947,28 @@ def dose_chart(curve, *, limits=None, groups=None):
         )
     name = f"dose [{curve.dose_unit}]" if curve.dose_unit else "dose"
     drawn.append(element("text", name, x=left + inner / 2, y=bottom + 32, text_anchor="middle", class_="axis"))
-    drawn.append(axis)
+    name = curve.unit or (curve.readout if len(curve.readout) <= 24 else "readout")
+    turn = f"rotate(-90 11 {coordinate(top + tall / 2)})"
+    at = {"x": 11, "y": top + tall / 2, "text_anchor": "middle", "transform": turn}
+    drawn.append(element("text", name, class_="axis", **at))
     return svg(left + inner + 18, bottom + 38, *drawn, label=f"{curve.treatment}: {curve.readout} over dose")
 
 
-def category_colors(categories):
+def category_colors(categories, palette=CATEGORIES):
     """A color for each of the ten most frequent texts; ties and colors go by name, so that they do not depend on order.
 
-    Controls come first and have their own colors, the same in every chart.
+    Controls come first and have their own colors, the same in every chart; each kind of category has its `PALETTES`.
 
     Returns
     -------
     dict of str to str
     """
     names, counts = np.unique(np.asarray([str(name) for name in categories], object).astype(str), return_counts=True)
-    order = sorted(range(len(names)), key=lambda i: (names[i] == "", -counts[i], names[i]))[: len(CATEGORIES)]
+    order = sorted(range(len(names)), key=lambda i: (names[i] == "", -counts[i], names[i]))[: len(palette)]
     given = {str(name) for name in names}
     controls = {name: color for name, color in CONTROLS.items() if name in given}
     chosen = sorted(str(names[i]) for i in order if names[i] != "" and names[i] not in controls)
-    return controls | dict(zip(chosen, CATEGORIES, strict=False))
+    return controls | dict(zip(chosen, palette, strict=False))
 
 
 def embedding_chart(embedding, coloring, *, side=290):
@@ -989,7 +1011,7 @@ def embedding_chart(embedding, coloring, *, side=290):
         foot += 26
     else:
         texts = np.array([text_of(value) for value in given.tolist()], object)
-        chosen = category_colors(texts)
+        chosen = category_colors(texts, PALETTES.get(coloring, CATEGORIES))
         colors = [OTHER, *chosen.values()]
         index = {name: i for i, name in enumerate(chosen, 1)}
         codes = np.array([index.get(text, 0) for text in texts], int)
@@ -1187,7 +1209,7 @@ def line_chart(
         y = at(x0, tick)[1]
         drawn.append(element("line", x1=left, x2=left + inner, y1=y, y2=y, class_="gridline"))
         drawn.append(element("text", format_number(tick), x=left - 6, y=y + 3.5, text_anchor="end", class_="tick"))
-    for tick in nice_ticks(x0, x1, 5):
+    for tick in nice_ticks(x0, x1, 5, counts=whole(x)):
         place = at(tick, y0)[0]
         drawn.append(element("line", x1=place, x2=place, y1=bottom, y2=bottom + 4, class_="frame"))
         drawn.append(element("text", format_number(tick), x=place, y=bottom + 16, text_anchor="middle", class_="tick"))

@@ -30,13 +30,15 @@ class Tile:
     cells : int, optional
         Number of cells in the picture (or in the well: say so in `caption`); None: not counted.
     control : str, optional
-        ``negative``, ``positive`` or nothing.
+        ``negative``, ``positive``, ``empty`` or nothing.
     caption : str, optional
         What part of which field is shown, e.g. ``"field 3, central 480 × 480 of 1080 × 1080 px"``.
     why : str, optional
         Why this field is shown, e.g. ``"fewest cells"``.
     width_um : float, optional
         Width of what is shown [µm], for the scale bar; NaN: unknown.
+    length_unit : str, optional
+        What the scale bar is labelled in: ``px`` where the pixel size is only a stand-in of 1.
     """
 
     well: str
@@ -50,14 +52,15 @@ class Tile:
     caption: str = ""
     why: str = ""
     width_um: float = math.nan
+    length_unit: str = "µm"
 
 
 def choose_tiles(wells, count, *, flagged=(), failed=(), order=(), readout="Metadata_Readout"):
     """Choose the fields that tell most about a plate, and say why each was chosen.
 
     One control of each kind and treatment come first; then what was flagged or has failed, at most a third of all; then
-    the wells with the fewest and the most cells and the lowest and highest readout; second controls; the highest dose of
-    each treatment; and wells in the order given.
+    the samples with the fewest and the most cells and the lowest and highest readout; second controls; the highest dose
+    of each treatment; and wells in the order given. Wells that shall be empty show nothing and are not chosen for it.
 
     Parameters
     ----------
@@ -114,9 +117,14 @@ def choose_tiles(wells, count, *, flagged=(), failed=(), order=(), readout="Meta
     highest = treated.sort_values("Metadata_Dose", ascending=False, kind="stable")
     for well in highest[highest["Metadata_Treatment"].notna()].drop_duplicates("Metadata_Treatment")["Metadata_Well"]:
         add(well, None, "highest dose")
+    blank = set(known.loc[known["Metadata_Control"] == "empty", "Metadata_Well"])
     for well in [*order, *known["Metadata_Well"]]:
-        add(well, None, "chance")
-    return list(chosen.values())
+        if well not in blank:
+            add(well, None, "chance")
+    return [
+        (well, field, f"{why} of the samples" if why.split(", ")[0] in EXTREMES else why)
+        for well, field, why in chosen.values()
+    ]
 
 
 def scale_bar(width_um):

@@ -49,7 +49,7 @@ class Notice:
 
 
 def find_losses(wells: "pd.DataFrame", exclusions):
-    """Find what a plate has lost: wells, fields and controls.
+    """Find what a plate has lost: wells, fields and controls. That a well declared empty has no cell is no loss.
 
     Parameters
     ----------
@@ -80,6 +80,7 @@ def find_losses(wells: "pd.DataFrame", exclusions):
         found.append(Notice(kind="fields", text=text, section="exclusions"))
     flagged = exclusions[exclusions["what"] == "flagged"]
     bare = wells[~failed & wells["Metadata_Well"].isin(flagged["Metadata_Well"]) & ~(wells["cells"] > 0)]
+    bare = bare[bare["Metadata_Control"] != "empty"]
     if len(bare):
         text = f"{count_of(len(bare), len(wells), 'well')} no cell left, because of flagged fields: "
         text += f"{name_some(bare['Metadata_Well'])}."

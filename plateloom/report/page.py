@@ -11,7 +11,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from plateloom.report.charts import element, format_number, number_of, text_of
+from plateloom.report.charts import element, format_number, number_of, significant, text_of, whole
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_ROWS = 500
@@ -95,7 +95,8 @@ def digest_of(text):
 
 
 def make_sections(titles, contents, notes):
-    """Pair every section of a page with its content or with the reason why it is absent.
+    """Pair every section of a page with its content or with the reason why it is absent; sections that are absent for
+    the same reason stand as one, where the first of them would.
 
     Parameters
     ----------
@@ -113,14 +114,21 @@ def make_sections(titles, contents, notes):
     unknown = sorted(set(notes) - set(titles))
     if unknown:
         raise ValueError(f"notes name no section of this page: {unknown}. Sections: {', '.join(titles)}.")
+    absent = {}
+    for key, title in titles.items():
+        if contents.get(key) is None and notes.get(key):
+            absent.setdefault(str(notes[key]), []).append((key, title))
+    told = {members[0][0]: " · ".join(title for _, title in members) for members in absent.values()}
+    silent = {key for members in absent.values() for key, _ in members[1:]}
     return [
         Section(
             key=key,
-            title=title,
+            title=told.get(key, title),
             content=contents.get(key),
             reason=str(notes.get(key) or "No data were given for this section."),
         )
         for key, title in titles.items()
+        if key not in silent
     ]
 
 
@@ -144,7 +152,7 @@ def details(summary, content):
 
 
 def table(frame, *, empty, most=MOST_ROWS, links=None, sortable=True, marked=None):
-    """Render a DataFrame: numbers right, texts left, states as words with a color.
+    """Render a DataFrame: numbers right, texts left, states as words with a color; measured values have three digits.
 
     Of a long table `FOLD` rows are shown, and the others when a box is ticked: nothing scrolls inside the page.
 
@@ -180,11 +188,16 @@ def table(frame, *, empty, most=MOST_ROWS, links=None, sortable=True, marked=Non
         )
         for name, n in zip(columns, numeric, strict=True)
     ]
+    measured = [
+        n and not str(name).startswith("Metadata_") and not whole(frame[name])
+        for name, n in zip(columns, numeric, strict=True)
+    ]
     rows = []
     for i, row in enumerate(frame.head(most).itertuples(index=False, name=None)):
         cells = []
         for j, (name, value, number) in enumerate(zip(columns, row, numeric, strict=True)):
-            text = format_number(number_of(value)) if number else text_of(value)
+            written = significant if measured[j] else format_number
+            text = written(number_of(value)) if number else text_of(value)
             if name == "status" and text in STATES:
                 text = element("span", text, class_=f"state {text}")
             if j == 0 and links is not None and (address := local_address(links[i])):
@@ -192,7 +205,7 @@ def table(frame, *, empty, most=MOST_ROWS, links=None, sortable=True, marked=Non
             exact = repr(number_of(value)) if number and not math.isnan(number_of(value)) else None
             cells.append(element("td", text, class_="n" if number else None, data_value=exact))
         rows.append(element("tr", *cells, class_=(marked[i] or None) if marked is not None else None))
-    whole = element(
+    shown = element(
         "div",
         element(
             "table",
@@ -205,9 +218,9 @@ def table(frame, *, empty, most=MOST_ROWS, links=None, sortable=True, marked=Non
     rest = len(frame) - most
     more = paragraph(f"The first {most:,} of {len(frame):,} rows are shown.", "note") if rest > 0 else None
     if len(rows) <= FOLD + 5:
-        return join(whole, more)
+        return join(shown, more)
     box = element("label", Markup('<input type="checkbox">'), f"Show all {len(rows):,} rows", class_="toggle")
-    return join(element("div", box, whole, class_="long"), more)
+    return join(element("div", box, shown, class_="long"), more)
 
 
 def local_address(address):
@@ -260,8 +273,8 @@ def settings_table(settings, *, fold=""):
 
     for key, value in settings.items():
         walk(0, str(key), value)
-    whole = element("div", element("table", element("tbody", *rows), class_="settings"), class_="scroll")
-    return (details(fold, whole) if fold else whole) if rows else None
+    shown = element("div", element("table", element("tbody", *rows), class_="settings"), class_="scroll")
+    return (details(fold, shown) if fold else shown) if rows else None
 
 
 def plain_setting(value):

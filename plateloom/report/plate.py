@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from plateloom.report.charts import (
+    CONTROLS,
+    PALETTES,
     DoseResponse,
     Embedding,
     HeatMap,
@@ -21,6 +23,7 @@ from plateloom.report.charts import (
     interval_chart,
     number_of,
     plate_chart,
+    significant,
     svg,
     text_of,
     well_position,
@@ -28,7 +31,7 @@ from plateloom.report.charts import (
 from plateloom.report.embeddings import maps_section
 from plateloom.report.exclusions import WHAT, count_exclusions
 from plateloom.report.montage import Tile, scale_bar
-from plateloom.report.notices import Notice, notice_banners
+from plateloom.report.notices import Notice, name_some, notice_banners
 from plateloom.report.page import (
     color_legend,
     commands,
@@ -72,8 +75,8 @@ class PlateReport:
         Rows and columns of the physical plate, e.g. (16, 24); maps are drawn on all of it, however sparse `wells` is.
     wells : DataFrame, one row per well that was imaged
         ``Metadata_Well`` (str, ``B03``), and as far as known ``Metadata_Treatment`` (str), ``Metadata_Dose`` (float
-        [``Metadata_Unit`` of its row, or `dose_unit`]), ``Metadata_Control`` (``negative``, ``positive`` or empty),
-        ``status`` (``done`` or ``failed``),
+        [``Metadata_Unit``, or `dose_unit` where there is no such column]), ``Metadata_Control`` (``negative``,
+        ``positive``, ``empty`` or nothing), ``status`` (``done`` or ``failed``),
         ``reason`` (str), ``fields`` and ``failed_fields`` (int), ``cells`` (number, NaN if not counted). May be empty.
     batch, source, created, dose_unit : str, optional
         Shown as they are. Without `created` the page names no date and depends on the data only.
@@ -94,7 +97,7 @@ class PlateReport:
     quality : DataFrame, optional
         ``readout`` (str), ``statistic`` (``Z'``, ``robust Z'``, ``SSMD`` …), ``value``, ``low``, ``high`` (float, the
         interval; NaN where undefined), ``controls`` (which positive controls were compared), ``negatives``,
-        ``positives`` (int, control wells used); others are shown too.
+        ``positives`` (int, control wells used), ``reason`` (str, why a value is not defined); others are shown too.
     quality_note : str, optional
         What the intervals are.
     montage : sequence of Tile, optional
@@ -230,9 +233,26 @@ def plate_verdict(report):
         said.append(
             (f"All {len(wells)} wells were processed." if len(wells) > 1 else "The one well was processed.", tone)
         )
+    if words := empty_words(wells):
+        said.append((words, "plain"))
     if "cells" in wells and column_sum(wells, "cells") == 0:
         said.append(("Not a single cell was found on this plate.", "bad"))
     return said
+
+
+def empty_words(wells):
+    """What was found in the wells that shall hold no cell; nothing where there is none."""
+    if not {"Metadata_Control", "cells"} <= set(wells):
+        return ""
+    blank = wells[[text_of(kind) == "empty" for kind in wells["Metadata_Control"]]]
+    if not len(blank):
+        return ""
+    words = f"{len(blank)} empty control {'well' if len(blank) == 1 else 'wells'}: {name_some(blank['Metadata_Well'])}."
+    inhabited = blank[[number_of(count) > 0 for count in blank["cells"]]]
+    if not len(inhabited):
+        return f"{words} No cell was found there, as it should be."
+    listed = [f"{well} ({number_of(count):,.0f})" for well, count in inhabited[["Metadata_Well", "cells"]].to_numpy()]
+    return f"{words} Cells were found in {len(inhabited)} of them: {name_some(listed)}."
 
 
 def excluded(frame, nothing, *, note=""):
@@ -264,7 +284,7 @@ def well_words(report):
         name = str(row["Metadata_Well"])
         states[name] = text_of(row.get("status")) or "done"
         controls[name] = text_of(row.get("Metadata_Control"))
-        unit = text_of(row.get("Metadata_Unit")) or report.dose_unit
+        unit = text_of(row.get("Metadata_Unit", report.dose_unit))
         said = [text_of(row.get("Metadata_Treatment")), dose_text(row.get("Metadata_Dose"), unit)]
         if states[name] == "failed":
             said.append(text_of(row.get("reason")))
@@ -273,7 +293,9 @@ def well_words(report):
 
 
 def dose_text(dose, unit):
-    """A dose with its unit; nothing where there is none."""
+    """A dose with its unit; nothing where there is none, nor for the bare 0 of a control."""
+    if number_of(dose) == 0 and not unit:
+        return ""
     return f"{format_number(number_of(dose))} {unit}".strip() if math.isfinite(number_of(dose)) else ""
 
 
@@ -306,7 +328,9 @@ def quality_section(quality, note=""):
     readouts = list(dict.fromkeys(text_of(name) for name in quality["readout"]))
     figures = []
     for statistic in dict.fromkeys(str(name) for name in quality["statistic"]):
-        rows = quality[quality["statistic"] == statistic]
+        rows = quality[(quality["statistic"] == statistic) & quality["value"].notna()]
+        if not len(rows):
+            continue
         primed = is_z_prime(statistic)
         drawing = interval_chart(
             [quality_label(row, readouts) for row in rows.to_dict("records")],
@@ -316,12 +340,34 @@ def quality_section(quality, note=""):
             zones=ZONES if primed else (),
         )
         figures.append(element("figure", element("figcaption", statistic), drawing))
-    shown = quality.drop(columns="readout") if len(readouts) == 1 else quality
     words = f"Readout: {readouts[0]}." if len(readouts) == 1 else ""
     said = " ".join(filter(None, [words, note]))
     return join(
-        paragraph(said, "quiet") if said else None, grid(figures), table(shown, empty="No statistic was computed.")
+        paragraph(said, "quiet") if said else None,
+        *(paragraph(line) for line in undefined_lines(quality)),
+        grid(figures) if figures else None,
+        quality_table(quality),
     )
+
+
+def undefined_lines(quality):
+    """One line for the statistics that have no value, and why: ``Z', SSMD of ref: not defined (…).``"""
+    found = {}
+    for row in quality[quality["value"].isna()].to_dict("records"):
+        found.setdefault((text_of(row.get("controls")), text_of(row.get("reason"))), []).append(str(row["statistic"]))
+    return [
+        f"{', '.join(dict.fromkeys(statistics))}{f' of {controls}' if controls else ''}: "
+        f"not defined{f' ({reason})' if reason else ''}."
+        for (controls, reason), statistics in found.items()
+    ]
+
+
+def quality_table(quality):
+    """All statistics as a table, without the columns that are empty or said elsewhere."""
+    silent = [name for name in ("low", "high") if name in quality and quality[name].isna().all()]
+    silent += ["readout"] if quality["readout"].nunique() == 1 else []
+    silent += ["reason"] if "reason" in quality else []
+    return table(quality.drop(columns=silent), empty="No statistic was computed.")
 
 
 def quality_label(row, readouts):
@@ -352,11 +398,11 @@ def montage_section(report):
         color_legend(report.montage_colors, title="Channels:"),
         color_legend(report.montage_outlines, title="Outlines:", outlines=True),
         switch,
-        grid([tile_figure(tile, report.dose_unit) for tile in tiles], "montage"),
+        grid([tile_figure(tile) for tile in tiles], "montage"),
     )
 
 
-def tile_figure(tile, dose_unit=""):
+def tile_figure(tile):
     """One picture of the montage with what is known of its well; without a picture, the reason stands in its place."""
     if tile.picture is None:
         shown = element("div", f"No picture: {tile.why}", class_="nothing")
@@ -370,10 +416,10 @@ def tile_figure(tile, dose_unit=""):
             outlines = Markup('<img class="outlines" src="{}" alt="" width="{}" height="{}">')
             layers.append(outlines.format(data_uri(tile.outlines), width, height))
         if math.isfinite(tile.width_um):
-            layers.append(scale_drawing(width, height, tile.width_um))
+            layers.append(scale_drawing(width, height, tile.width_um, tile.length_unit))
         shown = element("div", *layers, class_="layers")
-    control = {"negative": "negative control", "positive": "positive control"}.get(tile.control, "")
-    name = " · ".join(filter(None, [tile.well, tile.treatment, dose_text(tile.dose, tile.unit or dose_unit)]))
+    control = f"{tile.control} control" if tile.control in CONTROLS else ""
+    name = " · ".join(filter(None, [tile.well, tile.treatment, dose_text(tile.dose, tile.unit)]))
     count = "" if tile.cells is None else f"{tile.cells:,} {'cell' if tile.cells == 1 else 'cells'} in the well"
     why = tile.why if tile.picture is not None and tile.why not in ("control", "chance") else ""
     return element(
@@ -386,7 +432,7 @@ def tile_figure(tile, dose_unit=""):
     )
 
 
-def scale_drawing(width, height, width_um):
+def scale_drawing(width, height, width_um, unit):
     """A scale bar in the lower right corner of a picture, as a layer of its own."""
     length = scale_bar(width_um)
     bar = length / width_um * width
@@ -398,8 +444,8 @@ def scale_drawing(width, height, width_um):
         width,
         height,
         element("rect", x=x, y=y, width=bar, height=max(width * 0.008, 2), fill="#ffffff", stroke="#000000"),
-        element("text", f"{format_number(length)} µm", **text, **halo),
-        label=f"scale bar of {format_number(length)} µm",
+        element("text", f"{format_number(length)} {unit}", **text, **halo),
+        label=f"scale bar of {format_number(length)} {unit}",
     )
 
 
@@ -407,7 +453,8 @@ def dose_section(curves, note=""):
     """One chart per treatment; all of one readout share the vertical axis, and groups keep their color."""
     if not curves:
         return None
-    groups = category_colors([group for curve in curves if curve.groups is not None for group in curve.groups])
+    names = [group for curve in curves if curve.groups is not None for group in curve.groups]
+    groups = category_colors(names, PALETTES["plate"])
     if len(groups) == 1:
         groups = {}
     bands = {name for curve in curves for name in curve.controls}
@@ -439,10 +486,10 @@ def ec50_text(curve):
     if curve.hill is None:
         return curve.reason or "no curve fitted"
     hill, unit = curve.hill, curve.dose_unit
-    text = f"EC50 {format_number(hill.ec50)} {unit}".strip()
+    text = f"EC50 {significant(hill.ec50)} {unit}".strip()
     if math.isfinite(hill.ec50_low) and math.isfinite(hill.ec50_high):
-        text += f" ({format_number(hill.ec50_low)} to {format_number(hill.ec50_high)})"
-    return f"{text}, slope {format_number(hill.slope)}"
+        text += f" ({significant(hill.ec50_low)} to {significant(hill.ec50_high)})"
+    return f"{text}, slope {significant(hill.slope)}"
 
 
 def reproduce_section(report):

@@ -9,9 +9,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from plateloom.report.charts import (
-    CATEGORIES,
     CONTROLS,
-    OTHER,
     DoseResponse,
     Embedding,
     HeatMap,
@@ -33,6 +31,7 @@ from plateloom.report.embeddings import maps_section
 from plateloom.report.montage import pair_image
 from plateloom.report.notices import Notice, shared_banners
 from plateloom.report.page import (
+    count_words,
     grid,
     join,
     local_address,
@@ -42,7 +41,14 @@ from plateloom.report.page import (
     settings_table,
     table,
 )
-from plateloom.report.plate import column_sum, dose_section, is_z_prime, reproduce_section
+from plateloom.report.plate import (
+    column_sum,
+    dose_section,
+    is_z_prime,
+    quality_table,
+    reproduce_section,
+    undefined_lines,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +57,6 @@ SCREEN_SECTIONS = {
     "plates": "Plates",
     "quality": "Assay quality per plate",
     "heat_maps": "Plate maps, one color scale",
-    "replicability": "Replicability",
     "well_maps": "Maps of wells",
     "hits": "Hits",
     "dose_response": "Dose-response over plates",
@@ -174,14 +179,11 @@ class ScreenReport:
     shapes : mapping of str to tuple of int, optional
         Rows and columns of each plate in `heat_maps`.
     heat_maps : sequence of ScreenHeatMap, optional
-    replicability : DataFrame, optional
-        One row per treatment, all columns are shown; ``mean_average_precision`` and ``corrected_p_value`` (copairs) are
-        drawn as well.
     well_maps, cell_maps : sequence of Embedding, optional
         One drawing per coloring; up to some 20,000 sampled cells.
     hits : DataFrame, optional
-        All columns are shown, in their order, the first 500 rows; rows with a ``Metadata_Control`` are marked, and counted
-        as no hits. Empty: no hit.
+        All columns are shown, in their order, the first 500 rows; rows with a ``Metadata_Control`` are marked, and neither
+        they nor rows with a ``reason`` are counted; where no row is left, hits are not determined. Empty: no hit.
     hits_note : str, optional
         What a hit is and what the columns mean (see `explain_hits`).
     dose_response : sequence of DoseResponse, optional
@@ -204,7 +206,6 @@ class ScreenReport:
     quality_note: str = ""
     shapes: Mapping = field(default_factory=dict)
     heat_maps: tuple[ScreenHeatMap, ...] = ()
-    replicability: "pd.DataFrame | None" = None
     well_maps: tuple[Embedding, ...] = ()
     cell_maps: tuple[Embedding, ...] = ()
     hits: "pd.DataFrame | None" = None
@@ -244,7 +245,6 @@ def render_screen(report):
         "heat_maps": join(*(maps_of_plates(heat_map, report.shapes, report.plates) for heat_map in report.heat_maps))
         if report.heat_maps
         else None,
-        "replicability": replicability_section(report.replicability),
         "well_maps": maps_section(report.well_maps),
         "cell_maps": maps_section(report.cell_maps),
         "hits": hits_section(report.hits, report.hits_note),
@@ -274,7 +274,7 @@ def screen_figures(report):
         if name in plates:
             numbers[name] = column_sum(plates, name)
     if report.hits is not None:
-        numbers["hits"] = count_hits(report.hits)
+        numbers["hits"] = count_hits(report.hits) if can_have_hits(report.hits) else "not determined"
     return {name: format_number(value) for name, value in {**numbers, **report.summary}.items()}
 
 
@@ -333,32 +333,40 @@ def quality_section(report):
     plates, quality = report.plates, report.quality
     names = [text_of(name) for name in plates["Metadata_Plate"]] if len(plates) else []
     width = 470 if len(names) <= FEW_PLATES else 980
-    parts, whole = [], None
+    parts, lines, whole, words = [], [], None, ""
     if quality is not None and len(quality):
         controls = [text_of(name) for name in quality["controls"]] if "controls" in quality else [""] * len(quality)
         keys = list(zip(quality["statistic"], quality["readout"], controls, strict=True))
         readouts = list(dict.fromkeys(key[1] for key in keys))
+        bare = []
         for key in dict.fromkeys(keys):
             rows = quality[[other == key for other in keys]]
+            if rows["value"].isna().all():
+                bare += list(rows.index)
+                continue
             found = {text_of(row["Metadata_Plate"]): row for row in rows.to_dict("records")}
             listed = names or list(found)
             columns = ([found.get(name, {}).get(end, math.nan) for name in listed] for end in ("value", "low", "high"))
-            lines = (0.0, 0.5) if is_z_prime(key[0]) else (0.0,)
-            drawing = plates_chart(listed, *columns, label=str(key[0]), lines=lines, width=width)
+            references = (0.0, 0.5) if is_z_prime(key[0]) else (0.0,)
+            drawing = plates_chart(listed, *columns, label=str(key[0]), lines=references, width=width)
             title = " · ".join(filter(None, [key[0], key[1] if len(readouts) > 1 else "", key[2]]))
             parts.append(figure(title, drawing))
-        shown = quality.drop(columns="readout") if len(readouts) == 1 else quality
-        whole = table(shown, empty="")
+        readout = f"Readout: {readouts[0]}." if len(readouts) == 1 else ""
+        marks = "Dashed lines stand at 0 and, for Z', at 0.5; a cross is a plate without a value." if parts else ""
+        words = " ".join(filter(None, [readout, report.quality_note, marks]))
+        lines = undefined_lines(quality.loc[bare])
+        whole = quality_table(quality)
     if names and "cells" in plates:
         drawing = plates_chart(names, plates["cells"], label="cells", from_zero=True, width=width)
         parts.append(figure("Number of cells", drawing))
-    if not parts:
+    if not parts and whole is None:
         return None
-    words = "Dashed lines stand at 0 and, for Z', at 0.5; a cross is a plate without a value."
-    if whole is not None:
-        readout = f"Readout: {readouts[0]}." if len(readouts) == 1 else ""
-        words = " ".join(filter(None, [readout, report.quality_note, words]))
-    return join(paragraph(words, "quiet"), grid(parts, "grid maps" if width < 900 else "grid"), whole)
+    return join(
+        paragraph(words, "quiet") if words else None,
+        *(paragraph(line) for line in lines),
+        grid(parts, "grid maps" if width < 900 else "grid") if parts else None,
+        whole,
+    )
 
 
 def maps_of_plates(heat_map, shapes, plates):
@@ -390,33 +398,6 @@ def maps_of_plates(heat_map, shapes, plates):
         grid(figures, "grid tight"),
         paragraph(f"Without a map: {', '.join(absent)}.", "quiet") if absent else None,
     )
-
-
-def replicability_section(replicability):
-    """Precision of retrieving replicates, per treatment."""
-    if replicability is None or not len(replicability):
-        return None
-    drawing = None
-    if {"mean_average_precision", "corrected_p_value"} <= set(replicability):
-        precision = floats(replicability["mean_average_precision"])
-        order = np.argsort(-precision, kind="stable")
-        chance = floats(replicability["corrected_p_value"])[order]
-        clear = np.where(chance < 0.05, precision[order], np.nan)
-        unclear = np.where(chance < 0.05, np.nan, precision[order])
-        found = int(np.isfinite(clear).sum())
-        words = f"{found:,} of {len(precision):,} treatments are told from the controls (corrected p < 0.05)."
-        lines = {"corrected p < 0.05": clear, "not told from controls": unclear}
-        chart = line_chart(
-            np.arange(1, len(precision) + 1),
-            lines,
-            x_label="treatments, by rank",
-            y_label="mean average precision",
-            points=len(precision) <= 400,
-            connect=False,
-            colors=(CATEGORIES[0], OTHER),
-        )
-        drawing = join(paragraph(words), grid([element("figure", chart)]))
-    return join(drawing, table(replicability, empty="No treatment has replicates."))
 
 
 def explain_hits(readout, *, threshold, min_replicates, false_rate=math.nan, skipped=None, unit=""):
@@ -459,12 +440,38 @@ def explain_hits(readout, *, threshold, min_replicates, false_rate=math.nan, ski
     return " ".join(said)
 
 
+def judged(hits):
+    """Rows of the table of hits that could have become hits: no controls, and none with a reason why not."""
+    control = hits["Metadata_Control"].isin(list(CONTROLS)) if "Metadata_Control" in hits else False
+    refused = [bool(text_of(reason)) for reason in hits["reason"]] if "reason" in hits else False
+    return hits[~(control | np.broadcast_to(refused, len(hits)))]
+
+
+def can_have_hits(hits):
+    """Whether any treatment was compared with controls: where none was, there are not 0 hits but none is known."""
+    return not len(hits) or len(judged(hits)) > 0
+
+
 def count_hits(hits):
     """Number of hits: rows that are hits and no controls."""
-    if "hit" not in hits:
-        return len(hits)
-    control = hits["Metadata_Control"].isin(list(CONTROLS)) if "Metadata_Control" in hits else False
-    return int((hits["hit"].astype(bool) & ~control).sum())
+    return int(judged(hits)["hit"].astype(bool).sum()) if "hit" in hits else len(hits)
+
+
+def hits_words(hits):
+    """How many hits there are, of how many compounds, and what was not judged; or why no number of hits is known."""
+    able = judged(hits)
+    rest = hits.drop(able.index)
+    kinds = [f"{text_of(kind)} control" for kind in rest["Metadata_Control"]] if "Metadata_Control" in rest else []
+    reasons = [text_of(reason) for reason in rest["reason"]] if "reason" in rest else [""] * len(rest)
+    why = count_words(reason or kind for reason, kind in zip(reasons, kinds or reasons, strict=True))
+    if not len(able):
+        return f"Hits are not determined, since nothing could be judged: {why}."
+    number = count_hits(hits)
+    words = f"{number:,} {'hit' if number == 1 else 'hits'} among {len(able):,} treatments and doses"
+    if "Metadata_Treatment" in able:
+        few, many = (rows["Metadata_Treatment"].nunique() for rows in (able[able["hit"].astype(bool)], able))
+        words += f": {few:,} of {many:,} compounds"
+    return f"{words}. Not judged: {why}." if len(rest) else f"{words}."
 
 
 def hits_section(hits, note=""):
@@ -485,15 +492,9 @@ def hits_section(hits, note=""):
     for name in ("Metadata_Control", "reason"):
         if name in shown and not any(text_of(value) for value in shown[name]):
             shown = shown.drop(columns=name)
-    words = (
-        f"{count_hits(hits):,} {'hit' if count_hits(hits) == 1 else 'hits'} among {len(hits):,} rows."
-        if len(hits)
-        else ""
-    )
+    words = hits_words(hits.reset_index(drop=True)) if len(hits) and "hit" in hits else ""
     whole = table(shown, empty="No treatment passed the threshold.", marked=marked)
-    return join(
-        paragraph(words) if words and "hit" in hits else None, paragraph(note, "quiet") if note else None, whole
-    )
+    return join(paragraph(words) if words else None, paragraph(note, "quiet") if note else None, whole)
 
 
 def classifier_section(classifier):

@@ -24,7 +24,9 @@ MONTAGE_PX = 480
 MAP_CELLS = 20_000
 MAP_WELLS = 1_000
 JUDGED_WELLS = 100  # whose cells tell whether the segmentation can be true
+INTERVAL_WELLS = 6  # with 4, every third resample has two different wells or one, and hardly any spread to divide by
 STATISTICS = {"z_prime": "Z'", "robust_z_prime": "robust Z'", "ssmd": "SSMD"}
+SCALES = {"mad_robustize": "median and MAD", "standardize": "mean and SD", "robustize": "median and quartiles"}
 TO_PROFILES = (
     *("conversion", "assembly", "illumination", "quality", "flagging"),
     *("segmentation", "features", "profiling"),
@@ -197,7 +199,7 @@ def _origin(plate, source, settings):
 def _describe_plate(plate, batch, source, settings, inputs):
     """What a plate's page shows, and what the screen's page has to say of it."""
     folder = plate_folder(plate)
-    wells = read_table(folder / "aggregates.parquet")
+    wells = _with_micro(read_table(folder / "aggregates.parquet"))
     names = list(wells["Metadata_Well"])
     fields = read_tables([well_table(plate, "fields", well) for well in names])
     objects = read_tables([well_table(plate, "segmentation", well) for well in names])
@@ -206,8 +208,13 @@ def _describe_plate(plate, batch, source, settings, inputs):
     params = profiling.Params(**profiling_of["parameters"])
     accepted = store.read_group(plate_store(plate))["plateloom"]["facts"]["accepted"]
     kept = not profiling_of["exclude_flagged"]
-    exclusions = report.list_exclusions(fields, accepted=accepted, segmented=objects, flagged=None if kept else quality)
-    flagged = quality[quality["Reason"] != ""]
+    # That nothing is seen where nothing was put is no fault.
+    blank = quality["Metadata_Well"].isin(wells.loc[wells["Metadata_Control"] == "empty", "Metadata_Well"])
+    expected = blank & quality["Flag_Empty"]
+    exclusions = report.list_exclusions(
+        fields, accepted=accepted, segmented=objects, flagged=None if kept else quality[~expected]
+    )
+    flagged = quality[(quality["Reason"] != "") & ~expected]
     shown = _count_fields(wells, fields, exclusions)
     lost = shown["status"] == "failed"
     judged = shown.assign(value=wells[READOUT]) if READOUT in wells else shown
@@ -217,20 +224,22 @@ def _describe_plate(plate, batch, source, settings, inputs):
         reason = normalization["reason"].removesuffix("; values are not normalized")
         text = f"Not normalized: {reason}. The values of this plate cannot be compared with those of other plates."
         notices.append(report.Notice(kind="normalization", text=text, section="parameters"))
-    notices += _doubts(plate, wells, objects, settings)
+    doubts = _doubts(plate, wells, objects, settings)
+    notices += doubts
 
     notes, curves, assay = {}, [], None
     readout = _readout_name(params)
     if params.readout:
         assay = _quality_rows(wells, readout)
-        curves = _dose_curves(wells, readout)
+        curves = _dose_curves(wells, readout, unit=_unit_of(params))
         if not curves:
             notes["dose_response"] = "No treatment on this plate was given in three doses or more."
     else:
         notes["quality"] = notes["dose_response"] = "No readout is configured (profiling.parameters.readout)."
     cell_maps, lacking = _cell_maps({plate: wells}, inputs)
     notes |= lacking
-    tiles, colors = _montage(plate, wells, settings, exclusions, flagged)
+    length_unit = "px" if any(doubt.kind == "pixel_size" for doubt in doubts) else "µm"
+    tiles, colors = _montage(plate, wells, settings, exclusions, flagged, length_unit)
     if not tiles:
         notes["montage"] = "No field was segmented."
     doses = [unit for unit in wells["Metadata_Unit"].dropna().unique() if unit]
@@ -273,6 +282,15 @@ def _describe_plate(plate, batch, source, settings, inputs):
     return described, notices
 
 
+def _with_micro(table):
+    """A table of wells with the unit of the dose as it is written by hand: ``uM`` is ``µM``."""
+    units = [
+        re.sub(r"^u(?=(M|mol|g|l|L|m)\b)", "µ", unit if isinstance(unit, str) else "")
+        for unit in table["Metadata_Unit"]
+    ]
+    return table.assign(Metadata_Unit=units)
+
+
 def _flagged_note(quality, kept):
     """What becomes of flagged fields, in a sentence."""
     if (quality["SourceField"] != quality["Metadata_Field"]).any():
@@ -295,7 +313,6 @@ def _count_fields(wells, fields, exclusions):
         fields=wells["Metadata_Well"].map(total).fillna(0).astype(int),
         failed_fields=wells["Metadata_Well"].map(failed).fillna(0).astype(int),
         cells=wells["Metadata_CellCount"],
-        Metadata_Control=wells["Metadata_Control"].replace("empty", ""),
     )
     lost = (shown["fields"] > 0) & (shown["fields"] == shown["failed_fields"])
     reasons = gone.drop_duplicates("Metadata_Well").set_index("Metadata_Well")["reason"]
@@ -319,8 +336,13 @@ def _plate_maps(plate, wells, quality, params, classified):
         ("background", "Background", "counts"),
     ):
         for channel, part in quality.groupby("Channel", sort=False):
-            values = part.groupby("Metadata_Well")[metric].mean().to_dict()
-            maps.append(report.HeatMap(title=f"{title}, {channel}", values=values, unit=unit, group="Quality"))
+            # An empty field is all noise, which no focus blurs: it would be the sharpest of all.
+            shown = part[metric].mask(part["Flag_Empty"] & (metric == "focus_slope"))
+            values = shown.groupby(part["Metadata_Well"]).mean()
+            flagged = part.loc[part["Reason"] != "", "Metadata_Well"]
+            limits = report.scale_limits(values[~values.index.isin(flagged)])
+            name = f"{title}, {channel}"
+            maps.append(report.HeatMap(title=name, values=values.to_dict(), unit=unit, limits=limits, group="Quality"))
     return maps
 
 
@@ -399,6 +421,7 @@ def _quality_rows(wells, readout, **keys):
     if not len(negative) and not len(positive):
         return None
     kinds = {}
+    least = profiling.MIN_CONTROLS
     names = ["Metadata_Treatment", "Metadata_Dose", "Metadata_Unit"]
     for (treatment, dose, unit), members in positive.groupby(names, dropna=False, sort=True):
         given = f"{dose:g} {unit}".strip() if np.isfinite(dose) else ""
@@ -407,11 +430,16 @@ def _quality_rows(wells, readout, **keys):
     rows = []
     for name, values in (groups | kinds).items():
         found = profiling.assay_quality(values, negative)
+        counts = {"negatives": found["n_negative"], "positives": found["n_positive"]}
+        few = [f"{number} {kind[:-1]} control wells" for kind, number in counts.items() if number < least]
+        reason = f"{' and '.join(few)}, {least} needed" if few else found["reason"]
         for statistic, title in STATISTICS.items():
             ends = {"value": "", "low": "_low", "high": "_high"}
             numbers = {end: _number(found[statistic + suffix]) for end, suffix in ends.items()}
-            counts = {"negatives": found["n_negative"], "positives": found["n_positive"]}
-            rows.append({**keys, "readout": readout, "statistic": title, "controls": name, **numbers, **counts})
+            if min(counts.values()) < INTERVAL_WELLS:
+                numbers |= {"low": np.nan, "high": np.nan}
+            row = {**keys, "readout": readout, "statistic": title, "controls": name, **numbers, **counts}
+            rows.append(row | {"reason": "" if np.isfinite(numbers["value"]) else reason})
     order = list(STATISTICS.values())
     return pd.DataFrame(sorted(rows, key=lambda row: order.index(row["statistic"])))
 
@@ -420,15 +448,17 @@ def _quality_note(assay):
     """What the bars of the assay's quality are, and what is pooled in it."""
     if assay is None:
         return ""
-    text = "Bars are 95 % intervals from 1,000 bootstrap resamples of the control wells; with few wells they are too narrow."
+    text = ""
+    if assay["low"].notna().any():
+        text = "Bars are 95 % intervals from 1,000 bootstrap resamples of the control wells; with few wells they are too narrow."
+    if (assay["value"].notna() & assay["low"].isna()).any():
+        text += f" No interval is determined below {INTERVAL_WELLS} control wells of either kind."
     if assay["controls"].nunique() > 1:
         text += (
             " The positive controls are of several kinds: 'pooled' takes them for one, so that their differences count as "
             "noise; each kind is shown by itself as well."
         )
-    if assay["value"].isna().any():
-        text += " Without three wells on either side, or without any difference, nothing is defined."
-    return text
+    return text.strip()
 
 
 def _dose_note():
@@ -446,7 +476,7 @@ def _number(value):
     return float("nan") if value is None else float(value)
 
 
-def _dose_curves(wells, readout, *, groups=None):
+def _dose_curves(wells, readout, *, unit="", groups=None):
     """Dose-response charts of the treatments that have several doses."""
     controls = {}
     for kind in ("negative", "positive"):
@@ -478,6 +508,7 @@ def _dose_curves(wells, readout, *, groups=None):
                 doses=found["Metadata_Dose"].to_numpy(float),
                 values=found[READOUT].to_numpy(float),
                 dose_unit=units[0] if len(units) == 1 else "",
+                unit=unit,
                 wells=list(found["Metadata_Well"]),
                 groups=None if groups is None else list(found[groups]),
                 hill=hill,
@@ -501,7 +532,7 @@ def _class_fractions(plate, wells, records):
     return {name: shares[name].to_dict() for name in sorted(shares)}
 
 
-def _montage(plate, wells, settings, exclusions, flagged):
+def _montage(plate, wells, settings, exclusions, flagged, length_unit):
     """Pictures of some fields with the outlines of nuclei and cells, and the colors of their channels."""
     channels = settings["channels"]
     names = settings["report"]["composite"] or list(channels)[:3]
@@ -550,10 +581,11 @@ def _montage(plate, wells, settings, exclusions, flagged):
                 dose=float(well["Metadata_Dose"]),
                 unit=well["Metadata_Unit"] or "",
                 cells=int(well["Metadata_CellCount"]),
-                control=well["Metadata_Control"].replace("empty", ""),
+                control=well["Metadata_Control"],
                 caption=f"field {field}" + (f", {crop['part']}" if crop else ""),
                 why=why,
                 width_um=crop["width_um"] if crop else float("nan"),
+                length_unit=length_unit,
             )
         )
     return tiles, colors
@@ -640,7 +672,7 @@ def _describe_screen(plates, missing, settings, inputs):
     failed = left_out(inputs["reported"])
     params = profiling.Params(**settings["config"]["profiling"]["parameters"])
     readout = _readout_name(params)
-    wells = {plate: read_metadata(plate_folder(plate) / "aggregates.parquet") for plate in good}
+    wells = {plate: _with_micro(read_metadata(plate_folder(plate) / "aggregates.parquet")) for plate in good}
     rows = [_plate_row(plate, wells.get(plate["plate"]), failed) for plate in plates]
     rows += [{"Metadata_Plate": plate, "status": "missing", "reason": "not complete"} for plate in missing]
     notices = _shared_notices(plates, wells, inputs)
@@ -657,8 +689,8 @@ def _describe_screen(plates, missing, settings, inputs):
         parts = [part for part in parts if part is not None]
         quality = pd.concat(parts, ignore_index=True) if parts else None
         joined = pd.concat([table for table in wells.values() if len(table)], ignore_index=True)
-        curves = _dose_curves(joined, readout, groups="Metadata_Plate")
-        hits = read_table(screen_folder() / "hits.parquet")
+        curves = _dose_curves(joined, readout, unit=_unit_of(params), groups="Metadata_Plate")
+        hits = _with_micro(read_table(screen_folder() / "hits.parquet"))
         found = inputs["screened"]["facts"]["hits"]
         hits_note = report.explain_hits(
             readout,
@@ -678,12 +710,11 @@ def _describe_screen(plates, missing, settings, inputs):
             if wells
             else "No plate is complete."
         )
-    notes["replicability"] = "Replicability (mean average precision) is not measured yet."
     well_maps = []
     if done:
         profiles = read_metadata(screen_folder() / "profiles.parquet")
         facts = inputs["screened"]["facts"]
-        raw = _rawness(facts["plates"], facts["not_normalized"])
+        raw = _rawness(facts["plates"], facts["not_normalized"], params)
         reason = " ".join(filter(None, [raw, facts["map"] and f"No UMAP: {facts['map']}."]))
         well_maps = [
             _embedding("Wells, UMAP", profiles, "Metadata_Map_1", "Metadata_Map_2", reason),
@@ -693,6 +724,8 @@ def _describe_screen(plates, missing, settings, inputs):
         notes["well_maps"] = inputs["screened"]["reason"]
     cell_maps, notes_of_cells = _cell_maps(wells, inputs)
     notes |= notes_of_cells
+    if not wells:
+        notes |= dict.fromkeys(("well_maps", "cell_maps"), "No plate is complete.")
     classifier = _classifier(inputs["classified"], notes)
     autoencoder = _autoencoder(inputs["encoded"], settings, notes)
     records = {stage: [inputs[name]] for stage, name in (("profiles", "screened"),)}
@@ -782,22 +815,24 @@ def _shared_notices(plates, wells, inputs):
     return found
 
 
-def _rawness(plates, raw):
-    """What a map of wells has to say of plates that are not normalized; empty if all are."""
-    if not raw:
-        return ""
+def _rawness(plates, raw, params):
+    """What a map of wells has to say of how its plates are normalized."""
     if len(raw) == len(plates):
         return (
             "These are raw features, not normalized to negative controls: plates and stainings differ in them for reasons that "
             "have nothing to do with the treatments."
         )
-    return f"Only normalized plates are shown; without {', '.join(raw)}."
+    reference = "the negative control wells" if params.normalize_to == "negative" else "all wells"
+    text = f"Features are normalized to {reference} of each plate ({SCALES[params.method]})."
+    return f"{text} Only normalized plates are shown; without {', '.join(raw)}." if raw else text
 
 
 def _screen_map(title, wells, column, note="", unit=""):
     """Plate maps of one column, side by side."""
     plates = {plate: _by_well(table, column) for plate, table in wells.items() if column in table}
-    return report.ScreenHeatMap(title=title, plates=plates, note=note, unit=unit)
+    scaled = [table.loc[table["Metadata_Control"] != "empty", column] for table in wells.values() if column in table]
+    limits = report.scale_limits(np.concatenate(scaled)) if scaled else None
+    return report.ScreenHeatMap(title=title, plates=plates, note=note, unit=unit, limits=limits)
 
 
 def _embedding(title, table, x, y, reason, axes=("UMAP 1", "UMAP 2")):
@@ -828,7 +863,7 @@ def _cell_maps(wells, inputs):
         return [], {"cell_maps": reasons[0] if reasons else "There is no map of cells."}
     chosen = choose_wells(every, MAP_WELLS)
     quota = -(-MAP_CELLS // len(chosen))
-    parts = []
+    parts, total = [], 0
     for plate, well in chosen:
         if not well_table(plate, "maps", well).exists():
             continue
@@ -837,6 +872,7 @@ def _cell_maps(wells, inputs):
             classes = read_table(well_table(plate, "classes", well), [*KEYS, "Class"])
             table = table.merge(classes, on=list(KEYS), how="left").fillna({"Class": ""})
         parts.append(table.iloc[sample_rows(f"{plate}/{well}", len(table), quota)])
+        total += len(table)
     filled = [part for part in parts if len(part)]
     if not filled:
         return [], {"cell_maps": "There is no cell."}
@@ -845,9 +881,11 @@ def _cell_maps(wells, inputs):
     keys = ["Metadata_Plate", "Metadata_Well"]
     cells = cells.merge(known[[*keys, "Metadata_Treatment", "Metadata_Control", "Metadata_Batch"]], on=keys, how="left")
     reason = inputs["mapped"][0]["facts"].get("reason", "")
-    note = (
-        f"{len(cells):,} cells, drawn evenly over the wells. Their features are scaled by the median and spread of the whole "
-        "sample and not normalized to the controls of each plate: where plates lie apart, so do their stainings."
+    every_cell = len(cells) == total and len(chosen) == len(every)
+    note = f"All {len(cells):,} cells." if every_cell else f"{len(cells):,} cells, drawn evenly over the wells."
+    note += (
+        " Their features are scaled by the median and spread of the whole sample and not normalized to the controls of each "
+        f"plate{': where plates lie apart, so do their stainings' if len(wells) > 1 else ''}."
     )
     return [_embedding("Cells", cells, "Map_1", "Map_2", " ".join(filter(None, [note, reason])))], {}
 
