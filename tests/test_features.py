@@ -31,8 +31,32 @@ FAMILY_COLUMNS = {
     "Granularity": "Granularity_",
 }
 
-# Their values depend on nothing but the object (and its neighbors), so they move with it.
-LOCAL_FAMILIES = ("AreaShape", "Location", "Intensity", "Texture", "RadialDistribution", "Neighbors")
+# What leaves the values alone, but for the columns named here, and why these do not hold. Positions move, labels are
+# renamed and axes swapped: that is part of the test, not an exception. Objects at the border of the image are not moved
+# or padded here, as it is no edge for some columns; and where no object of a call has a pixel that counts in both channels,
+# Overlap, K, Manders, RWC and Costes of all are 0 and not NaN (tests/test_features_correlation.py).
+_CIRCLE = "whether a pixel on the circle counts is up to rounding; tests/test_features_zernike.py bounds it"
+EXCEPTIONS = {
+    "relabelling": {},
+    "splitting": {
+        "Correlation_RWC_": "ranks are taken over all objects",
+        "Neighbors_": "the other objects are gone",
+    },
+    "moving": {
+        "Granularity_": "the grid of samples begins at the corner of the image",
+        "(AreaShape|RadialDistribution)_Zernike": _CIRCLE,
+    },
+    "padding": {
+        "Granularity_": "the grid of samples begins at the corner of the image",
+        "(AreaShape|RadialDistribution)_Zernike": _CIRCLE,
+        "Correlation_Costes_": "thresholds come from all pixels of the image",
+    },
+    "transposing": {
+        "AreaShape_(Spatial|Central)Moment_._3": "the orders go to 2 along the rows and to 3 along the columns",
+        "RadialDistribution_RadialCV_": "pixels on a diagonal through the center change wedges",
+        "(AreaShape|RadialDistribution)_Zernike": _CIRCLE,
+    },
+}
 
 
 # --- CellProfiler's tables
@@ -40,7 +64,7 @@ LOCAL_FAMILIES = ("AreaShape", "Location", "Intensity", "Texture", "RadialDistri
 
 @pytest.fixture(scope="module", params=["examplehuman", "synthetic"])
 def reference(request):
-    """Folder, channels and our tables of one of the reference fields."""
+    """Folder, channels, texture scales and our tables of one of the reference fields."""
     folder = REFERENCE / request.param
     if not folder.exists():
         pytest.skip(f"{folder} is not there")
@@ -52,13 +76,14 @@ def reference(request):
         images = sorted((folder / "images").glob("*.tif"))
         channels = [path.stem.split("_")[1] for path in images]
         labels = {compartment: folder / "labels" / f"{compartment}.tif" for compartment in COMPARTMENTS}
+    scales = (3, 5, 10) if request.param == "synthetic" else (3,)
     tables = measure_image(
         np.stack([tifffile.imread(path) for path in images]),
         {compartment: tifffile.imread(path) for compartment, path in labels.items()},
         channels,
-        texture_scales=(3, 5, 10) if request.param == "synthetic" else (3,),
+        texture_scales=scales,
     )
-    return folder, channels, tables
+    return folder, channels, scales, tables
 
 
 def agree(measured, expected, absolute=1e-9):
@@ -85,6 +110,9 @@ def compare(feature, measured, expected, ties):
     if feature == "AreaShape_Orientation":
         ok = np.abs((ours - theirs + 90) % 180 - 90) <= 1e-6 * np.abs(theirs) + 1e-7
         defined = (expected["AreaShape_Eccentricity"] >= 1e-3).to_numpy()
+        # Equal moments along both axes: CellProfiler's sign hangs on whether they are equal as rounded.
+        moments = expected["AreaShape_InertiaTensor_0_0"], expected["AreaShape_InertiaTensor_1_1"]
+        ok |= np.isclose(*moments, rtol=1e-12) & np.isclose(np.abs(ours), 45) & np.isclose(np.abs(theirs), 45)
     elif pair := re.match(r"Correlation_Correlation_(.+)_(.+)", feature):
         for channel in pair.groups():
             mean, deviation = (expected[f"Intensity_{m}Intensity_{channel}"].to_numpy() for m in ("Mean", "Std"))
@@ -97,14 +125,10 @@ def compare(feature, measured, expected, ties):
     elif position := re.match(r"Location_MaxIntensity_[XY]_(.+)", feature):
         x, y = (measured[f"Location_MaxIntensity_{axis}_{position[1]}"] for axis in "XY")
         ok |= [key in ties for key in zip(measured.index, [position[1]] * len(x), x, y, strict=True)]
-    elif "_Zernike" in feature:
-        if "Phase" in feature:
-            magnitude = feature.replace("Phase", "Magnitude")
-            ok = agree(*(table[magnitude] * np.exp(1j * table[feature]) for table in (measured, expected)))
-            defined = ~(expected[magnitude] < 1e-9).to_numpy()
-        # One object may differ: of tied corners of the hull, CellProfiler's unstable sort takes any.
-        if (defined & ~ok).sum() == 1:
-            defined &= ok
+    elif "_ZernikePhase_" in feature:
+        magnitude = feature.replace("Phase", "Magnitude")
+        ok = agree(*(table[magnitude] * np.exp(1j * table[feature]) for table in (measured, expected)))
+        defined = ~(expected[magnitude] < 1e-9).to_numpy()
     return ok, defined
 
 
@@ -117,42 +141,69 @@ def take_over_tied_centers(measured, expected, tied):
             expected.loc[label, features] = candidates.loc[fitting, features].iloc[0]
 
 
+def without(prefix, table):
+    return table.rename(columns=lambda column: column.removeprefix(f"{prefix}_"))
+
+
+def compare_family(family, measured, expected, ties):
+    """Number of compared values, and the objects that disagree by feature; without the one that a family may miss."""
+    compared, wrong = 0, {}
+    for feature in [column for column in expected if re.match(FAMILY_COLUMNS[family], column)]:
+        ok, defined = compare(feature, measured, expected, ties)
+        compared += defined.sum()
+        if not ok[defined].all():
+            wrong[feature] = set(measured.index[defined & ~ok])
+    # One object may differ: of tied corners of the hull, CellProfiler's unstable sort takes any.
+    if family == "Zernike" and len(set().union(*wrong.values())) == 1:
+        wrong = {}
+    return compared, wrong
+
+
 @pytest.mark.parametrize("family", FAMILY_COLUMNS)
 def test_values_are_those_of_cellprofiler(reference, family):
-    folder, _, tables = reference
-    counted = agreed = 0
+    folder, channels, scales, tables = reference
     for compartment in COMPARTMENTS:
-        expected = pd.read_parquet(folder / f"{compartment}.parquet").set_index("ObjectNumber")
+        expected = without(compartment, pd.read_parquet(folder / f"{compartment}.parquet").set_index("ObjectNumber"))
         ties = pd.read_parquet(folder / "ties" / f"{compartment}_max_positions.parquet")
         ties = set(ties[["ObjectNumber", "Channel", "X", "Y"]].itertuples(index=False, name=None))
-        measured = tables[compartment]
+        measured = without(compartment, tables[compartment])
+        assert len(expected) > 70
         assert_array_equal(measured.index, expected.index)
-        expected = expected.rename(columns=lambda column, prefix=f"{compartment}_": column.removeprefix(prefix))
-        measured = measured.rename(columns=lambda column, prefix=f"{compartment}_": column.removeprefix(prefix))
+        features = [column for column in expected if re.match(FAMILY_COLUMNS[family], column)]
+        assert set(features) == {
+            column.removeprefix(f"{compartment}_")
+            for column in feature_columns(compartment, channels, families=[family], texture_scales=scales)
+            # CellProfiler's identification modules add these, not its measurements.
+            if "_Location_Center_" not in column
+        }
         if family == "RadialDistribution":
             tied = pd.read_parquet(folder / "ties" / f"{compartment}_radial_centres.parquet")
-            tied = tied.rename(columns=lambda column, prefix=f"{compartment}_": column.removeprefix(prefix))
-            take_over_tied_centers(measured, expected, tied)
-        features = [column for column in expected if re.match(FAMILY_COLUMNS[family], column)]
-        assert features
-        assert set(features) <= set(measured)
-        for feature in features:
-            ok, defined = compare(feature, measured, expected, ties)
-            counted += defined.sum()
-            agreed += (ok & defined).sum()
-    assert agreed >= 0.999 * counted
+            take_over_tied_centers(measured, expected, without(compartment, tied))
+        compared, wrong = compare_family(family, measured, expected, ties)
+        assert compared > 0.8 * len(expected) * len(features)
+        assert np.isfinite(expected[features]).to_numpy().mean() > 0.8
+        assert not wrong, compartment
+
+
+@pytest.mark.parametrize("family", FAMILY_COLUMNS)
+def test_a_value_that_is_off_is_seen_in_every_column(reference, family):
+    folder = reference[0]
+    expected = without("Cells", pd.read_parquet(folder / "Cells.parquet").set_index("ObjectNumber"))
+    off, features = expected.copy(), []
+    for feature in [column for column in expected if re.match(FAMILY_COLUMNS[family], column)]:
+        _, defined = compare(feature, expected, expected, set())
+        # Two objects: one is what the Zernike moments may miss. Phases count through their magnitudes; the first
+        # central moments are 0 but for rounding.
+        labels = expected.index[defined & np.isfinite(expected[feature]) & ~expected[feature].isin([0])][:2]
+        if len(labels) and not re.search("Phase|CentralMoment_(0_1|1_0)", feature):
+            off.loc[labels, feature] *= 1.001
+            features.append(feature)
+    assert features
+    assert set(compare_family(family, off, expected, set())[1]) >= set(features)
 
 
 def test_every_family_is_compared_with_cellprofiler():
     assert {*FAMILY_COLUMNS, "Links"} == set(FAMILIES), "links are compared in their own file"
-
-
-def test_a_family_measures_no_column_that_cellprofiler_does_not_know(reference):
-    folder, channels, _ = reference
-    known = set(pd.read_parquet(folder / "Nuclei.parquet").columns)
-    ours = feature_columns("Nuclei", channels, families=FAMILY_COLUMNS)
-    # CellProfiler's identification modules add these, not its measurements.
-    assert set(ours) - known == {"Nuclei_Location_Center_X", "Nuclei_Location_Center_Y"}
 
 
 def test_the_brightest_pixel_is_the_first_of_those_that_are_equally_bright():
@@ -229,36 +280,210 @@ def test_relabelling_changes_no_value(family):
             assert_array_equal(after[column].to_numpy(), expected.to_numpy(), err_msg=column)
 
 
-@pytest.mark.parametrize("family", LOCAL_FAMILIES)
-def test_moving_or_padding_by_whole_pixels_moves_positions_only(family):
+def held_columns(change, family):
+    """Columns of a family whose values a change leaves alone."""
+    columns = without("Cells", pd.DataFrame(columns=feature_columns("Cells", ["DNA", "ER", "RNA"], families=[family])))
+    return [column for column in columns if not any(re.match(pattern, column) for pattern in EXCEPTIONS[change])]
+
+
+def families_that_hold(change):
+    return [family for family in FAMILIES if held_columns(change, family)]
+
+
+def assert_moved(before, after, family, change, shift):
+    """The values are the same, positions moved by rows and columns."""
+    for column in held_columns(change, family):
+        position = re.search(r"(Center|BoundingBoxM\w+|CenterMassIntensity|MaxIntensity)_([XY])(_|$)", column)
+        expected = before[column] + shift["YX".index(position[2])] if position else before[column]
+        if family == "AreaShape" and not position:
+            assert_array_equal(after[column], expected, err_msg=column)
+        assert_allclose(after[column], expected, rtol=1e-10, err_msg=column)
+
+
+@pytest.mark.parametrize("family", families_that_hold("moving"))
+def test_moving_by_whole_pixels_moves_positions_only(family):
     image, labels = noise(), blobs()
+    moved = measure_one(np.roll(image, (4, -6), (1, 2)), np.roll(labels, (4, -6), (0, 1)), family)
+    assert_moved(measure_one(image, labels, family), moved, family, "moving", (4, -6))
+
+
+@pytest.mark.parametrize("family", families_that_hold("padding"))
+def test_padding_moves_positions_only(family):
+    image, labels, pads = noise(), blobs(), ((0, 0), (3, 8), (5, 1))
+    padded = measure_one(np.pad(image, pads), np.pad(labels, pads[1:]), family)
+    assert_moved(measure_one(image, labels, family), padded, family, "padding", (3, 5))
+
+
+@pytest.mark.parametrize("family", families_that_hold("splitting"))
+def test_splitting_the_objects_over_two_calls_changes_no_value(family):
+    image, labels = noise(), blobs()
+    # Every second object, so that neighbors are apart.
+    halves = [measure_one(image, np.where(labels % 2 == odd, labels, 0), family) for odd in (0, 1)]
+    assert min(len(half) for half in halves) > 5
+    columns = held_columns("splitting", family)
+    pd.testing.assert_frame_equal(
+        pd.concat(halves).sort_index()[columns], measure_one(image, labels, family)[columns], check_exact=True
+    )
+
+
+def transposed(column):
+    """Name of the column that has this one's values in the transposed image."""
+    if column.startswith("Texture_"):
+        # To the right becomes down; both diagonals stay, as pairs count both ways.
+        return re.sub("_(00|02)_256$", lambda direction: "_02_256" if direction[1] == "00" else "_00_256", column)
+    column = re.sub(r"Moment_(\d)_(\d)$", r"Moment_\2_\1", column)
+    column = re.sub(
+        r"InertiaTensor_(\d)_\1$", lambda axis: f"InertiaTensor_{1 - int(axis[1])}_{1 - int(axis[1])}", column
+    )
+    return re.sub("(?<=_)[XY](?=_|$)", lambda axis: "YX"["XY".index(axis[0])], column)
+
+
+@pytest.mark.parametrize("family", families_that_hold("transposing"))
+def test_transposing_swaps_the_axes_only(family):
+    image, labels = noise()[:, :51], blobs()[:51]
     before = measure_one(image, labels, family)
-    pads = ((0, 0), (3, 8), (5, 1))
-    for shift, moved in {
-        (4, -6): measure_one(np.roll(image, (4, -6), (1, 2)), np.roll(labels, (4, -6), (0, 1)), family),
-        (3, 5): measure_one(np.pad(image, pads), np.pad(labels, pads[1:]), family),
-    }.items():
-        for column in before:
-            if column.startswith("AreaShape") and "Center" not in column and "Box" not in column:
-                assert_array_equal(moved[column], before[column], err_msg=column)
-                continue
-            position = re.search(r"(Center|BoundingBoxM\w+|CenterMassIntensity|MaxIntensity)_([XY])(_|$)", column)
-            expected = before[column] + shift["YX".index(position[2])] if position else before[column]
-            assert_allclose(moved[column], expected, rtol=1e-12, err_msg=column)
+    after = measure_one(image.transpose(0, 2, 1), labels.T, family)
+    if family == "RadialDistribution":
+        # Of equally deep pixels the first is the center.
+        depths = [ndimage.distance_transform_edt(np.pad(labels == label, 1)) for label in before.index]
+        single = [(depth == depth.max()).sum() == 1 for depth in depths]
+        assert sum(single) > 2
+        before, after = before[single], after[single]
+    for column in held_columns("transposing", family):
+        expected, swapped = before[column], after[transposed(column)]
+        if column == "AreaShape_Orientation":
+            # Both angles are to their own axis.
+            assert_allclose((swapped + expected) % 180, 90, atol=1e-9)
+            continue
+        if column == "AreaShape_HuMoment_6":
+            # Tells an object from its mirror image.
+            swapped = -swapped
+        tolerance = absolute_tolerance(column, before)
+        assert (np.isclose(swapped, expected, rtol=1e-9, atol=tolerance, equal_nan=True)).all(), column
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_objects_of_one_pixel_are_measured(family):
-    labels = np.zeros((60, 60), np.uint8)
-    labels[0, 0], labels[30, 30], labels[30, 31] = 1, 2, 5
-    table = measure_one(noise(), labels, family)
-    assert table.index.tolist() == [1, 2, 5]
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [(change, pattern) for change, patterns in EXCEPTIONS.items() for pattern in patterns if "Zernike" not in pattern],
+)
+def test_no_exception_is_made_in_vain(change, pattern):
+    image, labels = noise()[:, :51], blobs()[:51]
+    family = next(family for family in FAMILIES if re.match(pattern, f"{family}_") or pattern.startswith(family))
+    before, pads = measure_one(image, labels, family), ((3, 8), (5, 1))
+    after = {
+        "splitting": lambda: measure_one(image, np.where(labels % 2, labels, 0), family),
+        "moving": lambda: measure_one(np.roll(image, (4, -6), (1, 2)), np.roll(labels, (4, -6), (0, 1)), family),
+        "padding": lambda: measure_one(np.pad(image, ((0, 0), *pads)), np.pad(labels, pads), family),
+        "transposing": lambda: measure_one(image.transpose(0, 2, 1), labels.T, family),
+    }[change]()
+    columns = [column for column in before if re.match(pattern, column)]
+    assert columns
+    missing = [column for column in columns if transposed(column) not in after]
+    assert missing or not np.allclose(before.loc[after.index, columns], after[columns], equal_nan=True)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_channel_of_zeros_is_measured(family):
-    table = measure_one(np.zeros((3, 60, 60), np.uint16), blobs(), family)
-    assert len(table) == len(np.unique(blobs())) - 1
+def place(*rectangles, shape=(60, 47)):
+    """Label image of rectangles (label, first row, last row + 1, first column, last column + 1); later ones on top."""
+    labels = np.zeros(shape, np.int64)
+    for label, top, bottom, left, right in rectangles:
+        labels[top:bottom, left:right] = label
+    return labels
+
+
+HARD = {
+    "one pixel": place((5, 20, 21, 30, 31)),
+    "four pixels": place((5, 20, 22, 30, 32)),
+    "four pixels in a row": place((5, 20, 21, 30, 34)),
+    "one pixel in a corner": place((5, 59, 60, 46, 47)),
+    "pixels side by side": place((2, 20, 21, 30, 31), (7, 20, 21, 31, 32), (9, 21, 22, 30, 31)),
+    "pixels of one object on a diagonal": np.eye(60, 47, dtype=int),
+    "on every border": place((5, 0, 60, 0, 47), (0, 2, 58, 2, 45)),
+    "along two borders": place((5, 0, 60, 0, 3), (8, 55, 60, 3, 47)),
+    "with a hole": place((5, 10, 30, 10, 30), (0, 15, 20, 15, 20)),
+    "around another": place((5, 10, 30, 10, 30), (9, 15, 20, 15, 20)),
+    "in pieces": place((5, 2, 9, 2, 9), (5, 40, 50, 30, 40)),
+    "the whole image": place((5, 0, 60, 0, 47)),
+    "all but a pixel": place((5, 0, 60, 0, 47), (0, 30, 31, 20, 21)),
+    "labels with gaps above 65,535": place((3, 2, 9, 2, 9), (70_000, 2, 9, 9, 20), (1 << 40, 20, 50, 5, 40)),
+    "every pixel another": np.arange(60 * 47).reshape(60, 47),
+}
+
+# Where there is nothing to divide by, or no circle. All else is finite, in every channel.
+NOT_FINITE = {
+    "AreaShape_NormalizedMoment_(0_0|0_1|1_0)": lambda table: True,
+    "AreaShape_FormFactor": lambda table: table["AreaShape_Perimeter"] == 0,
+    ".*_Zernike": lambda table: table["AreaShape_Area"] == 1,
+    # Three of the channels are constant in every object.
+    "Correlation_Correlation_": lambda table: True,
+    "Correlation_.*Zero": lambda table: True,
+    # No pixel of the object may reach the thresholds of the image.
+    "Correlation_Costes_": lambda table: True,
+    "(Location_CenterMassIntensity|Intensity_MassDisplacement)_.*Zero": lambda table: True,
+    "RadialDistribution_(FracAtD|MeanFrac)_Zero": lambda table: True,
+    "Intensity_(Mean|Std)IntensityEdge_": lambda table: table["AreaShape_Area"] == 60 * 47,
+}
+
+
+def hard_channels(kind):
+    """Noise that is nowhere 0, a constant, the largest level, zeros."""
+    top = 255 if kind is np.uint8 else 65535
+    levels = np.random.default_rng(1).integers(1 + top // 50, top, (60, 47))
+    planes = np.stack([levels, np.full((60, 47), top // 3), np.full((60, 47), top), np.zeros((60, 47), int)])
+    return (planes / top if kind is float else planes).astype(kind), ["Noise", "Constant", "Saturated", "Zero"]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, float])
+@pytest.mark.parametrize("hard", HARD)
+def test_hard_objects_have_right_rows_and_numbers(hard, kind):
+    image, channels = hard_channels(kind)
+    table = without("Cells", measure_image(image, {"Cells": HARD[hard]}, channels)["Cells"])
+    labels, areas = np.unique(HARD[hard][HARD[hard] > 0], return_counts=True)
+    assert_array_equal(table.index, labels)
+    assert_array_equal(table["AreaShape_Area"], areas)
+    assert_array_equal(table["Number_Object_Number"], labels)
+    for column in table.columns[~np.isfinite(table).all()]:
+        undefined = table[~np.isfinite(table[column])]
+        excuses = [excuse for pattern, excuse in NOT_FINITE.items() if re.match(pattern, column)]
+        assert any(np.all(excuse(undefined)) for excuse in excuses), column
+
+
+def test_an_empty_cytoplasm_has_no_row_and_leaves_the_others_alone():
+    nuclei, cells = place((3, 5, 9, 5, 9), (4, 20, 25, 20, 25)), place((3, 5, 9, 5, 9), (4, 15, 30, 15, 30))
+    image, channels = hard_channels(np.uint16)
+    tables = measure_image(image, {"Nuclei": nuclei, "Cells": cells, "Cytoplasm": cells - nuclei}, channels)
+    assert [table.index.tolist() for table in tables.values()] == [[3, 4], [3, 4], [4]]
+    empty = measure_image(image, {"Nuclei": nuclei, "Cells": nuclei, "Cytoplasm": nuclei - nuclei}, channels)
+    assert [table.shape[0] for table in empty.values()] == [2, 2, 0]
+    assert [table.columns.tolist() for table in empty.values()] == [table.columns.tolist() for table in tables.values()]
+    for family in ("AreaShape", "Intensity", "Texture", "Granularity"):
+        columns = tables["Nuclei"].columns.str.startswith(f"Nuclei_{family}_")
+        pd.testing.assert_frame_equal(empty["Nuclei"].loc[:, columns], tables["Nuclei"].loc[:, columns])
+
+
+def test_5_000_cells_are_measured():
+    labels = np.kron(np.arange(1, 5042).reshape(71, 71), np.pad(np.ones((5, 4), int), ((0, 1), (0, 2)))) * 13
+    image = np.random.default_rng(0).integers(1, 65536, (2, *labels.shape), dtype=np.uint16)
+    table = measure_one(image, labels)
+    assert_array_equal(table.index, 13 * np.arange(1, 5042))
+    assert (table["AreaShape_Area"] == 20).all()
+    columns = [column for column in table if not re.match("AreaShape_NormalizedMoment|Correlation_Costes", column)]
+    assert np.isfinite(table[columns]).all(axis=None)
+    # Far apart, cells have the values that each has alone.
+    for label in (13, 13 * 2500, 13 * 5041):
+        for family in ("AreaShape", "Intensity", "Texture", "RadialDistribution", "Zernike", "Granularity"):
+            alone = measure_one(image, np.where(labels == label, label, 0), family)
+            assert_array_equal(alone.loc[label], table.loc[label, alone.columns])
+
+
+@pytest.mark.parametrize("channels", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (2, 33), (0, 7), (0, 0)])
+def test_narrow_images_and_few_channels_are_measured(shape, channels):
+    image = np.random.default_rng(0).integers(1, 256, (channels, *shape), dtype=np.uint8)
+    labels = np.arange(shape[0] * shape[1]).reshape(shape) // 7 * 3
+    table = measure_one(image, labels)
+    assert table.index.tolist() == [label for label in np.unique(labels) if label]
+    names = ["DNA", "ER"][:channels]
+    assert [f"Cells_{column}" for column in table] == feature_columns("Cells", names)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -310,21 +535,50 @@ def test_every_compartment_has_the_rows_of_its_own_labels():
     assert tables["Cytoplasm"].loc[1, "Cytoplasm_AreaShape_Area"] == 3
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64, np.int16, np.int64])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64, np.int16, np.int64, ">i4"])
 def test_labels_may_have_any_integer_type(dtype):
     pd.testing.assert_frame_equal(measure_one(noise(), blobs().astype(dtype)), measure_one(noise(), blobs()))
 
 
-def test_arrays_may_be_read_only_and_not_contiguous():
-    image, labels = np.asfortranarray(noise()), blobs()[::-1, ::-1]
+@pytest.mark.parametrize(
+    ("kind", "order"),
+    [
+        ("u1", "backwards"),
+        ("u1", "channels last"),
+        ("u2", "Fortran"),
+        (">u2", "every second"),
+        ("f4", "channels last"),
+        ("f8", "Fortran"),
+        ("f8", "every second"),
+        (">f8", "backwards"),
+    ],
+)
+def test_arrays_may_be_read_only_and_lie_in_memory_as_they_like(kind, order):
+    image, labels = noise()[:, :51], blobs()[:51]
+    image = (image >> 8).astype(kind) if kind == "u1" else image.astype(kind) / (65535 if "f" in kind else 1)
+    image = image.astype(kind)
+    expected = measure_one(image, labels)
+    image, labels = (
+        {
+            "Fortran": lambda array: np.asfortranarray(array),
+            "backwards": lambda array: np.ascontiguousarray(array[..., ::-1])[..., ::-1],
+            "every second": lambda array: np.repeat(array, 2, axis=-1)[..., ::2],
+            "channels last": lambda array: np.moveaxis(np.ascontiguousarray(np.moveaxis(array, 0, -1)), -1, 0),
+        }[order](image),
+        np.asfortranarray(labels),
+    )
     image.flags.writeable = labels.flags.writeable = False
-    pd.testing.assert_frame_equal(measure_one(image, labels), measure_one(image.copy("C"), labels.copy("C")))
+    untouched = image.copy(), labels.copy()
+    pd.testing.assert_frame_equal(measure_one(image, labels), expected, check_exact=True)
+    assert_array_equal(image, untouched[0])
+    assert_array_equal(labels, untouched[1])
 
 
 @pytest.mark.parametrize(
     ("image", "labels", "channels", "error", "message"),
     [
         (np.zeros((1, 2, 2), np.uint8), np.array([[0, -1], [0, 0]]), ["DNA"], ValueError, "found -1"),
+        (np.zeros((1, 1, 1), np.uint8), np.full((1, 1), 2**64 - 1, np.uint64), ["DNA"], ValueError, "up to 9007199254"),
         (np.zeros((1, 2, 2), np.uint8), np.zeros((2, 3), int), ["DNA"], ValueError, r"\(2, 3\)"),
         (np.zeros((1, 2, 2), np.uint8), np.zeros((2, 2)), ["DNA"], TypeError, "float64"),
         (np.zeros((1, 2, 2), np.int32), np.zeros((2, 2), int), ["DNA"], TypeError, "int32"),

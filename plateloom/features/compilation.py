@@ -1,9 +1,10 @@
 """Kernels that are compiled when they are first called, so that listing columns does not import numba.
 
-A kernel calls kernels of its own module only: numba's cache on disk notices a change in the file of the kernel that was
+A kernel calls kernels of its own module only: the cache on disk notices a change in the file of the kernel that was
 called, not in the files of those that it calls.
 """
 
+import contextlib
 import functools
 import threading
 
@@ -27,11 +28,22 @@ def kernel(function):
 
 def _compile_module(function):
     """Replace the kernels in the function's module by compiled ones; return the function's own."""
-    import numba
-
     namespace = function.__globals__
     with _compiling:
         for name, value in list(namespace.items()):
             if hasattr(value, "uncompiled_kernel"):
-                namespace[name] = numba.njit(nogil=True, cache=True, error_model="numpy")(value.uncompiled_kernel)
+                namespace[name] = _compile(value.uncompiled_kernel)
         return namespace[function.__name__]
+
+
+def _compile(function):
+    import numba
+
+    from plateloom.features.kernel_cache import KernelCache
+
+    compiled = numba.njit(nogil=True, error_model="numpy")(function)
+    # Where no folder can be written to, every job compiles.
+    with contextlib.suppress(RuntimeError):
+        # What `cache=True` does, with another cache.
+        compiled._cache = KernelCache(function)
+    return compiled

@@ -10,6 +10,9 @@ from plateloom.features.compilation import kernel
 # The largest intensity of the types that a microscope writes.
 LEVELS = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
 
+# Columns hold labels as float64: above this two of them could become one.
+_LARGEST_LABEL = 1 << 53
+
 # Above this a table from label to object would outgrow the image.
 _LARGEST_TABLE = 1 << 24
 
@@ -124,7 +127,9 @@ def check_image(image, channels):
     image = np.asarray(image)
     if image.dtype.kind == "f":
         image = image.astype(np.float64, copy=False)
-    elif image.dtype not in LEVELS:
+    elif image.dtype.newbyteorder("=") in LEVELS:
+        image = image.astype(image.dtype.newbyteorder("="), copy=False)
+    else:
         raise TypeError(f"An image holds uint8, uint16 or floats in 0 … 1, found {image.dtype}.")
     if image.ndim != 3 or len(image) != len(channels):
         raise ValueError(f"Expected an image of shape ({len(channels)}, Y, X) for {channels}, found {image.shape}.")
@@ -149,8 +154,10 @@ def occurring_labels(labels):
 def _number_objects(labels):
     """Return the labels that occur and the framed image of object numbers."""
     objects = np.full((labels.shape[0] + 2, labels.shape[1] + 2), -1, np.int32)
-    if labels.size and labels.min() < 0:
-        raise ValueError(f"Labels are 0 (background) or positive, found {labels.min()}.")
+    lowest, highest = labels.min(initial=0), labels.max(initial=0)
+    if lowest < 0 or highest > _LARGEST_LABEL:
+        found = lowest if lowest < 0 else highest
+        raise ValueError(f"Labels are 0 (background) or positive, up to {_LARGEST_LABEL}, found {found}.")
     values = occurring_labels(labels)
     if len(values) and values[-1] > _LARGEST_TABLE:
         numbers = np.where(labels == 0, 0, np.searchsorted(values, labels) + 1)

@@ -1,0 +1,163 @@
+"""Kernels on disk: jobs that start at once, files cut short, no place to write."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+
+from plateloom.features.compilation import _compile
+from plateloom.features.kernel_cache import KernelCache, _KernelFiles
+
+JOB = """
+import json, sys
+import numpy as np
+import pandas
+from plateloom.features import location, measure_image, pixels
+
+random = np.random.default_rng(0)
+image, labels = random.integers(0, 256, (2, 20, 30), np.uint8), random.integers(0, 6, (20, 30))
+print("ready", flush=True)
+sys.stdin.readline()
+table = measure_image(image, {"Cells": labels}, ["DNA", "ER"], families=["Location", "Links"])["Cells"]
+kernels = [value for module in (location, pixels) for value in vars(module).values() if hasattr(value, "stats")]
+compiled = sum(sum(kernel.stats.cache_misses.values()) for kernel in kernels)
+print(json.dumps([compiled, table.to_numpy().tolist()]))
+"""
+
+
+def run_jobs(count, cache):
+    """Run jobs that begin to measure at the same moment; returns how much each compiled and what it measured."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache), "PYTHONWARNINGS": "error"}
+    command, root = [sys.executable, "-c", JOB], Path(__file__).parents[1]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    jobs = [subprocess.Popen(command, env=environment, cwd=root, text=True, **pipes) for _ in range(count)]
+    for job in jobs:
+        job.stdout.readline()
+    for job in jobs:
+        job.stdin.write("go\n")
+        job.stdin.flush()
+    results = []
+    for job in jobs:
+        output, errors = job.communicate(timeout=300)
+        assert job.returncode == 0, errors
+        results.append(json.loads(output))
+    return results
+
+
+def test_jobs_that_start_at_once_share_an_empty_cache_and_the_next_one_compiles_nothing(tmp_path):
+    first = run_jobs(4, tmp_path)
+    assert max(compiled for compiled, _ in first) > 0
+    assert all(values == first[0][1] for _, values in first)
+    files = sorted(tmp_path.rglob("*.*"))
+    assert {file.suffix for file in files} == {".nbc"}, "no files that were not finished"
+    assert run_jobs(1, tmp_path) == [[0, first[0][1]]]
+    assert sorted(tmp_path.rglob("*.*")) == files
+
+
+# --- one kernel
+
+
+def add_up(values):
+    total = 0.0
+    for value in values:
+        total += value
+    return total
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def call(values=(1.0, 2.0, 4.0)):
+    """Call the kernel as a job does that has just started; returns what it gives, and whether it compiled."""
+    kernel = _compile(add_up)
+    return kernel(np.array(values)), sum(kernel.stats.cache_misses.values()) == 1
+
+
+def test_a_kernel_is_compiled_once(cache):
+    assert call() == (7, True)
+    assert call() == (7, False)
+    assert call((1, 2, 5)) == (8, True), "other types"
+    assert call((1, 2, 5)) == (8, False)
+    assert call() == (7, False)
+    assert len(list(cache.rglob("*.nbc"))) == 2
+
+
+def cut(content):
+    return content[: len(content) // 2]
+
+
+def flip(content):
+    return content[:-50] + bytes([content[-50] ^ 1]) + content[-49:]
+
+
+@pytest.mark.parametrize(
+    "damage", [cut, flip, lambda content: b"", lambda content: b"garbage", lambda content: bytes(len(content))]
+)
+def test_a_damaged_file_is_compiled_anew_and_mended(cache, damage):
+    call()
+    (file,) = cache.rglob("*.nbc")
+    file.write_bytes(damage(file.read_bytes()))
+    assert call() == (7, True)
+    assert call() == (7, False)
+
+
+def test_a_folder_in_the_place_of_a_file_stops_no_job(cache):
+    call()
+    (file,) = cache.rglob("*.nbc")
+    file.unlink()
+    file.mkdir()
+    assert call() == (7, True)
+    assert [found.name for found in file.parent.iterdir()] == [file.name], "no files that were not finished"
+
+
+def test_a_kernel_that_was_changed_is_compiled_anew_in_the_same_file(cache, monkeypatch):
+    call()
+    files = list(cache.rglob("*.nbc"))
+    locator = type(KernelCache(add_up)._impl.locator)
+    monkeypatch.setattr(locator, "get_source_stamp", lambda self: b"another text")
+    assert call() == (7, True)
+    assert call() == (7, False)
+    assert list(cache.rglob("*.nbc")) == files
+
+
+def test_jobs_of_two_processors_that_write_at_once_do_not_mix(tmp_path):
+    """What each of them leaves in an empty folder, in one folder."""
+    keys = [("types", ("linux", processor, "avx"), ("code", "")) for processor in ("old", "new")]
+    for processor, key in zip(("old", "new"), keys, strict=True):
+        (tmp_path / processor).mkdir()
+        _KernelFiles(str(tmp_path / processor), "kernel", "stamp").save(key, f"code for the {processor} one")
+    shutil.copytree(tmp_path / "new", tmp_path / "old", dirs_exist_ok=True)
+    files = _KernelFiles(str(tmp_path / "old"), "kernel", "stamp")
+    assert [files.load(key) for key in keys] == ["code for the old one", "code for the new one"]
+
+
+@pytest.mark.parametrize("place", ["a file", "a folder that cannot be made"])
+def test_without_a_place_to_write_every_job_compiles(cache, monkeypatch, place):
+    (cache / "file").write_text("")
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(cache / "file" / ("" if place == "a file" else "folder")))
+    monkeypatch.setattr(numba.config, "CACHE_LOCATOR_CLASSES", "UserProvidedCacheLocator")
+    assert [call(), call()] == [(7, True)] * 2
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE])
+def test_a_disk_that_is_full_or_gone_stops_no_job(cache, monkeypatch, error):
+    def refuse(*arguments):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(_KernelFiles, "_open_for_write", refuse)
+    assert call() == (7, True)
+    monkeypatch.undo()
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(cache))
+    call()
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert call() == (7, True)
