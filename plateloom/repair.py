@@ -1,7 +1,8 @@
 """What is damaged in a screen's results, which stage made it, and how it is made again from its source."""
 
 import dataclasses
-import shutil
+import hashlib
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,21 +10,42 @@ import pyarrow as pa
 from plateloom.engine.parts import artefact_record
 from plateloom.store import layout
 from plateloom.store import plate as store
-from plateloom.store.provenance import read_json
-from plateloom.store.tables import read_record, read_table
-from plateloom.store.verification import check_group
+from plateloom.store.provenance import file_digest, read_json
+from plateloom.store.tables import read_table
+from plateloom.store.verification import check_group, table_fault
 from plateloom.wells import parse_well, well_name
 
-# Datasets with a table per well, and the stage that writes them.
-WELL_TABLES = {
-    "fields": "conversion",
-    "quality": "quality",
-    "segmentation": "segmentation",
-    "features": "features",
-    "latent": "latent",
-    "maps": "maps",
-    "classes": "classes",
+# What the record of a stage vouches for, below a plate's folder of results; `{}` is the well, where each has a file of its own.
+# Images and labels of the wells lie in plate.zarr, of which assembly makes the list.
+PLATE_ARTEFACTS = {
+    "conversion": ("fields/{}.parquet",),
+    "assembly": ("plate.zarr",),
+    "illumination": ("illumination.zarr",),
+    "quality": ("quality/{}.parquet",),
+    "flagging": ("qc.parquet",),
+    "segmentation": ("segmentation/{}.parquet",),
+    "features": ("features/{}.parquet",),
+    "profiling": ("aggregates.parquet", "profiles.parquet"),
+    "latent": ("latent/{}.parquet",),
+    "maps": ("maps/{}.parquet",),
+    "classes": ("classes/{}.parquet",),
+    "report": ("report.html",),
 }
+# Likewise, below the screen's folder of results; of a model its card first, which has the digest of the file after it.
+SCREEN_ARTEFACTS = {
+    "profiles": ("profiles.parquet", "wells.parquet", "dose_response.parquet", "hits.parquet"),
+    "autoencoder": (
+        "models/autoencoder/model.json",
+        "models/autoencoder/model.safetensors",
+        "models/autoencoder/examples.safetensors",
+    ),
+    "map": ("models/map/map.json", "models/map/map.npz"),
+    "classifier": ("models/classifier/model.json", "models/classifier/model.skops"),
+    "screen_report": ("report.html",),
+}
+MISSING = "is missing"
+OTHER_RECIPE = "was made from something else than its record says"
+HAS_IMAGES = {"done", "partial"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +55,13 @@ class Damage:
     Attributes
     ----------
     plate : str
+        Empty where it belongs to the whole screen.
     stage : str
         That makes it.
     well : str
         Empty where it belongs to the whole plate.
     file : str
-        Below the plate's folder of results.
+        Below the plate's folder of results, or the screen's.
     reason : str
     stray : bool
         Nothing is damaged, but something lies there that nobody lists.
@@ -51,69 +74,143 @@ class Damage:
     reason: str
     stray: bool = False
 
+    def __str__(self):
+        return f"{self.plate or 'the screen'}{f' {self.well}' if self.well else ''} {self.stage}: {self.file}: {self.reason}"
+
     @property
     def repairable(self):
         """Whether making again helps; what somebody put beside the wells is not ours to remove."""
         return not (self.stray and not self.well)
 
 
+def results_folder(folder, plate):
+    """Folder of a plate's results, or with an empty name of the screen's own."""
+    return Path(folder) / (layout.plate_folder(plate) if plate else layout.screen_folder())
+
+
 def find_damage(folder, plate, *, deep):
-    """Check a plate's results against their records, digests and checksums.
+    """Check a plate's results, or the screen's own, against their records, digests and checksums.
 
     Parameters
     ----------
     folder : path
         The screen's.
     plate : str
+        Empty: tables, models and page of the screen.
     deep : bool
-        Read every chunk and every table; else only metadata, sizes, and what is there at all.
+        Read every chunk, every table and every model; else only metadata, sizes, and what is there at all.
 
     Returns
     -------
     list of Damage
     """
-    base = Path(folder) / layout.plate_folder(plate)
-    images = base / "plate.zarr"
-    whole = {
-        well
-        for path in (base / "records/conversion").glob("part-*.json")
-        for well, fingerprint in (read_json(path) or {}).get("artefacts", {}).items()
-        if (artefact_record(store.well_path(images, well)) or {}).get("fingerprint") == fingerprint
-    }
-    found = [
-        Damage(
-            plate,
-            *_owner(Path(problem.file).relative_to(images).parts),
-            f"plate.zarr{_below(images, problem)}",
-            problem.reason,
-            problem.stray,
-        )
-        for problem in (check_group(images, deep=deep) if images.exists() else [])
-    ]
-    # A well that is whole and not on the plate's list is new, or none of its fields is like the plate's.
-    found = [one for one in found if not (one.stray and one.well in whole and one.file.count("/") == 2)]
-    flat = base / "illumination.zarr"
-    if flat.exists():
+    base, found = results_folder(folder, plate), []
+    vouched = {}
+    for stage, files in (PLATE_ARTEFACTS if plate else SCREEN_ARTEFACTS).items():
+        records, damaged = _read_records(base, stage)
         found += [
-            Damage(
-                plate, "illumination", "", f"illumination.zarr{_below(flat, problem)}", problem.reason, problem.stray
-            )
-            for problem in check_group(flat, deep=deep)
+            Damage(plate, stage, "", path.relative_to(base).as_posix(), "cannot be read: it is no record of a job")
+            for path in damaged
         ]
-    for kind, stage in WELL_TABLES.items():
-        for record in (read_json(path) or {} for path in sorted((base / "records" / stage).glob("part-*.json"))):
-            for well, fingerprint in record.get("artefacts", {}).items():
-                if reason := _table_damage(base / kind / f"{well}.parquet", fingerprint, deep):
-                    found.append(Damage(plate, stage, well, f"{kind}/{well}.parquet", reason))
-                if kind in ("fields", "segmentation"):
-                    found += _other_recipe(base, plate, stage, well, fingerprint)
+        vouched[stage] = {name: made for record in records for name, made in record["artefacts"].items()}
+        # Without a readout the screen has no other table than its profiles.
+        if stage == "profiles" and not any("hits" in record["facts"] for record in records):
+            files = files[:1]
+        for name, fingerprint in vouched[stage].items():
+            well = name if "{}" in files[0] else ""
+            paths = [base / file.format(name) for file in files]
+            found += [
+                Damage(plate, stage, well, path.relative_to(base).as_posix(), reason)
+                for path, reason in _find_faults(paths, fingerprint, deep)
+            ]
+    if plate:
+        found += _check_images(base, plate, vouched, deep)
     return sorted(dict.fromkeys(found), key=lambda one: (one.well, one.stage, one.file))
 
 
-def _below(root, problem):
-    """A problem's file below a folder."""
-    path = Path(problem.file).relative_to(root).as_posix()
-    return "" if path == "." else f"/{path}"
+def _read_records(base, stage):
+    """Records of a stage's jobs, and paths of those that cannot be read."""
+    paths = (
+        [base / f"records/{stage}.json"]
+        if stage in SCREEN_ARTEFACTS
+        else (base / "records" / stage).glob("part-*.json")
+    )
+    found = {path: _read_record(path) for path in sorted(paths) if path.exists()}
+    records = [record for record in found.values() if record]
+    # Records of an earlier run that cut the plate into more parts may still lie there.
+    records = [record for record in records if record.get("parts") == records[0].get("parts")]
+    return records, [path for path, record in found.items() if not record]
+
+
+def _read_record(path):
+    """A job's record; empty where the file is damaged."""
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError:
+        return {}
+    whole = isinstance(record, dict) and all(isinstance(record.get(name), dict) for name in ("artefacts", "facts"))
+    return record if whole else {}
+
+
+def _find_faults(paths, fingerprint, deep):
+    """What is wrong with the files that one entry of a record vouches for: pairs of path and reason."""
+    for path in paths:
+        if not path.exists():
+            yield path, MISSING
+        elif path.suffix == ".parquet":
+            if reason := table_fault(path, fingerprint, deep=deep):
+                yield path, reason
+        elif path.suffix == ".html":
+            if not path.read_bytes().rstrip().endswith(b"</html>"):
+                yield path, "ends before its end"
+        elif path.suffix in (".json", ".zarr"):
+            try:
+                record = artefact_record(path)
+            except (ValueError, AttributeError):
+                record = None
+            if path.suffix == ".json" and record is None:
+                yield path, "cannot be read"
+            elif record is not None and record.get("fingerprint") != fingerprint:
+                yield path, OTHER_RECIPE
+            elif path.suffix == ".json" and deep and paths[1].exists():
+                data = paths[1].read_bytes()
+                if read_json(path).get("content") not in (file_digest(data), hashlib.sha256(data).hexdigest()):
+                    yield paths[1], "does not match the digest in its model's card"
+
+
+def _check_images(base, plate, vouched, deep):
+    """Check plate.zarr and illumination.zarr, and whether the images and labels that records speak of are there."""
+    images, flat = base / "plate.zarr", base / "illumination.zarr"
+    whole = {
+        well
+        for well, fingerprint in vouched["conversion"].items()
+        if (artefact_record(store.well_path(images, well)) or {}).get("fingerprint") == fingerprint
+    }
+    for problem in check_group(images, deep=deep) if images.exists() else []:
+        path = Path(problem.file).relative_to(images)
+        if not path.parts and not vouched["assembly"]:
+            continue  # a plate that was not assembled has no list of its wells
+        stage, well = _owner(path.parts)
+        # A well that is whole and not on the plate's list is new, or none of its fields is like the plate's.
+        if problem.stray and well in whole and len(path.parts) == 2:
+            continue
+        yield Damage(plate, stage, well, (Path("plate.zarr") / path).as_posix(), problem.reason, problem.stray)
+    for problem in check_group(flat, deep=deep) if flat.exists() else []:
+        file = Path(problem.file).relative_to(base).as_posix()
+        yield Damage(plate, "illumination", "", file, problem.reason, problem.stray)
+    for well, fingerprint in vouched["conversion"].items():
+        path = store.well_path(images, well)
+        if path.is_dir():
+            yield from _other_recipe(base, plate, "conversion", well, [path], fingerprint)
+        elif HAS_IMAGES & _fields_by_status(base / f"fields/{well}.parquet").keys():
+            yield Damage(plate, "conversion", well, path.relative_to(base).as_posix(), MISSING)
+    for well, fingerprint in vouched["segmentation"].items():
+        path = store.well_path(images, well)
+        yield from _other_recipe(base, plate, "segmentation", well, sorted(path.glob("*/labels/*")), fingerprint)
+        for field in _fields_by_status(base / f"segmentation/{well}.parquet").get("done", ()):
+            labels = path / str(field) / "labels"
+            if labels.parent.is_dir() and store.group_version(labels) is None:
+                yield Damage(plate, "segmentation", well, labels.relative_to(base).as_posix(), MISSING)
 
 
 def _owner(parts):
@@ -127,33 +224,21 @@ def _owner(parts):
     return ("segmentation" if "labels" in parts else "conversion"), well
 
 
-def _table_damage(path, fingerprint, deep):
-    """What is wrong with a table; empty if nothing is."""
+def _fields_by_status(path):
+    """Fields that a well's table lists, by status; empty where it cannot be read, which is damage of its own."""
     try:
-        record = read_record(path)
-        if record is None:
-            return "is missing, or is no table of Plateloom's"
-        if record.get("fingerprint") != fingerprint:
-            return "was made from something else than its record says"
-        if deep:
-            read_table(path)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        return f"cannot be read: {' '.join(str(error).split())[:200]}"
-    return ""
+        table = read_table(path, ["Status", "Metadata_Field"])
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        return {}
+    return {status: sorted(set(rows["Metadata_Field"])) for status, rows in table.groupby("Status")}
 
 
-def _other_recipe(base, plate, stage, well, fingerprint):
+def _other_recipe(base, plate, stage, well, paths, fingerprint):
     """Images or labels that are whole, and not those that the record speaks of."""
-    folder = store.well_path(base / "plate.zarr", well)
-    paths = [folder] if stage == "conversion" else sorted(folder.glob("*/labels/*"))
     for path in paths:
-        try:
-            record = artefact_record(path)
-        except ValueError:  # damaged, and named as such already
-            continue
-        if path.is_dir() and record and record.get("fingerprint") != fingerprint:
-            file = path.relative_to(base).as_posix()
-            yield Damage(plate, stage, well, file, "was made from something else than its record says")
+        record = artefact_record(path) if path.is_dir() else None
+        if record and record.get("fingerprint") != fingerprint:
+            yield Damage(plate, stage, well, path.relative_to(base).as_posix(), OTHER_RECIPE)
 
 
 def remove_damaged(folder, damages):
@@ -168,13 +253,15 @@ def remove_damaged(folder, damages):
     damages : list of Damage
     """
     for plate, stage, well in sorted({(one.plate, one.stage, one.well) for one in damages if one.repairable}):
-        _remove(Path(folder) / layout.plate_folder(plate), stage, well)
+        _remove(results_folder(folder, plate), stage, well)
 
 
 def _remove(base, stage, well):
     images = base / "plate.zarr"
+    if stage in SCREEN_ARTEFACTS:
+        (base / f"records/{stage}.json").unlink(missing_ok=True)
     for path in sorted((base / "records" / stage).glob("part-*.json")):
-        vouched = (read_json(path) or {}).get("artefacts", {})
+        vouched = _read_record(path).get("artefacts", {})
         if not well or not vouched or well in vouched:
             path.unlink()
     if stage == "conversion":
@@ -187,7 +274,31 @@ def _remove(base, stage, well):
         for name in ("zarr.json", ".zattrs", ".zgroup"):
             (images / name).unlink(missing_ok=True)
     elif stage == "illumination":
-        shutil.rmtree(base / "illumination.zarr", ignore_errors=True)
-    for kind, owner in WELL_TABLES.items():
-        if owner == stage:
-            (base / kind / f"{well}.parquet").unlink(missing_ok=True)
+        store.remove_group(base / "illumination.zarr")
+    for file in (PLATE_ARTEFACTS | SCREEN_ARTEFACTS)[stage]:
+        if not file.endswith(".zarr"):
+            (base / file.format(well)).unlink(missing_ok=True)
+
+
+def find_left(folder, damages):
+    """Look again after the run that was to make damaged results again.
+
+    Parameters
+    ----------
+    folder : path
+        The screen's.
+    damages : list of Damage
+        What was found before, and was removed where it could be made again.
+
+    Returns
+    -------
+    list of Damage
+        What no record vouches for again, and what is damaged still, by metadata and sizes.
+    """
+    left = [one for plate in {one.plate: None for one in damages} for one in find_damage(folder, plate, deep=False)]
+    for one in damages:
+        records, _ = _read_records(results_folder(folder, one.plate), one.stage)
+        made = {name for record in records for name in record["artefacts"]}
+        if one.repairable and not (one.well in made if one.well else made):
+            left.append(dataclasses.replace(one, reason="was not made again"))
+    return list(dict.fromkeys(left))

@@ -393,13 +393,44 @@ def test_damage_of_an_exported_plate_is_noticed(finished, tmp_path):
         store.read_image(image)
 
 
-def test_a_damaged_plate_is_not_handed_on(again, tmp_path):
-    image = store.field_path(again / plate_store("P1"), "A02", 1)
-    chunk = next(path for name, path in files_below(image / "0").items() if name.startswith("c/"))
-    chunk.write_bytes(chunk.read_bytes()[:-1])
-    with pytest.raises(CorruptStoreError, match=re.escape(str(chunk.relative_to(again)))):
-        run(again, tmp_path / "out")
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def flip_page(path):
+    column = pq.read_metadata(path).row_group(0).column(0)
+    data = bytearray(path.read_bytes())
+    data[column.data_page_offset + column.total_compressed_size - 2] ^= 4
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "a file of pixels that is cut": ("plates/P1/plate.zarr/A/02/1/0/c/0/0/0", lambda path: os.truncate(path, 100)),
+    "a pixel": ("plates/P1/plate.zarr/A/02/1/0/c/0/0/0", flip),
+    "a label": ("plates/P1/plate.zarr/A/02/1/labels/Nuclei/0/c/0/0", flip),
+    "a flat-field": ("plates/P1/illumination.zarr/DNA/c/0/0", flip),
+    "a table": ("plates/P1/features/A01.parquet", flip_page),
+    "a plate": ("plates/P1/plate.zarr", shutil.rmtree),
+    "a model": ("screen/models/map/map.npz", flip),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_what_is_damaged_is_not_handed_on(again, tmp_path, what):
+    name, damage = DAMAGES[what]
+    damage(again / "results" / name)
+    found = run(again, tmp_path / "out", "--no-tables")
+    assert found.exit_code == 1 and str(again / "results" / name) in found.output
+    assert f"plateloom verify {again} --deep --repair" in found.output
     assert [path.name for path in tmp_path.iterdir()] == ["screen"]
+
+
+def test_a_plate_that_is_gone_is_not_said_to_be_at_fault(again, tmp_path):
+    shutil.rmtree(again / plate_store("P1"))
+    found = run(again, tmp_path / "out", "--no-tables", "--incomplete", "--plate", "P1")
+    assert found.exit_code == 0 and "P1: no images, since the list of its wells is gone" in found.output
 
 
 def test_an_exported_plate_is_valid_to_ome_zarr_models_and_yaozarrs(exported):
@@ -830,6 +861,7 @@ def test_an_unfinished_screen_is_refused_with_what_is_missing(again, tmp_path):
         run(again, tmp_path / "out")
     assert "P2: maps, report missing" in str(error.value) and "the screen: screen_report missing" in str(error.value)
     assert "P1" not in str(error.value) and "--incomplete" in str(error.value)
+    assert f"`plateloom run {again}` finishes it" in str(error.value)
     assert not (tmp_path / "out").exists()
 
 

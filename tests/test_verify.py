@@ -1,7 +1,9 @@
 """`plateloom verify`: damage is named with its well and stage, and only that is made again."""
 
 import shutil
+import subprocess
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import simulate, snakemake
@@ -9,26 +11,37 @@ from test_cli import plateloom
 from test_workflow import bytes_of
 
 from plateloom import repair
+from plateloom.cli import verify
 from plateloom.engine import locks
-from plateloom.store.provenance import read_json
+from plateloom.export.screen import SCREEN_TABLES, TABLES
+from plateloom.planning import STAGES
+from plateloom.store.provenance import read_json, write_json
+from plateloom.store.tables import read_record, read_table, write_table
 
-PATTERNS = ("results/plates/P1/*/*.parquet", "results/plates/P1/*.parquet", "results/plates/P1/*.zarr/**/*")
+PATTERNS = (
+    "results/plates/P1/*/*.parquet",
+    "results/plates/P1/*.parquet",
+    "results/plates/P1/*.zarr/**/*",
+    "results/screen/*.parquet",
+    "results/screen/models/*/*",
+)
 
 
 @pytest.fixture(scope="module")
-def segmented(tmp_path_factory):
-    """A small screen, run as far as features; copy it, do not change it."""
+def finished(tmp_path_factory):
+    """A small screen that has run through; copy it, do not change it."""
     folder = simulate(tmp_path_factory.mktemp("verify") / "screen", rows=2, columns=3)
     settings = yaml.safe_load((folder / "config.yaml").read_text())
-    settings["latent"]["autoencoder"] = {"enabled": False}
+    settings["latent"] = {"autoencoder": {"enabled": False}, "maps": {"method": "pca", "cells": 100}}
+    settings["classification"] = {"labels": ""}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    snakemake(folder, "--until", "measure_features")
+    snakemake(folder)
     return folder
 
 
 @pytest.fixture
-def again(segmented, tmp_path):
-    shutil.copytree(segmented, tmp_path / "screen", copy_function=shutil.copy2)
+def again(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "screen", copy_function=shutil.copy2)
     return tmp_path / "screen"
 
 
@@ -38,9 +51,33 @@ def flip(path):
     path.write_bytes(data)
 
 
-def test_nothing_is_wrong_with_what_was_just_made(segmented):
-    assert repair.find_damage(segmented, "P1", deep=True) == []
-    code, text = plateloom("verify", segmented, "--deep")
+def flip_page(path):
+    """Flip a bit of a table's values: what lies behind them, its footer, has no checksum."""
+    column = pq.read_metadata(path).row_group(0).column(0)
+    data = bytearray(path.read_bytes())
+    data[column.data_page_offset + column.total_compressed_size - 2] ^= 4
+    path.write_bytes(data)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def remake(path):
+    """Write a table whose record says that it was made from something else."""
+    write_table(path, read_table(path), read_record(path) | {"fingerprint": "another"})
+
+
+def test_every_stage_has_its_artefacts_and_every_table_that_is_exported_is_one():
+    assert set(STAGES) == {*repair.PLATE_ARTEFACTS, *repair.SCREEN_ARTEFACTS}
+    for tables, artefacts in ((TABLES, repair.PLATE_ARTEFACTS), (SCREEN_TABLES, repair.SCREEN_ARTEFACTS)):
+        known = {file.partition("/")[0] for files in artefacts.values() for file in files}
+        assert set(tables) <= known
+
+
+def test_nothing_is_wrong_with_what_was_just_made(finished):
+    assert repair.find_damage(finished, "P1", deep=True) == [] == repair.find_damage(finished, "", deep=True)
+    code, text = plateloom("verify", finished, "--deep")
     assert code == 0 and "nothing is damaged" in text
 
 
@@ -51,6 +88,18 @@ DAMAGES = {
     "the plate's list": ("plate.zarr/zarr.json", flip, "assembly", ""),
     "a flat-field": ("illumination.zarr/DNA/c/0/0", flip, "illumination", ""),
     "a missing shard": ("plate.zarr/B/02/1/1/c/0/0/0", lambda path: path.unlink(), "conversion", "B02"),
+    "a row of wells": ("plate.zarr/B/01", shutil.rmtree, "conversion", "B01"),
+    "labels of a field": ("plate.zarr/B/01/1/labels", shutil.rmtree, "segmentation", "B01"),
+    "a table of the plate": ("profiles.parquet", flip_page, "profiling", ""),
+    "a table that goes with another": ("aggregates.parquet", lambda path: path.unlink(), "profiling", ""),
+    "a table of another recipe": ("qc.parquet", remake, "flagging", ""),
+    "the page of the plate": ("report.html", cut, "report", ""),
+    "a record": ("records/quality/part-0.json", cut, "quality", ""),
+    "a table of the screen": ("../../screen/hits.parquet", flip_page, "profiles", ""),
+    "a model": ("../../screen/models/map/map.npz", flip, "map", ""),
+    "the card of a model": ("../../screen/models/map/map.json", cut, "map", ""),
+    "a model that is gone": ("../../screen/models/map/map.npz", lambda path: path.unlink(), "map", ""),
+    "the page of the screen": ("../../screen/report.html", lambda path: path.unlink(), "screen_report", ""),
     "a table": ("features/A01.parquet", lambda path: path.write_bytes(path.read_bytes()[:900]), "features", "A01"),
 }
 
@@ -59,10 +108,114 @@ DAMAGES = {
 def test_damage_is_named_with_its_stage_and_well(again, what):
     name, damage, stage, well = DAMAGES[what]
     damage(again / "results/plates/P1" / name)
-    found = repair.find_damage(again, "P1", deep=True)
+    plate = "" if "screen" in name else "P1"
+    found = repair.find_damage(again, plate, deep=True)
     assert {(one.stage, one.well) for one in found} == {(stage, well)}
     code, text = plateloom("verify", again, "--deep")
-    assert code == 1 and f"P1{f' {well}' if well else ''} {stage}: " in text
+    assert code == 1 and f"{plate or 'the screen'}{f' {well}' if well else ''} {stage}: " in text
+
+
+def test_a_plate_that_is_gone_is_damage_of_its_wells(again):
+    shutil.rmtree(again / "results/plates/P1/plate.zarr")
+    code, text = plateloom("verify", again)
+    assert code == 1 and "P1 assembly: plate.zarr: is missing" in text
+    assert all(f"P1 {well} conversion: plate.zarr/{well[0]}/{well[1:]}: is missing" in text for well in ("A01", "B03"))
+
+
+def test_a_quarantined_plate_need_not_be_whole(again):
+    path = again / "results/plates/P1/records/assembly/part-0.json"
+    write_json(path, read_json(path) | {"status": "failed", "reason": "no field can be used", "artefacts": {}})
+    (again / "results/plates/P1/plate.zarr/zarr.json").unlink()
+    assert repair.find_damage(again, "P1", deep=False) == []
+
+
+def test_records_of_a_run_that_cut_the_plate_otherwise_vouch_for_nothing(again):
+    folder = again / "results/plates/P1/records/features"
+    stale = read_json(folder / "part-0.json") | {"part": 3, "parts": 4, "artefacts": {"A01": "of an earlier run"}}
+    write_json(folder / "part-3.json", stale)
+    assert repair.find_damage(again, "P1", deep=False) == []
+
+
+def test_a_finished_screen_is_repaired_to_the_last_byte(again, finished):
+    base = again / "results/plates/P1"
+    shutil.rmtree(base / "plate.zarr/A/02")
+    for what in ("a label", "a table of the plate", "a table of the screen", "a model", "the page of the plate"):
+        name, damage, _, _ = DAMAGES[what]
+        damage(base / name)
+    code, text = plateloom("verify", again, "--deep", "--repair")
+    assert code == 0, text
+    assert "making again: P1 A02, P1 B01, P1 profiling, P1 report, the screen map, the screen profiles" in text
+    made = {stage: read_json(base / f"records/{stage}/part-0.json")["computed"] for stage in ("conversion", "features")}
+    assert made == {"conversion": ["A02"], "features": []}
+    assert bytes_of(again, *PATTERNS) == bytes_of(finished, *PATTERNS)
+    code, text = plateloom("verify", again, "--deep")
+    assert code == 0, text
+
+
+def test_a_repair_after_which_something_is_damaged_still_does_not_end_with_0(again, monkeypatch, capsys):
+    flip(again / "results/plates/P1/plate.zarr/A/02/1/0/c/0/0/0")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
+    with pytest.raises(SystemExit) as ended:
+        verify.command.callback(path=again, plates=(), deep=True, repair=True)
+    assert ended.value.code == 3
+    assert "damaged still: P1 A02 conversion: " in (said := capsys.readouterr().err) and "was not made again" in said
+
+
+def test_what_no_run_makes_again_is_not_removed(again):
+    flip(again / "results/plates/P1/plate.zarr/A/02/1/0/c/0/0/0")
+    sheet = (again / "plates.tsv").read_text()
+    (again / "plates.tsv").write_text(sheet.replace("P1\t", "other\t", 1))
+    code, text = plateloom("verify", again, "--deep", "--repair")
+    assert code == 1 and "P1: plate.zarr/A/02/1/0/c/0/0/0: the plate is not on the screen's list" in text
+    (again / "plates.tsv").write_text(sheet)
+    shutil.rmtree(again / "raw")
+    code, text = plateloom("verify", again, "--deep", "--repair")
+    assert code == 2 and "P1: no source folder" in text
+    assert (again / "results/plates/P1/plate.zarr/A/02/1/zarr.json").exists()
+
+
+def test_paths_that_hold_no_results_are_told_apart(raw_screen, finished, again, tmp_path):
+    code, text = plateloom("verify", raw_screen)
+    assert code == 2 and "was not run yet" in text and f"plateloom run {raw_screen}" in text
+    for folder in (raw_screen, finished):
+        code, text = plateloom("verify", folder, "--plate", "P7")
+        assert code == 2 and "no plate 'P7'. Plates: P1" in text
+    code, text = plateloom("verify", tmp_path)
+    assert code == 2 and "verify takes a screen" in text
+    assert plateloom("verify", finished / "logs")[0] == 2
+    with open(again / "plates.tsv", "a") as sheet:
+        sheet.write("P2\traw/P2\tpattern\n")
+    code, text = plateloom("verify", again)
+    assert code == 0 and "P2: not run yet" in text
+
+
+def test_the_results_that_all_plates_share_can_be_checked_alone(again):
+    (again / "results/screen/report.html").unlink()
+    (again / "results/plates/P1/report.html").unlink()
+    code, text = plateloom("verify", again / "results/screen")
+    assert code == 1 and "the screen screen_report" in text and "P1" not in text
+    code, text = plateloom("verify", again / "results/plates/P1")
+    assert code == 1 and "P1 report" in text and "the screen" not in text
+
+
+def test_an_export_is_verified_as_a_whole_and_in_parts(finished, tmp_path):
+    out = tmp_path / "handed on"
+    code, text = plateloom("export", finished, out, "--no-tables", "--copy")
+    assert code == 0, text
+    code, text = plateloom("verify", out, "--deep")
+    assert code == 0 and "nothing is damaged" in text
+    assert plateloom("verify", out, "--repair")[0] == 2 == plateloom("verify", out, "--plate", "P7")[0]
+    for file in ("plates/P1.zarr/A/01/1/0/c/0/0/0", "plates/P1/features/A01.parquet", "screen/hits.parquet"):
+        flip(out / file)
+        code, text = plateloom("verify", out, "--deep")
+        assert code == 1 and file in text
+    code, text = plateloom("verify", out / "plates/P1", "--deep")
+    assert code == 1 and "features/A01.parquet" in text and "zarr" not in text and "hits" not in text
+    code, text = plateloom("verify", out, "--plate", "P1", "--deep")
+    assert code == 1 and "features/A01.parquet" in text and "P1.zarr" in text and "hits" not in text
+    shutil.rmtree(out / "plates/P1/maps")
+    code, text = plateloom("verify", out)
+    assert code == 1 and f"{out / 'plates/P1/maps'}: is missing" in text
 
 
 def test_a_shard_from_another_field_in_its_place_is_damage(again):
@@ -71,7 +224,7 @@ def test_a_shard_from_another_field_in_its_place_is_damage(again):
     assert {(one.stage, one.well) for one in repair.find_damage(again, "P1", deep=True)} == {("conversion", "A02")}
 
 
-def test_repair_makes_the_damaged_wells_again_and_nothing_else(again, segmented):
+def test_repair_makes_the_damaged_wells_again_and_nothing_else(again, finished):
     base = again / "results/plates/P1"
     for what in ("a pixel", "a label", "a table"):
         name, damage, _, _ = DAMAGES[what]
@@ -82,7 +235,7 @@ def test_repair_makes_the_damaged_wells_again_and_nothing_else(again, segmented)
         stage: read_json(base / f"records/{stage}/part-0.json")["computed"] for stage in ("conversion", "segmentation")
     }
     assert made == {"conversion": ["A02"], "segmentation": ["A02", "B01"]}
-    assert bytes_of(again, *PATTERNS) == bytes_of(segmented, *PATTERNS)
+    assert bytes_of(again, *PATTERNS) == bytes_of(finished, *PATTERNS)
     assert repair.find_damage(again, "P1", deep=True) == []
 
 

@@ -1,11 +1,12 @@
 """`plateloom export`: a finished screen as one folder to hand on, with an RO-Crate and tables for ngio and Fractal."""
 
 import errno
+import shlex
 from pathlib import Path
 
 import click
 
-from plateloom.errors import ConfigError
+from plateloom.errors import ConfigError, CorruptStoreError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -48,6 +49,10 @@ def command(folder, out, plates, tables, link, license, incomplete):
         taken = export_screen(
             folder, out, plates=plates, tables=tables, link=link, license=license, incomplete=incomplete, say=click.echo
         )
+    except CorruptStoreError as error:
+        again = f"plateloom verify {shlex.quote(str(folder))} --deep --repair"
+        told = f"{error.file!r} {error.reason}; nothing was exported. What is damaged is made again by: {again}"
+        raise click.ClickException(told) from None
     except OSError as error:
         if error.errno not in FULL:
             raise

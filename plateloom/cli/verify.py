@@ -1,6 +1,7 @@
 """`plateloom verify`: whether results are still what was made, byte for byte; and making again what is not."""
 
 import contextlib
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,71 +10,174 @@ import click
 
 from plateloom.errors import ConfigError, did_you_mean
 
+TAKES = "a screen, a folder of its results, an export, or an OME-Zarr plate"
+
 
 @click.command()
 @click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--plate", "plates", multiple=True, help="Only this plate of a screen; may be repeated.")
-@click.option("--deep", is_flag=True, help="Read and decode every chunk and every table.")
-@click.option("--repair", is_flag=True, help="Make again, from the source, just the wells that are damaged.")
+@click.option("--plate", "plates", multiple=True, help="Only this plate of a screen or an export; may be repeated.")
+@click.option("--deep", is_flag=True, help="Read and decode every chunk, every table and every model.")
+@click.option("--repair", is_flag=True, help="Make again, from the source, just what is damaged.")
 def command(path, plates, deep, repair):
-    """Check PATH, a screen, a plate's folder of results, or any OME-Zarr plate: structure, fingerprints, manifests, chunks.
+    """Check PATH, a screen, a folder of its results, an export, or any OME-Zarr plate: structure, fingerprints, chunks.
 
-    Exit code: 0 nothing is wrong, 1 something is; with --repair that of the run that makes it again.
+    Exit code: 0 nothing is wrong, 1 something is, 2 there is nothing to check. With --repair that of the run that makes it
+    again, and 3 where something is damaged still.
 
     \b
     plateloom verify screens/demo --deep
     plateloom verify screens/demo/results/plates/plate1 --deep --repair
     """
-    screen, found_plates = _locate(path)
+    screen, chosen = _locate(path.resolve())
     if screen is None:
-        from plateloom.store.verification import check_group
-
-        if repair:
-            raise ConfigError(f"{str(path)!r} belongs to no screen, so there is no source to repair it from")
-        problems = check_group(path, deep=deep)
+        problems = _check_alone(path, plates, deep, repair)
         for problem in problems:
             click.echo(f"{problem.file}: {problem.reason}")
         sys.exit(_sum_up(len(problems), deep))
-    for name in plates:
-        if name not in found_plates:
-            raise ConfigError(f"no results of a plate {name!r}.{did_you_mean(name, found_plates)}")
+    chosen = _choose(screen, path, chosen, plates)
     from plateloom.engine import locks
-    from plateloom.repair import find_damage, remove_damaged
+    from plateloom.repair import find_damage, find_left, remove_damaged
 
     # Whoever repairs looks and removes while nobody writes.
     with locks.hold(screen / ".plateloom.lock", wait=False) if repair else contextlib.nullcontext():
         damages = []
-        for name in plates or found_plates:
+        for name in chosen:
             for one in find_damage(screen, name, deep=deep):
-                click.echo(f"{name}{f' {one.well}' if one.well else ''} {one.stage}: {one.file}: {one.reason}")
+                click.echo(one)
                 damages.append(one)
         code = _sum_up(len(damages), deep)
         if not repair or not damages:
             sys.exit(code)
-        for one in damages:
-            if not one.repairable:
-                click.echo(f"{one.plate}: {one.file}: no run makes it or reads it; remove it yourself")
-        damages = [one for one in damages if one.repairable]
-        if not damages:
+        reasons = _find_lasting(screen, damages)
+        for one, reason in reasons.items():
+            click.echo(f"{one.plate or 'the screen'}: {one.file}: {reason}")
+        again = [one for one in damages if one not in reasons]
+        if not again:
             sys.exit(code)
-        remove_damaged(screen, damages)
-    wells = sorted({f"{one.plate} {one.well or one.stage}" for one in damages})
-    click.echo(f"making again: {', '.join(wells)}")
+        remove_damaged(screen, again)
+    shown = sorted({f"{one.plate or 'the screen'} {one.well or one.stage}" for one in again})
+    click.echo(f"making again: {', '.join(shown)}")
     call = "from plateloom.cli import main; main()"
-    sys.exit(subprocess.run([sys.executable, "-c", call, "run", str(screen)], check=False).returncode)
+    code = subprocess.run([sys.executable, "-c", call, "run", str(screen)], check=False).returncode
+    left = find_left(screen, again)
+    left += [one for one in reasons if one not in left]
+    for one in left:
+        click.echo(f"damaged still: {one}", err=True)
+    sys.exit(code or (3 if left else 0))
 
 
 def _locate(path):
-    """The screen that a path belongs to (None: none), and the plates that it means."""
-    path = path.resolve()
+    """The screen whose results a path means (None: none), and which: names of plates, '' for what all plates share."""
     for screen in (path, *path.parents):
         results = screen / "results/plates"
-        if not results.is_dir() or not (screen / "config.yaml").is_file():
+        if not (screen / "config.yaml").is_file() or not results.is_dir():
             continue
         inside = path.relative_to(screen).parts
-        every = sorted(folder.name for folder in results.iterdir() if folder.is_dir())
-        return screen, [inside[2]] if len(inside) > 2 and inside[:2] == ("results", "plates") else every
+        if inside[:2] == ("results", "screen"):
+            return screen, [""]
+        if inside[:2] == ("results", "plates") and len(inside) > 2:
+            return screen, [inside[2]]
+        if inside[:2] in ((), ("results",), ("results", "plates")):
+            every = sorted(folder.name for folder in results.iterdir() if folder.is_dir())
+            return screen, [*every, *([""] if inside[1:] == () else [])]
     return None, []
+
+
+def _choose(screen, path, found, names):
+    """What is checked of a screen: plates by name, of which some may not have run; '' for what all plates share."""
+    listed = _list_plates(screen)
+    for name in names:
+        if name not in found and name not in listed:
+            known = sorted({*listed, *found} - {""})
+            raise ConfigError(f"--plate: no plate {name!r}.{did_you_mean(name, known)} Plates: {', '.join(known)}")
+    there = {folder.name for folder in (screen / "results/plates").iterdir()}
+    wanted = list(names) or ([*found, *listed] if path.resolve() == screen else found)
+    for name in dict.fromkeys(wanted):
+        if name and name not in there:
+            click.echo(f"{name}: not run yet")
+    chosen = [name for name in dict.fromkeys(wanted) if not name or name in there]
+    if not any(chosen) and path.resolve() == screen:
+        raise ConfigError(_not_run(path))
+    return chosen
+
+
+def _list_plates(folder):
+    """Names of the plates of a screen, as far as its list can be read."""
+    from plateloom.config import read_config
+    from plateloom.planning import list_plates
+
+    try:
+        return [plate.plate for plate in list_plates(folder / read_config(folder).plates)[0]]
+    except (ConfigError, OSError):
+        return []
+
+
+def _not_run(path):
+    return f"{str(path)!r} was not run yet, so there is nothing to check: plateloom run {shlex.quote(str(path))}"
+
+
+def _check_alone(path, plates, deep, repair):
+    """Check what belongs to no screen that has run: an export, or a plate."""
+    from plateloom.export.checks import check_export, find_export
+    from plateloom.store.plate import group_version
+    from plateloom.store.verification import check_group
+
+    place = path.resolve()
+    zarr = group_version(place) or any(folder.suffix == ".zarr" for folder in (place, *place.parents))
+    export = None if zarr else find_export(place)
+    if export is None and not zarr:
+        if (place / "config.yaml").is_file() and (listed := _list_plates(place)):
+            if unknown := [name for name in plates if name not in listed]:
+                hint = did_you_mean(unknown[0], listed)
+                raise ConfigError(f"--plate: no plate {unknown[0]!r}.{hint} Plates: {', '.join(listed)}")
+            raise ConfigError(_not_run(path))
+        raise ConfigError(f"{str(path)!r} holds no results: verify takes {TAKES}")
+    if repair:
+        raise ConfigError(f"{str(path)!r} belongs to no screen, so there is no source to repair it from")
+    if zarr:
+        if plates:
+            raise ConfigError(f"--plate: {str(path)!r} is an OME-Zarr group, not a screen or an export")
+        return check_group(path, deep=deep)
+    known = sorted(folder.stem for folder in (export / "plates").glob("*.zarr"))
+    known = sorted({*known, *(folder.name for folder in (export / "plates").iterdir() if folder.suffix != ".zarr")})
+    for name in plates:
+        if name not in known:
+            raise ConfigError(f"--plate: no plate {name!r}.{did_you_mean(name, known)} Plates: {', '.join(known)}")
+    within = [export / "plates" / f"{name}{kind}" for name in plates for kind in ("", ".zarr")]
+    return check_export(export, within=within or [place], deep=deep)
+
+
+def _find_lasting(screen, damages):
+    """Damage that no run of the screen makes good, with the reason.
+
+    Raises
+    ------
+    ConfigError
+        If images would have to be read again, and a source folder is not there.
+    """
+    from plateloom.config import read_config
+    from plateloom.planning import Screen
+
+    settled = Screen(read_config(screen).model_dump(mode="json"), screen)
+    reasons = {}
+    for one in damages:
+        if not one.repairable:
+            reasons[one] = "no run makes it or reads it; remove it yourself"
+        elif one.plate and one.plate not in settled.plates:
+            reasons[one] = "the plate is not on the screen's list any more, so no run makes it again"
+        elif one.stage not in settled.stages():
+            reasons[one] = f"the screen's config.yaml switches {one.stage} off, so no run makes it again"
+    sources = {
+        one.plate: settled.plates[one.plate].source
+        for one in damages
+        if one not in reasons and one.stage == "conversion"
+    }
+    gone = [
+        f"{plate}: no source folder {source!r}" for plate, source in sources.items() if not (screen / source).is_dir()
+    ]
+    if gone:
+        raise ConfigError(gone)
+    return reasons
 
 
 def _sum_up(count, deep):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from plateloom.errors import ConfigError
 from plateloom.store.plate import read_group, well_path, write_group
-from plateloom.store.verification import FOREIGN, METADATA
+from plateloom.store.verification import FOREIGN, METADATA, check_chunks
 
 CLONE, LINK, COPY = "clones", "hard links", "copies"
 FICLONE = 0x40049409  # Linux: share all blocks of another file
@@ -152,7 +152,7 @@ def measure_tree(folder):
 
 
 def take_plate(store, target, way, *, incomplete):
-    """Take a plate over: what its metadata list, and tables that others have added; nothing else.
+    """Take a plate over: what its metadata list, and tables that others have added; nothing else. Every chunk is checked.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def take_plate(store, target, way, *, incomplete):
     Raises
     ------
     CorruptStoreError
-        If metadata are not those that were written, or a listed well is missing.
+        If metadata or a chunk are not those that were written, or a listed well is missing.
     """
     attributes = read_group(store)
     listed = attributes["ome"]["plate"]["wells"]
@@ -203,6 +203,7 @@ def _take_image(source, target, way):
     attributes = read_group(source)
     if attributes is None:
         raise FileNotFoundError(errno.ENOENT, "a listed image is not there", str(source))
+    check_chunks(source, attributes)
     size = _take_metadata(source, target, way)
     for pyramid in attributes["ome"].get("multiscales", []):
         for dataset in pyramid["datasets"]:

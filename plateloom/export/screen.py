@@ -6,6 +6,7 @@ import datetime
 import errno
 import logging
 import os
+import shlex
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,7 @@ from plateloom.export import copies, fractal
 from plateloom.export.crate import SHEET, Crate, Run, ref
 from plateloom.export.redaction import Redaction, write_sheet
 from plateloom.planning import STAGES, Screen
+from plateloom.repair import find_damage, results_folder
 from plateloom.store.layout import plate_folder, plate_store, screen_folder
 from plateloom.store.plate import (
     describe_image,
@@ -34,7 +36,7 @@ from plateloom.store.plate import (
 )
 from plateloom.store.provenance import digest, read_json, write_bytes, write_json
 from plateloom.store.sheets import read_plate_map, read_sheet
-from plateloom.store.verification import check_group
+from plateloom.store.verification import check_chunks, check_group, table_fault
 
 log = logging.getLogger(__name__)
 
@@ -114,11 +116,11 @@ def export_screen(folder, out, *, plates=(), tables=True, link=None, license="",
     LockedError
         If a run works on the screen.
     CorruptStoreError
-        If a plate is not what was written.
+        If something that a record vouches for is missing, or is not what was written.
     OSError
         If the disk is full: the message says what was needed, and nothing is left behind.
     """
-    folder, out = Path(folder).resolve(), Path(os.path.abspath(out))
+    given, folder, out = folder, Path(folder).resolve(), Path(os.path.abspath(out))
     _refuse_place(folder, out)
     screen = Screen(read_config(folder).model_dump(mode="json"), folder)
     chosen = _choose_plates(screen, plates)
@@ -129,11 +131,13 @@ def export_screen(folder, out, *, plates=(), tables=True, link=None, license="",
         if unfinished and not incomplete:
             shown = "\n".join(f"  {line}" for line in unfinished)
             raise ConfigError(
-                f"the screen is not finished:\n{shown}\n`plateloom run {folder.name}` finishes it; --incomplete exports what is "
-                "there"
+                f"the screen is not finished:\n{shown}\n`plateloom run {shlex.quote(str(given))}` finishes it; --incomplete "
+                "exports what is there"
             )
         for line in unfinished:
             say(f"not finished: {line}")
+        if not incomplete:
+            _refuse_damaged(screen, chosen)
         ways = _choose_ways(screen, chosen, out, link)
         try:
             with copies.whole_or_not_at_all(out) as partial:
@@ -209,6 +213,20 @@ def find_unfinished(screen, plates):
             told = "; ".join(f"{', '.join(stages)} {state}" for state, stages in found.items())
             lines.append(f"{plate or 'the screen'}: {told}")
     return lines
+
+
+def _refuse_damaged(screen, plates):
+    """Refuse what records vouch for and is not there or not whole; chunks and pages are checked when they are taken."""
+    whole = len(plates) == len(screen.plates)
+    found = [
+        one
+        for plate in [*plates, ""]
+        for one in find_damage(screen.folder, plate, deep=not plate)
+        if not one.stray and one.stage in screen.stages() and (plate or whole or makes_model(one.stage))
+    ]
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise CorruptStoreError(results_folder(screen.folder, found[0].plate) / found[0].file, found[0].reason + more)
 
 
 def makes_model(stage):
@@ -388,6 +406,7 @@ class _Export:
             source / "report.html", f"plates/{plate}/report.html", f"The page of the plate {plate}.", within
         )
         if group_version(source / "illumination.zarr"):
+            check_chunks(source / "illumination.zarr", read_group(source / "illumination.zarr"))
             size = copies.take_tree(
                 source / "illumination.zarr", self.root / f"plates/{plate}/illumination.zarr", self.ways[plate]
             )
@@ -421,6 +440,8 @@ class _Export:
         target, taken = self.root / path, []
         (target if source.is_dir() else target.parent).mkdir(parents=True, exist_ok=True)
         for file in files:
+            if reason := table_fault(file, deep=True):
+                raise CorruptStoreError(file, reason)
             taken.append(target / file.name if source.is_dir() else target)
             if not self.redaction.table(file, taken[-1]):
                 copies.take_file(file, taken[-1], way)
@@ -453,8 +474,11 @@ class _Export:
         """The plate's images, with map and provenance in them, so that they can be handed on alone."""
         source, target = self.folder / plate_store(plate), self.root / f"plates/{plate}.zarr"
         if not (read_group(source) or {}).get("ome", {}).get("plate"):
-            why = runs["assembly"].reason if "assembly" in runs else ""
-            self.say(f"{plate}: no images, since the plate was not assembled{f': {why}' if why else ''}")
+            made = runs.get("assembly")
+            why = f"plate was not assembled{f': {made.reason}' if made and made.reason else ''}"
+            self.say(
+                f"{plate}: no images, since the {'list of its wells is gone' if made and made.status == 'done' else why}"
+            )
             return
         copied = copies.take_plate(source.resolve(), target, self.ways[plate], incomplete=self.incomplete)
         if problems := check_group(target):

@@ -146,7 +146,7 @@ def read_json(path):
     """Read JSON; None where the file is missing or not whole."""
     try:
         return json.loads(Path(path).read_bytes())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # also bytes that are no UTF-8
         return None
 
 

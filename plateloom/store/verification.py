@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from plateloom.errors import CorruptStoreError, PlateloomError
 from plateloom.store.integrity import SEAL, VouchedStore
@@ -20,6 +22,7 @@ from plateloom.store.plate import (
     read_image,
     read_labels,
 )
+from plateloom.store.tables import read_record
 
 METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
 # Groups that other programs add to an image; nothing here reads them.
@@ -62,6 +65,55 @@ def check_group(path, *, deep=False):
     """
     forget_opened()
     return list(_check(Path(path), deep))
+
+
+def check_chunks(path, attributes):
+    """Check every stored chunk of an image, a label image or flat-fields by its checksum, without decoding it.
+
+    Parameters
+    ----------
+    path : path
+        The group's folder.
+    attributes : dict
+        Of the group; where they vouch for no array there is nothing to check.
+
+    Raises
+    ------
+    CorruptStoreError
+    """
+    arrays = attributes.get(SEAL, {}).get("arrays", {})
+    store = VouchedStore(path, arrays)
+    for name in arrays:
+        for number in range(len(arrays[name]["sizes"])):
+            store.check_file(name, number, deep=True)
+
+
+def table_fault(path, fingerprint=None, *, deep=False):
+    """Say what is wrong with one of Plateloom's tables; empty if nothing is.
+
+    Parameters
+    ----------
+    path : path
+    fingerprint : str, optional
+        What its record must say that it was made from.
+    deep : bool
+        Read every page and check it by its checksum.
+
+    Returns
+    -------
+    str
+    """
+    try:
+        record = read_record(path)
+        if record is None:
+            return "cannot be read, or is no table of Plateloom's" if Path(path).exists() else "is missing"
+        if fingerprint is not None and record.get("fingerprint") != fingerprint:
+            return "was made from something else than its record says"
+        if deep:
+            pq.read_table(path, page_checksum_verification=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        return f"cannot be read: {' '.join(str(error).split())[:200]}"
+    return ""
 
 
 def _check(path, deep):
