@@ -267,7 +267,7 @@ def load_config(settings):
     try:
         config = Config.model_validate(settings)
     except ValidationError as error:
-        problems += _explain(error, Config)
+        problems += explain(error, Config)
         try:  # with defaults in the wrong places, the other mistakes come to light at once
             config = Config.model_validate(_without(settings, [mistake["loc"] for mistake in error.errors()]))
         except ValidationError:
@@ -279,7 +279,7 @@ def load_config(settings):
                 holder["parameters"] if isinstance(holder, dict) else holder.parameters
             )
         except ValidationError as error:
-            problems += _explain(error, module.Params, prefix=f"{section}.parameters.")
+            problems += explain(error, module.Params, prefix=f"{section}.parameters.")
             continue
         if not isinstance(holder, dict):
             holder.parameters = params.model_dump(mode="json")
@@ -294,14 +294,14 @@ def load_config(settings):
         try:
             config.readers[name] = load_reader(name).Params.model_validate(params).model_dump(mode="json")
         except ValidationError as error:
-            problems += _explain(error, load_reader(name).Params, prefix=f"readers.{name}.")
-    if not config.channels:
+            problems += explain(error, load_reader(name).Params, prefix=f"readers.{name}.")
+    if not config.channels and not any(problem.startswith("channels") for problem in problems):
         problems.append("channels: none given; name them as the source does, e.g. channels: {DNA: {source: '1'}}")
     sources = [channel.source for channel in config.channels.values()]
     if len(set(sources)) < len(sources):
         problems.append(f"channels: two of them have the same source ({', '.join(sources)})")
     problems += _check_readout(config)
-    for where, names in _channel_uses(config):
+    for where, names in _channel_uses(config) if config.channels else ():
         for name in names:
             if name not in config.channels:
                 problems.append(
@@ -325,12 +325,13 @@ def _check_readout(config):
         name = config.profiling.parameters.get(key)
         if not name or not isinstance(name, str):
             continue
+        if not channels:  # which is a mistake of its own
+            continue
         known = list(describe_columns(("Nuclei", "Cells", "Cytoplasm"), channels, **settings))
         if name not in known and name != "Metadata_CellCount":
             problems.append(
                 f"profiling.parameters.{key}: no feature {name!r}.{did_you_mean(name, known)} A feature is "
-                "Compartment_Family_Measurement_Channel, e.g. Nuclei_Intensity_MeanIntensity_"
-                + (channels or ["DNA"])[0]
+                "Compartment_Family_Measurement_Channel, e.g. Nuclei_Intensity_MeanIntensity_" + channels[0]
             )
     return problems
 
@@ -386,13 +387,19 @@ def read_config(folder):
     -------
     Config
     """
+    import shlex
+
     import yaml
 
     path = Path(folder) / "config.yaml"
     try:
         settings = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_unique_keys(yaml.SafeLoader)) or {}
     except FileNotFoundError:
-        raise ConfigError(f"no {str(path)!r}; `plateloom init {folder} --source …` writes one") from None
+        raise ConfigError(
+            f"no {str(path)!r}; `plateloom init {shlex.quote(str(folder))} --source …` writes one"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except yaml.YAMLError as error:
         said = " ".join(str(error).replace("<unicode string>", path.name).split())
         raise ConfigError(f"{path}: not YAML: {said}") from None
@@ -448,7 +455,7 @@ def _channel_uses(config):
     yield "report.composite", config.report.composite or []
 
 
-def _explain(error, model, prefix=""):
+def explain(error, model, prefix=""):
     """One line per mistake: where, what, and what to type instead."""
     lines = []
     for mistake in error.errors():
@@ -459,6 +466,8 @@ def _explain(error, model, prefix=""):
             lines.append(f"{where}: unknown setting.{hint} Known here: {', '.join(known)}")
         else:
             said = mistake["msg"].removeprefix("Value error, ")
+            if mistake["type"] in ("dict_type", "model_type", "model_attributes_type"):
+                said = "expected `setting: value` lines"
             if mistake["type"] == "string_pattern_mismatch" and where.endswith("color"):
                 said = "expected six hexadecimal digits RRGGBB, e.g. FF8000"
             lines.append(

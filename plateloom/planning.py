@@ -368,6 +368,12 @@ def list_plates(path):
     problems : list of str
         One line each, with what to type instead.
     """
+    numbered, problems = number_plates(path)
+    return [plate for _, plate in numbered], problems
+
+
+def number_plates(path):
+    """As `list_plates`, each plate with the line that it stands on: (list of (int, Plate), list of str)."""
     import re
 
     rows, problems = read_sheet(path, {"plate", "source"}, PLATE_COLUMNS)
@@ -383,14 +389,18 @@ def list_plates(path):
         if not re.fullmatch(PLATE_NAME, row["plate"]):
             problems.append(f"{path}:{line}: plate {row['plate']!r}: expected letters, digits, '.', '_' and '-' only")
         elif row["plate"] in seen:
-            problems.append(
-                f"{path}:{line}: plate {row['plate']!r} stands there twice: {seen[row['plate']]!r} and {row['source']!r}; "
-                "give one of them another name, or, if the plate was imaged again, number both in a column `acquisition`"
-            )
+            first, advice = seen[row["plate"]], "remove one of the lines"
+            if first != row["source"]:
+                advice = (
+                    f"{first!r} and {row['source']!r}; give one of them another name, or, if the plate was imaged again, "
+                    "number both in a column `acquisition`"
+                )
+            problems.append(f"{path}:{line}: plate {row['plate']!r} stands there twice: {advice}")
         elif row["plate"].lower() in {name.lower() for name in seen}:
             problems.append(f"{path}:{line}: plate {row['plate']!r} differs from another only in capital letters")
         if row["source"] and row["source"] in seen.values() and row["plate"] not in seen:
-            problems.append(f"{path}:{line}: source {row['source']!r} belongs to another plate already")
+            owner = next(name for name, source in seen.items() if source == row["source"])
+            problems.append(f"{path}:{line}: source {row['source']!r} belongs to another plate already, {owner!r}")
         seen.setdefault(row["plate"], row["source"])
         if row["reader"] not in READERS:
             problems.append(
@@ -398,7 +408,7 @@ def list_plates(path):
             )
         if not row["source"]:
             problems.append(f"{path}:{line}: plate {row['plate']!r} has no source folder")
-        plates.append(Plate(**row))
+        plates.append((line, Plate(**row)))
     if not rows and not problems:
         problems.append(f"{path}: lists no plate")
     return plates, problems

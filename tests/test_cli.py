@@ -1,16 +1,23 @@
 """The command: what it says, what it refuses, and what it writes."""
 
+import errno
+import functools
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import click
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
 
-from plateloom.cli import COMMANDS
+from plateloom.cli import COMMANDS, cli
+from plateloom.cli.check import find_problems
 from plateloom.cli.config import describe_settings
 from plateloom.config import Config, load_config
 from plateloom.errors import ConfigError
@@ -153,7 +160,7 @@ def test_init_writes_a_screen_that_only_lacks_treatments(tmp_path, data):
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     code, text = plateloom("check", folder)
     assert code == 0 and "48 wells, 48 fields, 96 files" in text
-    assert "no well is a negative control" in text and "no mistake, but 2 warnings" in text
+    assert "no well is a negative control" in text and "no mistake, but 2 warnings to read" in text
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path):
@@ -175,7 +182,7 @@ def test_what_is_odd_about_files_and_maps_is_a_warning(screen):
     path.write_text(path.read_text().replace("negative", "") + "H12\tx\t1\tuM\t\n")
     code, text = plateloom("check", screen)
     assert code == 0
-    for part in ("1 files have no content: A01_s1_w2.tif", "A02 field 1 lacks", "no well is a negative", "H12"):
+    for part in ("1 file without content: A01_s1_w2.tif", "A02 field 1 lacks", "no well is a negative", "H12"):
         assert part in text, part
 
 
@@ -246,3 +253,199 @@ def test_environments_are_in_step_with_the_lock():
             wanted.add(name.lower())
     named = re.findall(r"^([A-Za-z][\w-]+)", (ROOT / "requirements.in").read_text().split("# development")[0], re.M)
     assert {name.lower() for name in named} <= wanted
+
+
+def append(path, text):
+    path.write_text(path.read_text() + text)
+
+
+@pytest.mark.parametrize(("kind", "said"), [("cut", "truncated or damaged; copy it"), ("pages", "holds 3 pages")])
+def test_a_plate_of_which_no_sampled_file_can_be_decoded_is_a_mistake(screen, kind, said):
+    import tifffile
+
+    stack = np.zeros((3, 8, 8), np.uint16)
+    for path in (screen / "raw/P1").iterdir():
+        if kind == "cut":
+            path.write_bytes(path.read_bytes()[:2000])
+        else:
+            tifffile.imwrite(path, stack, photometric="minisblack")
+    code, text = plateloom("check", screen)
+    assert (
+        code == 2 and "9 of 9 sampled files cannot be decoded; the plate would be quarantined" in text and said in text
+    )
+
+
+def test_a_plate_of_empty_files_is_a_mistake(screen):
+    for path in (screen / "raw/P1").iterdir():
+        path.write_bytes(b"")
+    problems, _ = find_problems(screen, files=True)
+    assert problems == ["P1: all files are empty; the plate would be quarantined"]
+
+
+def test_files_that_cannot_be_decoded_are_warnings_while_others_can(screen):
+    for channel in (1, 2, 3):
+        (screen / f"raw/P1/A01_s1_w{channel}.tif").write_bytes(b"II*\0 cut")
+    problems, notes = find_problems(screen, files=True)
+    assert not problems and sum("truncated or damaged" in note for note in notes) == 3
+
+
+def test_every_kind_of_mistake_is_told_at_once_and_none_follows_from_another(screen):
+    append(screen / "config.yaml", "segmentaton: {}\n")
+    append(screen / "maps/P1.tsv", "A1\tx\t0,3\tuM\t\t1\nB1;x\n")
+    append(screen / "plates.tsv", "P2\traw/nowhere\tpattern\tmaps/P2.tsv\tb\nP3\traw/P1\tpattern\t\tb\n")
+    code, text = plateloom("check", screen)
+    assert code == 2
+    for part in (
+        "Did you mean 'segmentation'?",
+        "did you mean 0.3?",
+        "'B1;x' is not a well",
+        f"P2: no folder '{screen}/raw/nowhere' ({screen}/plates.tsv:3)",
+        f"plates.tsv:3: plate_map of 'P2': no file '{screen}/maps/P2.tsv'; without a map, leave the cell empty",
+        "belongs to another plate already, 'P1'",
+    ):
+        assert part in text, part
+
+
+def test_a_misspelt_column_of_the_plate_list_hides_nothing(screen):
+    path = screen / "plates.tsv"
+    path.write_text(path.read_text().replace("source", "sorce", 1) + "P2\traw/nowhere\tpatern\t\tb\n")
+    problems, _ = find_problems(screen, files=True)
+    text = "\n".join(problems)
+    assert "Did you mean 'source' by 'sorce'?" in text and "Did you mean 'pattern'?" in text and "no folder" in text
+    path.write_text("plate\tsource\tcolor\nP1\traw/P1\tred\nP1\traw/P1\tred\n")
+    problems, notes = find_problems(screen, files=True)
+    assert "unknown column 'color'. Columns: acquisition, batch, plate" in problems[0]
+    assert "twice: remove one of the lines" in problems[1] and sum("files" in note for note in notes) == 1
+    path.write_text("plate\tsource\n")
+    assert find_problems(screen, files=True)[0] == [f"{path}: lists no plate"]
+
+
+def test_labels_are_checked_against_plates_and_wells(screen):
+    path = screen / "labels.tsv"
+    path.write_text("plate\twell\tclass\tfield\nP1\tA01\tnormal\t\nP1\tQ01\tnormal\t\n")
+    problems, notes = find_problems(screen, files=True)
+    assert not problems and "P1: warning: 1 labelled well without an image: Q01 (labels.tsv:3)" in notes
+    append(path, "P9\tA01\tnormal\t\nP1\tA99\tnormal\t\nP1\tA02\t\t\nP1\tA03\tnormal\tx\n")
+    problems, _ = find_problems(screen, files=True)
+    assert [problem.removeprefix(f"{path}:")[:9] for problem in problems] == [
+        "4: no pla",
+        "5: 'A99' ",
+        "6: no cla",
+        "7: field ",
+    ]
+    path.write_text("class\twell\tplate\nnormal\tA01\n")
+    (problem,), _ = find_problems(screen, files=True)
+    assert "labels.tsv:2: no plate ''" in problem
+    path.unlink()
+    (problem,), _ = find_problems(screen, files=True)
+    assert "classification.labels: no file" in problem
+
+
+def test_no_controls_are_counted_on_a_map_that_is_wrong_or_not_there(screen):
+    append(screen / "maps/P1.tsv", "Z99\tx\t1\tuM\t\t1\n")
+    append(screen / "plates.tsv", "P2\traw/again\tpattern\t\tb\n")
+    shutil.copytree(screen / "raw/P1", screen / "raw/again")
+    _, notes = find_problems(screen, files=True)
+    assert "P1: 12 wells, 12 fields, 35 files" in notes and "P2: 12 wells, 12 fields, 35 files" in notes
+
+
+def test_what_excel_makes_of_a_map_is_named(screen):
+    path = screen / "maps/P1.tsv"
+    good = path.read_text()
+    found = find_problems(screen, files=True)
+    path.write_text(good.replace("treatment", "Treatment", 1).replace("control", " CONTROL ", 1))
+    assert find_problems(screen, files=True) == found
+    for data, said in (
+        (good.replace("\t", ";").encode(), "the separator is ';'"),
+        (b"PK\x03\x04\xff\xfe", "is an Excel workbook; save it as CSV"),
+    ):
+        path.write_bytes(data)
+        (problem,), _ = find_problems(screen, files=True)
+        assert said in problem
+    path.write_text(good.replace("treatment", "treatmnt", 1))
+    problems, notes = find_problems(screen, files=True)
+    assert not problems and any("did you mean 'treatment'?" in note for note in notes)
+
+
+def test_what_is_not_there_or_no_mapping_is_told_once_and_plainly():
+    nuclei = {"segmentation": {"parameters": {"nuclei_channel": "DNA"}}}
+    for settings, said in (({}, "channels: none given"), ({"channels": ["a"]}, "channels: expected `setting: value`")):
+        with pytest.raises(ConfigError) as caught:
+            load_config(settings | nuclei)
+        (problem,) = caught.value.problems
+        assert problem.startswith(said)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "plates.tsv", "maps/P1.tsv", "raw/P1"])
+def test_what_may_not_be_read_is_one_line(screen, monkeypatch, name):
+    def refuse(path, *, real, **options):
+        if str(path).startswith(str(screen / name)):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "scandir", functools.partial(refuse, real=os.scandir))
+    for call in ("read_text", "read_bytes"):
+        monkeypatch.setattr(Path, call, functools.partialmethod(refuse, real=getattr(Path, call)))
+    problems, _ = find_problems(screen, files=True)
+    assert len(problems) == 1 and "cannot be read: Permission denied" in problems[0]
+
+
+def test_a_folder_that_may_not_be_written_is_one_line(tmp_path, screen, monkeypatch):
+    def refuse(*_, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    calls = (["init", str(tmp_path / "in"), "--source", str(screen / "raw/P1")], ["simulate", str(tmp_path / "in")])
+    for call in calls:
+        with pytest.raises(ConfigError, match="cannot be written: Permission denied"):
+            cli.main(call, standalone_mode=False)
+
+
+@pytest.mark.parametrize("pattern", ["foo(", "foo(.*)"])
+def test_a_wrong_pattern_is_one_line(screen, tmp_path, pattern):
+    code, text = plateloom("init", tmp_path / "new", "--source", screen / "raw/P1", "--pattern", pattern)
+    assert code == 2 and text.startswith("--pattern: ") and "Traceback" not in text
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--plates", "-1"],
+        ["--size", "5"],
+        ["--rows", "40"],
+        ["--columns", "60"],
+        ["--rows", "3", "--columns", "4", "--defect", "blurred=200"],
+    ],
+)
+def test_a_screen_that_cannot_be_simulated_leaves_nothing_behind(tmp_path, options):
+    with pytest.raises((click.UsageError, ConfigError)):
+        cli.main(["simulate", str(tmp_path / "s"), *options], standalone_mode=False)
+    assert not (tmp_path / "s").exists()
+
+
+def test_init_takes_a_site_for_a_site_and_doubts_files_of_several_planes(tmp_path):
+    import tifffile
+
+    (tmp_path / "in").mkdir()
+    stack = np.zeros((3, 8, 8), np.uint16)
+    tifffile.imwrite(tmp_path / "in/IXMtest_A02_s9.tif", stack, imagej=True, metadata={"axes": "CYX"})
+    code, text = plateloom("init", tmp_path / "a screen", "--source", tmp_path / "in")
+    assert code == 0 and "1 plate, layout generic, channel Channel1 (1), 1 well." in text
+    assert "holds 3 planes" in text and "suffixes: [.tif, .tiff]" in text and "guessed from the names" in text
+    assert f"plateloom check '{tmp_path}/a screen'" in text
+
+
+def test_scan_names_the_nearest_parameter(screen):
+    code, text = plateloom("scan", screen / "raw/P1", "--set", "ptern=3")
+    assert code == 2 and "--set ptern: unknown setting. Did you mean 'pattern'?" in text
+
+
+def test_a_simulated_config_counts_its_own_fields_and_cells(screen):
+    from plateloom.cli.simulate import write_screen
+    from plateloom.simulation import ScreenDesign
+
+    design = ScreenDesign(plates=("P1",), rows=1, columns=2, fields=1, size_px=64, cells_per_field=3.0)
+    write_screen(screen / "small", design)
+    text = (screen / "small/config.yaml").read_text()
+    assert "of 2 a plate" in text and "of about 6;" in text

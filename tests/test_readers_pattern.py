@@ -151,6 +151,23 @@ def test_a_vendors_metadata_file_lets_its_own_reader_go_before(tmp_path, file):
     assert 0.9 < pattern.recognise(tmp_path, names)["share"] < 1
 
 
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("IXMtest_A02_s9.tif", ("A02", 9, "1")),
+        ("A02_site12.tif", ("A02", 12, "1")),
+        ("A02_f3_DAPI.tif", ("A02", 3, "DAPI")),
+        ("A02_DAPI.tif", ("A02", 1, "DAPI")),
+        ("A02_site.tif", ("A02", 1, "site")),
+    ],
+)
+def test_a_guess_takes_no_site_for_a_channel(tmp_path, file, expected):
+    (tmp_path / file).touch()
+    found = pattern.recognise(tmp_path, [file])
+    (image,) = pattern.scan(tmp_path, pattern.Params(**found["params"])).images
+    assert found["layout"] == "generic" and image[:3] == expected
+
+
 def test_names_that_another_reader_knows_better_are_left_to_it():
     for name in ("r01c01f01p01-ch1sk1fk1fl1.tiff", "x_B03_T0001F001L01A01Z01C01.png", "exp_A02_s2_w1.TIF"):
         assert 0.9 < pattern.recognise("nowhere", [name])["share"] < 1
@@ -380,3 +397,22 @@ def test_flipped_and_missing_bytes_make_a_file_unreadable_and_nothing_worse(tmp_
             assert name in str(error)
         else:
             assert found.ndim == 2
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw", "zstd"])
+@pytest.mark.parametrize("kept", [0, 6, 50, 200, 0.5, 0.99])
+def test_a_truncated_tiff_is_called_truncated(tmp_path, compression, kept):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, plane(0, (80, 80)), compression=compression, rowsperstrip=20)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data)) if 0 < kept < 1 else kept])
+    with pytest.raises(
+        UnreadableImageError, match=r"a.tif: truncated or damaged; copy it from the microscope again \(.+\)"
+    ):
+        load(path)
+
+
+def test_a_file_of_a_kind_that_is_not_read_is_not_called_damaged(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((3, 8, 8), np.uint16), photometric="minisblack")
+    with pytest.raises(UnreadableImageError, match=r"a.tif: cannot be decoded \(holds 3 pages"):
+        load(tmp_path / "a.tif")

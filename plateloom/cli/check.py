@@ -1,10 +1,14 @@
 """`plateloom check`: every mistake in config, plates, maps and raw files at once, before anything runs."""
 
+import difflib
+import os
 from pathlib import Path
 
 import click
 
-from plateloom.errors import ConfigError, DataFault
+from plateloom.errors import ConfigError, DataFault, did_you_mean
+
+SAMPLED = 9  # files of a plate that are decoded before it is called unreadable
 
 
 @click.command()
@@ -21,17 +25,28 @@ def command(folder):
     if problems:
         raise ConfigError(problems)
     warnings = sum("warning: " in note for note in notes)
-    click.echo(f"no mistake, but {warnings} warnings: read them" if warnings else "nothing wrong")
+    click.echo(f"no mistake, but {counted(warnings, 'warning')} to read" if warnings else "nothing wrong")
 
 
-def find_problems(folder, *, files):
+def counted(number, noun):
+    """A number with its noun.
+
+    >>> counted(1, "well"), counted(2, "well")
+    ('1 well', '2 wells')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def find_problems(folder, *, files, decode=True):
     """Find what is wrong with a screen.
 
     Parameters
     ----------
     folder : path
     files : bool
-        Also list the raw files, and read one of each plate.
+        Also list the raw files.
+    decode : bool
+        And decode some of each plate.
 
     Returns
     -------
@@ -41,9 +56,8 @@ def find_problems(folder, *, files):
         What was found, one line per plate; those that a person should look at say ``warning: ``.
     """
     from plateloom.config import read_config
-    from plateloom.planning import list_plates
+    from plateloom.planning import number_plates
     from plateloom.readers import READERS
-    from plateloom.store.sheets import read_plate_map, read_sheet
 
     folder, problems, notes, config = Path(folder), [], [], None
     try:
@@ -52,31 +66,86 @@ def find_problems(folder, *, files):
         problems += [
             problem if problem.startswith(str(folder)) else f"config.yaml: {problem}" for problem in error.problems
         ]
-    plates, found = list_plates(folder / (config.plates if config else "plates.tsv"))
+    table = folder / (config.plates if config else "plates.tsv")
+    numbered, found = number_plates(table)
     problems += found
-    wells = {}
-    for plate in plates:
-        if not plate.plate_map:
-            notes.append(f"{plate.plate}: warning: no plate map, so nothing is normalized to controls")
+    plates = {plate.plate: (line, plate) for line, plate in reversed(numbered)}  # the first of those named alike
+    imaged = {}
+    for line, plate in reversed(plates.values()):
+        wells = _read_map(folder, plate, f"{table}:{line}", problems, notes)
+        if not files or not plate.source:
             continue
-        try:
-            wells[plate.plate] = {row["well"]: row for row in read_plate_map(folder / plate.plate_map)}
-        except ConfigError as error:
-            problems += error.problems
-    if config and config.classification.labels not in ("", "controls"):
-        rows, found = read_sheet(folder / config.classification.labels, {"plate", "well", "class"}, None)
-        problems += found
-        known = {plate.plate for plate in plates}
-        strangers = sorted({row["plate"] for _, row in rows} - known)
-        problems += [f"{config.classification.labels}: no plate {name!r} in plates.tsv" for name in strangers]
-    if config and files:
-        for plate in [plate for plate in plates if plate.reader in READERS]:
-            _check_files(folder, config, plate, wells.get(plate.plate), problems, notes)
+        if not os.path.exists(folder / plate.source):
+            problems.append(f"{plate.plate}: no folder {str(folder / plate.source)!r} ({table}:{line})")
+        elif config and plate.reader in READERS:
+            imaged[plate.plate] = _check_files(folder, config, plate, wells, problems, notes, decode)
+    if config and plates and config.classification.labels not in ("", "controls"):
+        _check_labels(folder, config.classification.labels, list(plates), imaged, problems, notes)
     return problems, notes
 
 
-def _check_files(folder, config, plate, wells, problems, notes):
-    """List a plate's raw files, compare them with channels and map, and decode one of each channel."""
+def _read_map(folder, plate, where, problems, notes):
+    """Rows of a plate's map by well; None where there is no map, or a wrong one."""
+    from plateloom.store.sheets import read_plate_map
+
+    if not plate.plate_map:
+        notes.append(f"{plate.plate}: warning: no plate map, so nothing is normalized to controls")
+    elif not os.path.exists(folder / plate.plate_map):
+        problems.append(
+            f"{where}: plate_map of {plate.plate!r}: no file {str(folder / plate.plate_map)!r}; without a map, leave the "
+            "cell empty"
+        )
+    else:
+        try:
+            return {row["well"]: row for row in read_plate_map(folder / plate.plate_map)}
+        except ConfigError as error:
+            problems += error.problems
+    return None
+
+
+def _check_labels(folder, labels, plates, imaged, problems, notes):
+    """Compare the table of labels with the plates, and with the wells that have images."""
+    from plateloom.store.sheets import read_sheet
+    from plateloom.wells import parse_well, well_name
+
+    path = folder / labels
+    if not os.path.exists(path):
+        problems.append(
+            f"config.yaml: classification.labels: no file {str(path)!r}; for positive against negative wells write "
+            "controls, without classification leave it empty"
+        )
+        return
+    rows, found = read_sheet(path, {"plate", "well", "class"}, None, usual=("field", "object"))
+    problems += found
+    strangers, unseen = set(), {}
+    for line, row in rows:
+        name = row["plate"]
+        if name not in plates and name not in strangers:
+            strangers.add(name)
+            problems.append(f"{path}:{line}: no plate {name!r} in plates.tsv.{did_you_mean(name, plates)}")
+        if not row["class"]:
+            problems.append(f"{path}:{line}: no class")
+        problems += [
+            f"{path}:{line}: {key} {row[key]!r}; expected a number"
+            for key in ("field", "object")
+            if row.get(key) and not row[key].isdecimal()
+        ]
+        try:
+            well = well_name(*parse_well(row["well"]))
+        except ValueError as error:
+            problems.append(f"{path}:{line}: {error}")
+            continue
+        if imaged.get(name) and well not in imaged[name]:
+            unseen.setdefault(name, {})[well] = line
+    notes += [
+        f"{name}: warning: {counted(len(wells), 'labelled well')} without an image: "
+        + _some([f"{well} ({path.name}:{line})" for well, line in wells.items()])
+        for name, wells in unseen.items()
+    ]
+
+
+def _check_files(folder, config, plate, wells, problems, notes, decode):
+    """List a plate's raw files, compare them with channels and map, and decode a few; returns the wells with images."""
     from plateloom.readers import load_reader
     from plateloom.stages.conversion import describe_source
 
@@ -85,9 +154,12 @@ def _check_files(folder, config, plate, wells, problems, notes):
     settings = config.model_dump(mode="json")
     try:
         found = module.scan(folder / plate.source, params)
-    except (DataFault, OSError) as fault:
+    except DataFault as fault:
         problems.append(f"{plate.plate}: {fault}")
-        return
+        return None
+    except OSError as error:
+        problems.append(f"{plate.plate}: {error.filename or plate.source!r} cannot be read: {error.strerror}")
+        return None
     notes += [f"{plate.plate}: {note}" for note in found.notes]
     if not found.images:
         seen = sorted(path.name for path in (folder / plate.source).iterdir())[:3]
@@ -95,7 +167,7 @@ def _check_files(folder, config, plate, wells, problems, notes):
         problems.append(
             f"{plate.plate}: no file in {plate.source!r} matches {getattr(params, 'pattern', plate.reader)!r}; {shown}"
         )
-        return
+        return None
     sources = {image.channel for image in found.images}
     lacking = [name for name, channel in config.channels.items() if channel.source not in sources]
     problems += [
@@ -109,26 +181,30 @@ def _check_files(folder, config, plate, wells, problems, notes):
         problems.append(f"{plate.plate}: {fault}")
         images = [image for image in found.images if image.channel in {c.source for c in config.channels.values()}]
     if len(lacking) < len(config.channels):
-        notes += [f"{plate.plate}: warning: {line}" for line in _doubtful(folder / plate.source, module, images)]
+        notes += [f"{plate.plate}: warning: {line}" for line in _doubtful(images)]
+        faults, doubts = _decode_some(folder / plate.source, module, images) if decode else ([], [])
+        problems += [f"{plate.plate}: {line}" for line in faults]
+        notes += [f"{plate.plate}: warning: {line}" for line in doubts]
     imaged = {image.well for image in found.images}
     if wells is not None:
         notes += [f"{plate.plate}: warning: {line}" for line in _doubtful_map(wells, imaged)]
         if not imaged & set(wells):
             problems.append(f"{plate.plate}: none of the plate map's wells has an image ({plate.plate_map})")
-    controls = {
-        kind: sum(row["control"] == kind for row in (wells or {}).values()) for kind in ("negative", "positive")
-    }
+    controls = ""
+    if wells is not None:
+        kinds = [row["control"] for row in wells.values()]
+        controls = f", {kinds.count('negative')} negative and {counted(kinds.count('positive'), 'positive control')}"
     notes.append(
-        f"{plate.plate}: {len(imaged)} wells, {len({(i.well, i.field) for i in images})} fields, "
-        f"{len({i.file for i in images})} files, "
-        f"{controls['negative']} negative and {controls['positive']} positive controls"
+        f"{plate.plate}: {counted(len(imaged), 'well')}, {counted(len({(i.well, i.field) for i in images}), 'field')}, "
+        f"{counted(len({i.file for i in images}), 'file')}{controls}"
     )
+    return imaged
 
 
-def _doubtful(source, module, images):
-    """What is odd about a plate's files, as far as names and sizes tell, and one file of each channel."""
+def _doubtful(images):
+    """What is odd about a plate's files, as far as names and sizes tell."""
     if empty := [image.file for image in images if image.size == 0]:
-        yield f"{len(empty)} files have no content: {_some(empty)}"
+        yield f"{counted(len(empty), 'file')} without content: {_some(empty)}"
     channels = {image.channel for image in images}
     per_field = {}
     for image in images:
@@ -139,38 +215,68 @@ def _doubtful(source, module, images):
         if {image.channel for image in found} != channels
     ]
     if holes:
-        yield f"{len(holes)} fields lack a channel: {_some(holes)}"
+        yield f"{counted(len(holes), 'field')} without one of the channels: {_some(holes)}"
     counts = {}
     for well, _ in per_field:
         counts[well] = counts.get(well, 0) + 1
     if few := [well for well, count in counts.items() if count < max(counts.values())]:
-        yield f"{len(few)} wells have fewer fields than the others: {_some(few)}"
-    shapes = {}
-    for channel in sorted(channels):
-        image = next((image for image in images if image.channel == channel and image.size), None)
-        if image is None:
-            continue
+        yield f"{counted(len(few), 'well')} with fewer fields than the others: {_some(few)}"
+
+
+def _decode_some(source, module, images):
+    """Decode a file of each channel and, while none can be, some more of all the plate.
+
+    Returns
+    -------
+    problems, doubts : list of str
+    """
+    full = [image for image in images if image.size]
+    firsts = {image.channel: image for image in reversed(full)}
+    chosen = [firsts[channel] for channel in sorted(firsts)]
+    spread = [image for image in full[:: max(1, len(full) // SAMPLED)] if image not in chosen]
+    shapes, faults, refused = {}, {}, False
+    for i, image in enumerate([*chosen, *spread]):
+        if i >= len(chosen) and (shapes or i >= SAMPLED):
+            break
         try:
             plane = module.load(source, image)[0]
             shapes.setdefault((plane.shape, str(plane.dtype)), []).append(image.file)
-        except (DataFault, OSError) as fault:
-            yield str(fault)
+        except DataFault as fault:
+            faults[image.file] = str(fault)
+        except OSError as error:
+            faults[image.file] = f"{image.file}: cannot be read: {error.strerror}"
+            refused = True
+    if not shapes:
+        if not faults:
+            return ["all files are empty; the plate would be quarantined"], []
+        what = "cannot be read" if refused else "cannot be decoded; the plate would be quarantined"
+        return [f"{len(faults)} of {len(faults)} sampled files {what}, e.g. {next(iter(faults.values()))}"], []
+    doubts = list(faults.values())
     if len(shapes) > 1:
         kinds = [f"{files[0]} is {kind} {shape[0]} × {shape[1]}" for (shape, kind), files in shapes.items()]
-        yield f"channels differ in size or type: {_some(kinds)}"
+        doubts.append(f"channels differ in size or type: {_some(kinds)}")
+    return [], doubts
 
 
 def _doubtful_map(wells, imaged):
     """What is odd about a plate map."""
+    from plateloom.store.sheets import MAP_COLUMNS
+
     if unmapped := sorted(imaged - set(wells)):
-        yield f"{len(unmapped)} wells with images are not on the map: {_some(unmapped)}"
+        yield f"{counted(len(unmapped), 'well')} with images but not on the map: {_some(unmapped)}"
     if unseen := sorted(set(wells) - imaged):
-        yield f"{len(unseen)} wells of the map have no image: {_some(unseen)}"
+        yield f"{counted(len(unseen), 'well')} of the map without an image: {_some(unseen)}"
     rows = [row for well, row in wells.items() if well in imaged]
     if rows and not any(row["control"] == "negative" for row in rows):
         yield "no well is a negative control (column control), so values are not normalized and there are no hits"
     if rows and not any(row["treatment"] for row in rows):
         yield "no well has a treatment (column treatment)"
+    for name in ("treatment", "dose", "unit", "control"):
+        if rows and not any(row[name] and row[name] == row[name] for row in rows):
+            yield from (
+                f"column {near!r} is kept as it stands; did you mean {name!r}?"
+                for near in difflib.get_close_matches(name, set(rows[0]) - set(MAP_COLUMNS), cutoff=0.8)
+            )
     units = {}
     for row in rows:
         if row["treatment"] and row["dose"] == row["dose"]:

@@ -1,11 +1,14 @@
 """`plateloom init`: look at image folders and write what a screen needs. Asks nothing."""
 
+import contextlib
 import itertools
 import json
+import shlex
 from pathlib import Path
 
 import click
 
+from plateloom.cli.check import counted
 from plateloom.errors import ConfigError
 
 COLORS = {
@@ -41,6 +44,33 @@ def command(folder, sources, pattern):
     found = look(sources, pattern)
     if (folder / "config.yaml").exists():
         raise ConfigError(f"{str(folder / 'config.yaml')!r} is there already; choose another folder")
+    with writing(folder):
+        _write_screen(folder, found)
+    channels = [name if name == code else f"{name} ({code})" for name, code in found["channels"].items()]
+    wells = sum(len(plate["wells"]) for plate in found["plates"])
+    click.echo(
+        f"{counted(len(found['plates']), 'plate')}, layout {found['layout']}, "
+        f"{'channel' if len(channels) == 1 else 'channels'} {', '.join(channels)}, {counted(wells, 'well')}."
+    )
+    for note in found["notes"]:
+        click.echo(note)
+    click.echo(
+        f"Now edit {folder}/config.yaml (channels, sizes, readout) and {folder}/maps/*.tsv (treatments, controls: negative, "
+        f"positive, empty), then: plateloom check {shlex.quote(str(folder))}"
+    )
+
+
+@contextlib.contextmanager
+def writing(folder):
+    """Refuse a folder that cannot be written in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{str(folder)!r} cannot be written: {error.strerror or error}") from None
+
+
+def _write_screen(folder, found):
+    """Write the files of a screen from what `look` found."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "maps").mkdir(exist_ok=True)
     rows = []
@@ -62,16 +92,6 @@ def command(folder, sources, pattern):
         guessed=found["guessed"],
         time=found["times"][0] if len(found["times"]) > 1 else None,
         comment=f"Written by `plateloom init`; layout: {found['layout']}.",
-    )
-    click.echo(
-        f"{len(rows)} plate(s), layout {found['layout']}, channels {', '.join(found['channels'])}, "
-        f"{sum(len(plate['wells']) for plate in found['plates'])} wells."
-    )
-    for note in found["notes"]:
-        click.echo(note)
-    click.echo(
-        f"Now edit {folder}/config.yaml (channels, sizes, readout) and {folder}/maps/*.tsv (treatments, controls: negative, "
-        f"positive, empty), then: plateloom check {folder}"
     )
 
 
@@ -104,7 +124,7 @@ def look(sources, pattern=None):
         layouts.append(best)
         scans.append((module, source, found))
         name = _plate_name(source, plates)
-        notes += [f"{name}: {note}" for note in found.notes]
+        notes += [f"{name}: {note}" for note in [*found.notes, *_doubts(best, source, found.images[0])]]
         plates.append({"name": name, "source": source, "wells": sorted({image.well for image in found.images})})
     if len(resolved := {Path(source).resolve() for source in sources}) < len(sources):
         raise ConfigError(f"a source is given twice; {len(resolved)} different folders")
@@ -144,15 +164,26 @@ def recognise_folder(source, pattern):
     Raises
     ------
     ConfigError
-        If no reader knows the folder; the message shows some file names.
+        If no reader knows the folder, and the message shows some file names; if it cannot be read; if the pattern is none.
     """
+    from pydantic import ValidationError
+
+    from plateloom.config import explain
     from plateloom.readers import READERS, load_reader
     from plateloom.readers.folders import list_files
 
     if not source.is_dir():
         raise ConfigError(f"no folder {str(source)!r}")
-    names = sorted(name for name, _ in itertools.islice(list_files(source, ("",)), 200_000))
+    try:
+        names = sorted(name for name, _ in itertools.islice(list_files(source, ("",)), 200_000))
+    except OSError as error:
+        raise ConfigError(f"{str(source)!r} cannot be read: {error.strerror}") from None
     if pattern:
+        model = load_reader("pattern").Params
+        try:
+            model(pattern=pattern)
+        except ValidationError as error:
+            raise ConfigError(explain(error, model, prefix="--")) from None
         return {"reader": "pattern", "params": {"pattern": pattern}, "layout": "your pattern", "share": 1.0}
     guesses = [load_reader(name).recognise(source, names) for name in READERS]
     best = max((guess for guess in guesses if guess), key=lambda guess: guess["share"], default=None)
@@ -330,6 +361,29 @@ def _plate_name(source, plates):
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", source.name).lstrip("._-") or "plate"
     taken = {plate["name"] for plate in plates}
     return next(name for i in itertools.count(1) if (name := stem if i == 1 else f"{stem}-{i}") not in taken)
+
+
+def _doubts(best, source, image):
+    """What a person should look at before trusting a layout."""
+    from tifffile import TiffFile, TiffFileError
+
+    from plateloom.readers.planes import count_planes
+
+    if best["layout"] == "generic":
+        yield "the layout is guessed from the names: compare wells, fields and channels with `plateloom scan`"
+    if best["reader"] != "pattern" or not image.file.lower().endswith((".tif", ".tiff")):
+        return
+    try:
+        with TiffFile(Path(source, image.file)) as tiff:
+            planes = count_planes(tiff)
+    except (TiffFileError, OSError):
+        return
+    if planes > 1:
+        yield (
+            f"{image.file!r} holds {planes} planes, and the reader `pattern` takes files of one only: split them, or "
+            "install bioio and bioio-tifffile, write `bioio` as reader into plates.tsv and "
+            "`readers: {bioio: {suffixes: [.tif, .tiff]}}` into config.yaml"
+        )
 
 
 def _pixel_size(source, image):

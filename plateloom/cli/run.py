@@ -156,15 +156,16 @@ def _check_options(options):
 def _check_screen(folder):
     """Refuse a screen that `plateloom check` refuses.
 
-    Once a plate was converted, raw files are a plate's own affair: it is quarantined, and stops no other. Only a plate that
-    was never converted must have its source folder then, since that of others may have been archived.
+    A plate whose files cannot be decoded is quarantined by the run, and stops no other. Once a plate was converted, all of
+    its raw files are its own affair: only a plate that was never converted must have its source folder then, since that
+    of others may have been archived.
     """
     from plateloom.cli.check import find_problems
     from plateloom.config import read_config
     from plateloom.planning import list_plates
 
     began = {path.parents[2].name for path in folder.glob("results/plates/*/records/conversion/*.json")}
-    problems, _ = find_problems(folder, files=not began)
+    problems, _ = find_problems(folder, files=not began, decode=False)
     if began and not problems:
         plates, _ = list_plates(folder / read_config(folder).plates)
         problems = [

@@ -29,6 +29,7 @@ def command(source, reader, parameters, out):
     from pydantic import ValidationError
 
     from plateloom.cli.init import recognise_folder
+    from plateloom.config import explain
     from plateloom.readers import SourceImage, load_reader
 
     found = {"reader": reader, "params": {}} if reader else recognise_folder(source, None)
@@ -41,11 +42,11 @@ def command(source, reader, parameters, out):
     try:
         params = module.Params(**found["params"])
     except ValidationError as error:
-        known = ", ".join(module.Params.model_fields)
-        raise ConfigError(
-            [f"--set {one['loc'][0]}: {one['msg']}; parameters of {found['reader']}: {known}" for one in error.errors()]
-        ) from None
-    scanned = module.scan(source, params)
+        raise ConfigError(explain(error, module.Params, prefix="--set ")) from None
+    try:
+        scanned = module.scan(source, params)
+    except OSError as error:
+        raise ConfigError(f"{str(source)!r} cannot be read: {error.strerror}") from None
     for note in scanned.notes:
         click.echo(note, err=True)
     with open(out, "w", newline="", encoding="utf-8") if out else _Standard() as file:

@@ -1,21 +1,23 @@
 """`plateloom simulate`: raw images of a screen with known truth, and the screen's folder to run it."""
 
 import csv
+import shlex
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import click
 
+from plateloom.cli.check import counted
 from plateloom.errors import ConfigError
 
 # A demonstration should be over in minutes on two cores.
 QUICK = """illumination:
-  fields: 24              # of 48 a plate
+  fields: 24              # at most, of {fields} a plate
 
 latent:
   autoencoder:
-    cells: 1500           # of about 4500; the default is made for real screens
-    parameters: {epochs: 12, out_px: 48}
+    cells: 1500           # at most, of about {cells:.0f}; the default is made for real screens
+    parameters: {{epochs: 12, out_px: 48}}
   maps:
     cells: 2000
 """
@@ -23,17 +25,21 @@ latent:
 
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--plates", default=2, show_default=True, help="Number of plates.")
-@click.option("--rows", default=6, show_default=True, help="Rows of a plate.")
-@click.option("--columns", default=8, show_default=True, help="Columns of a plate.")
-@click.option("--fields", default=1, show_default=True, help="Fields per well.")
-@click.option("--size", default=512, show_default=True, help="Side of a field [px].")
-@click.option("--cells", default=50.0, show_default=True, help="Mean number of cells per field.")
-@click.option("--seed", default=0, show_default=True, help="Everything follows from it.")
+@click.option("--plates", type=click.IntRange(1), default=2, show_default=True, help="Number of plates.")
+@click.option("--rows", type=click.IntRange(1, 32), default=6, show_default=True, help="Rows of a plate.")
+@click.option("--columns", type=click.IntRange(1, 48), default=8, show_default=True, help="Columns of a plate.")
+@click.option("--fields", type=click.IntRange(1), default=1, show_default=True, help="Fields per well.")
+@click.option("--size", type=click.IntRange(64), default=512, show_default=True, help="Side of a field [px].")
+@click.option(
+    "--cells", type=click.FloatRange(0), default=50.0, show_default=True, help="Mean number of cells per field."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Everything follows from it.")
 @click.option(
     "--defect", multiple=True, help="KIND=NUMBER of fields: blurred, debris, saturated, empty, truncated, missing."
 )
-@click.option("--threads", default=None, type=int, help="Fields rendered at the same time; default: all cores.")
+@click.option(
+    "--threads", default=None, type=click.IntRange(1), help="Fields rendered at the same time; default: all cores."
+)
 def command(folder, plates, rows, columns, fields, size, cells, seed, defect, threads):
     """Write plates of raw TIFF files with known truth, and the screen's config beside them.
 
@@ -41,7 +47,8 @@ def command(folder, plates, rows, columns, fields, size, cells, seed, defect, th
     plateloom simulate screens/demo
     plateloom simulate screens/bad --defect blurred=2 --defect truncated=1
     """
-    from plateloom.simulation import DEFECTS, ScreenDesign
+    from plateloom.cli.init import writing
+    from plateloom.simulation import DEFECTS, ScreenDesign, all_defects
 
     defects = {}
     for text in defect:
@@ -61,9 +68,15 @@ def command(folder, plates, rows, columns, fields, size, cells, seed, defect, th
         defects=defects,
         seed=seed,
     )
-    write_screen(folder, design, threads=threads)
+    try:
+        all_defects(design)
+    except ValueError as error:
+        raise ConfigError(f"--defect: {error}") from None
+    with writing(folder):
+        write_screen(folder, design, threads=threads)
     click.echo(
-        f"{plates} plates of {rows * columns} wells, {fields} fields each, in {folder}; next: plateloom run {folder}"
+        f"{counted(plates, 'plate')} of {counted(rows * columns, 'well')} with {counted(fields, 'field')}, in {folder}; "
+        f"next: plateloom run {shlex.quote(str(folder))}"
     )
 
 
@@ -125,7 +138,9 @@ def write_screen(folder, design, *, threads=None):
         cells=next((name for name in design.channel_names if name in ("Actin", "ER")), ""),
         readout=("Nuclei_Intensity_MeanIntensity_GFP", "Cytoplasm_Intensity_MeanIntensity_GFP"),
         labels="labels.tsv",
-        extra=QUICK,
+        extra=QUICK.format(
+            fields=len(design.wells) * design.fields, cells=float(f"{len(fields) * design.cells_per_field:.2g}")
+        ),
         comment="A simulated screen; truth/ holds its label images and the class of every cell.",
     )
 

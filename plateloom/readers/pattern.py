@@ -17,7 +17,7 @@ cellomics  ``AS_09125_050116030001_D03f00d0.tif``                       ArraySca
 kinetic    ``platei3t001A01f01d2.TIF``                                  the same, with time points
 evos       ``scan_R_p2_z1_0_B03f01d0.tif``                              EVOS, raw images only
 scanr      ``A1--W00001--P00001--Z00000--T00000--DAPI.tif``             scanR
-generic    anything with a well and a word at its end                   a guess
+generic    anything with a well, and a word or a site at its end        a guess
 ========== ============================================================ ==================================================
 """
 
@@ -54,7 +54,8 @@ KNOWN = {
     "evos": r".+_R_p(?P<t>\d+)_z(?P<z>\d+)_\d+_(?P<well>[A-P]\d{2})f(?P<field>\d{2})d(?P<channel>\d)\.(?:tiff?|png)",
     "cellomics": r"(?!.*_[RDM]_p\d+_z\d+_\d+_)(?:.*_)?(?P<well>[A-P]\d{2})f(?P<field>\d{2,3})d(?P<channel>\d)\.(?:tiff?|png)",
     "scanr": r"(?P<well>[A-P]\d{1,2})--W\d+--P(?P<field>\d+)--Z(?P<z>\d+)--T(?P<t>\d+)--(?P<channel>.+)\.tiff?",
-    "generic": r".*?(?P<well>[A-P]\d{1,2})(?:[-_](?:f|s|field|site)?(?P<field>\d+))?[-_](?P<channel>[A-Za-z][A-Za-z0-9]*)\.(?:tiff?|png)",
+    # A site is no channel; a name that ends with one has a single channel.
+    "generic": r".*?(?P<well>[A-P]\d{1,2})(?=[-_](?:f|s|field|site)\d|.*[-_][A-Za-z][A-Za-z0-9]*\.)(?:[-_](?:f|s|field|site)?(?P<field>\d+))?(?:[-_](?!(?:f|s|field|site)\d+\.)(?P<channel>[A-Za-z][A-Za-z0-9]*))?\.(?:tiff?|png)",
 }
 
 OWN_READER = {"harmony", "metaxpress", "yokogawa"}  # layouts that another reader knows better, metadata or not

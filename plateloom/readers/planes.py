@@ -3,6 +3,7 @@
 import errno
 import io
 import re
+import struct
 from pathlib import Path
 
 from plateloom.errors import UnreadableImageError
@@ -10,6 +11,10 @@ from plateloom.store.provenance import file_digest
 
 LIMIT = 1 << 30  # bytes of pixels in one plane, and of a file that holds one plane
 HIGHEST_RATIO = 1 << 16  # of compression; a plane of zeros reaches some thousands
+
+
+class DamagedError(ValueError):
+    """A file that lacks some of its bytes, or has wrong ones."""
 
 
 def load_plane(source, image):
@@ -62,7 +67,16 @@ def decoded(image, decoder, *arguments):
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
-        raise UnreadableImageError(f"{image.file}: cannot be decoded ({error or type(error).__name__})") from None
+        what = "truncated or damaged; copy it from the microscope again" if _is_damage(error) else "cannot be decoded"
+        raise UnreadableImageError(f"{image.file}: {what} ({error or type(error).__name__})") from None
+
+
+def _is_damage(error):
+    """Whether an error tells of wrong or missing bytes, rather than of a kind of file that is not read."""
+    if isinstance(error, (DamagedError, struct.error, IndexError, EOFError)):
+        return True
+    codec = type(error).__module__.partition(".")[0] in ("imagecodecs", "tifffile")
+    return codec and not isinstance(error, ImportError) or str(error).startswith("failed to read ")
 
 
 def plane_digest(plane):
@@ -92,7 +106,7 @@ def _decode_tiff(file, size, number):
     from tifffile import TiffFile
 
     with TiffFile(file) as tiff:
-        if number < 0 and (pages := _planes_of(tiff)) > 1:
+        if number < 0 and (pages := count_planes(tiff)) > 1:
             raise ValueError(f"holds {pages} pages, expected one")
         try:
             page = tiff.pages[max(number, 0)]
@@ -102,14 +116,14 @@ def _decode_tiff(file, size, number):
             raise ValueError(f"{page.samplesperpixel} samples per pixel, expected gray")
         declared = prod(page.shape) * page.dtype.itemsize if page.dtype else 0
         if declared > min(LIMIT, size * (1 if page.compression == 1 else HIGHEST_RATIO)):
-            raise ValueError(f"declares {declared} bytes of pixels, the file has {size}")
+            raise DamagedError(f"declares {declared} bytes of pixels, the file has {size}")
         # Decoded, a strip that was never written would be zeros.
         if len(page.dataoffsets) < prod(page.chunked) or 0 in page.databytecounts:
-            raise ValueError("not all of its strips are there")
+            raise DamagedError("not all of its strips are there")
         return page.asarray()
 
 
-def _planes_of(tiff):
+def count_planes(tiff):
     """Planes that a file holds; stacks of ImageJ and MetaMorph may have one page only, with the others behind it."""
     pages = len(tiff.pages)
     if pages > 1:

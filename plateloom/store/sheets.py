@@ -1,6 +1,8 @@
 """Tables that people write: plate lists, plate maps, labels. Read with every mistake named by its line."""
 
 import csv
+import difflib
+import re
 from pathlib import Path
 
 from plateloom.errors import ConfigError, did_you_mean
@@ -8,6 +10,7 @@ from plateloom.wells import parse_well, well_name
 
 MAP_COLUMNS = ("well", "treatment", "dose", "unit", "control")
 CONTROLS = ("negative", "positive", "empty", "")
+WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how .xlsx and .xls begin
 
 
 def read_plate_map(path):
@@ -29,7 +32,7 @@ def read_plate_map(path):
     ConfigError
         Naming every wrong line.
     """
-    rows, problems = read_sheet(path, {"well"}, None)
+    rows, problems = read_sheet(path, {"well"}, None, usual=MAP_COLUMNS)
     wells, seen = [], {}
     for line, row in rows:
         try:
@@ -46,7 +49,9 @@ def read_plate_map(path):
         try:
             dose = float(row.get("dose") or "nan")
         except ValueError:
-            problems.append(f"{path}:{line}: dose {row['dose']!r} is no number")
+            comma = re.fullmatch(r"(-?\d*),(\d+)", row["dose"])
+            hint = f"; did you mean {comma[1] or 0}.{comma[2]}?" if comma else ""
+            problems.append(f"{path}:{line}: dose {row['dose']!r} is no number{hint}")
             dose = float("nan")
         if dose < 0 or dose == float("inf"):
             problems.append(f"{path}:{line}: dose {row['dose']}: expected a concentration, not its logarithm")
@@ -59,7 +64,7 @@ def read_plate_map(path):
     return wells
 
 
-def read_sheet(path, required, known):
+def read_sheet(path, required, known, usual=()):
     """Read a table with tabs or commas, a header, and lines of comment that begin with ``#``.
 
     Parameters
@@ -69,6 +74,8 @@ def read_sheet(path, required, known):
         Columns that must be there.
     known : set of str or None
         Columns that may be there; None: any.
+    usual : sequence of str
+        Further columns that are known in whatever capitals, as the required and the known ones are.
 
     Returns
     -------
@@ -78,27 +85,46 @@ def read_sheet(path, required, known):
         What is wrong, with the line.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        data = Path(path).read_bytes()
     except FileNotFoundError:
         return [], [f"no {str(path)!r}"]
+    except OSError as error:
+        return [], [f"{path}: cannot be read: {error.strerror}"]
+    if data.startswith(WORKBOOKS):
+        return [], [f"{path}: is an Excel workbook; save it as CSV"]
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         return [], [f"{path}: not UTF-8 text; save it as UTF-8"]
-    lines = text.splitlines()
     header = next((line for line in lines if line.strip() and not line.startswith("#")), "")
     delimiter = "\t" if "\t" in header else ","
+    if delimiter not in header and ";" in header:
+        return [], [f"{path}:{lines.index(header) + 1}: the separator is ';', expected tabs or commas"]
+    standard = {*required, *(known or ()), *usual}
     names, rows, problems = None, [], []
     for number, cells in enumerate(csv.reader(lines, delimiter=delimiter), start=1):
         cells = [cell.strip() for cell in cells]
         if not any(cells) or cells[0].startswith("#"):
             continue
         if names is None:
-            names = cells
-            if missing := required - set(names):
-                return [], [f"{path}:{number}: no column {', '.join(sorted(missing))}; found {', '.join(names)}"]
+            names = [name.lower() if name.lower() in standard and name.lower() not in cells else name for name in cells]
+            given = list(names)
+            for missing in sorted(required - set(names)):
+                near = difflib.get_close_matches(missing, set(names) - standard, n=1)
+                hint = f" Did you mean {missing!r} by {near[0]!r}?" if near else ""
+                problems.append(f"{path}:{number}: no column {missing!r}.{hint} Columns there: {', '.join(given)}")
+                if near:  # read on as if it were spelt well, so that it hides no other mistake
+                    names[names.index(near[0])] = missing
+            if required - set(names):
+                return [], problems
             unknown = [name for name in names if known and name not in known]
-            problems += [f"{path}:{number}: unknown column {name!r}.{did_you_mean(name, known)}" for name in unknown]
+            problems += [
+                f"{path}:{number}: unknown column {name!r}.{did_you_mean(name, known)} Columns: {', '.join(sorted(known))}"
+                for name in unknown
+            ]
             continue
         if len(cells) > len(names):
             problems.append(f"{path}:{number}: {len(cells)} cells under {len(names)} columns")
+        cells += [""] * (len(names) - len(cells))
         rows.append((number, dict(zip(names, cells, strict=False))))
     return rows, problems
