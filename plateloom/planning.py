@@ -264,6 +264,10 @@ class Screen:
         """
         return self._listings[plate][part]
 
+    def has_source(self, plate):
+        """Whether a plate's source folder is there."""
+        return (self.folder / self.plates[plate].source).exists()
+
     def deferral(self, plate, part):
         """Which attempt a part was last deferred in: a value that makes it run again, and stays once it is done."""
         return self._deferrals[plate][part]
@@ -281,9 +285,13 @@ class Screen:
         """Digests by plate and part."""
         found, asked = {}, {}
         for plate, row in self.plates.items():
-            source = self.folder / row.source
-            if source.exists():
-                asked[plate] = (str(source), row.reader, self._reader_params(row.reader), self.config.parts)
+            if self.has_source(plate):
+                asked[plate] = (
+                    str(self.folder / row.source),
+                    row.reader,
+                    self._reader_params(row.reader),
+                    self.config.parts,
+                )
             else:
                 records = [read_json(self.folder / path) or {} for path in self.records("conversion", plate)]
                 found[plate] = [record.get("facts", {}).get("listing", "no source folder") for record in records]

@@ -79,8 +79,8 @@ class Damage:
 
     @property
     def repairable(self):
-        """Whether making again helps; what somebody put beside the wells is not ours to remove."""
-        return not (self.stray and not self.well)
+        """Whether making again helps; what somebody put there is not ours to remove."""
+        return not self.stray
 
 
 def results_folder(folder, plate):
@@ -262,8 +262,10 @@ def _remove(base, stage, well):
         (base / f"records/{stage}.json").unlink(missing_ok=True)
     for path in sorted((base / "records" / stage).glob("part-*.json")):
         vouched = _read_record(path).get("artefacts", {})
-        if not well or not vouched or well in vouched:
+        if not vouched or well in vouched or (not well and stage not in ("conversion", "segmentation")):
             path.unlink()
+    if stage in ("conversion", "segmentation") and not well:
+        return  # a record alone: the run writes it again, and keeps the wells that are whole
     if stage == "conversion":
         store.remove_well(images, well)
         (base / ".sources" / f"{well}.json").unlink(missing_ok=True)

@@ -22,13 +22,20 @@ def begin_run():
 
 
 def every_target():
-    """Records of all stages: one that was lost on the way is made again, though the reports are there."""
+    """Records of all stages: one that was lost on the way is made again, though the reports are there.
+
+    Of a plate whose source has gone, what comes of its images; they cannot be read again.
+    """
     targets = []
     for stage in SCREEN.stages():
         if STAGES[stage].scope == "screen":
             targets.append(f"results/screen/records/{stage}.json")
-        else:
-            targets += every_plate(stage)
+            continue
+        parts = PARTS if STAGES[stage].scope == "part" else [0]
+        plates = SCREEN.complete_plates
+        if stage == "conversion":
+            plates = [plate for plate in plates if SCREEN.has_source(plate)]
+        targets += expand(RECORD, stage=stage, part=parts, plate=plates)
     return targets
 
 

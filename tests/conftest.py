@@ -27,7 +27,15 @@ engine: {kind: threads}
 """
 
 
-SLOW_FIRST = ("test_workflow", "test_layouts_of_plates", "test_truth", "test_plate", "test_cli")
+SLOW_FIRST = (
+    "test_workflow",
+    "test_export",
+    "test_verify",
+    "test_truth",
+    "test_layouts_of_plates",
+    "test_plate",
+    "test_cli",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -887,3 +887,9 @@ def test_floats_are_sorted_however_unevenly_they_lie(count):
             k, weight = int(count * fraction), count * fraction % 1
             expected = ordered[k] if k >= count - 1 else (1 - weight) * ordered[k] + weight * ordered[k + 1]
             assert_allclose(table[f"Intensity_{name}Intensity_DNA"], expected, rtol=1e-12, err_msg=name)
+
+
+def test_floats_beyond_all_reason_are_sorted_too():
+    values = np.where(np.arange(40) % 2, 1.7e308, -1.7e308).reshape(1, 1, 40)
+    table = measure_one(values, np.ones((1, 40), int), "Intensity").loc[1]
+    assert table["Intensity_MinIntensity_DNA"] == -1.7e308 and table["Intensity_MaxIntensity_DNA"] == 1.7e308

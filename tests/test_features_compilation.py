@@ -1,6 +1,7 @@
 """Kernels on disk: jobs that start at once, files cut short, no place to write."""
 
 import errno
+import importlib.util
 import json
 import os
 import shutil
@@ -12,8 +13,9 @@ import numba
 import numpy as np
 import pytest
 
+from plateloom.features import compilation
 from plateloom.features.compilation import _compile
-from plateloom.features.kernel_cache import KernelCache, _KernelFiles
+from plateloom.features.kernel_cache import _KernelFiles
 
 JOB = """
 import json, sys
@@ -77,9 +79,9 @@ def cache(tmp_path, monkeypatch):
     return tmp_path
 
 
-def call(values=(1.0, 2.0, 4.0)):
+def call(values=(1.0, 2.0, 4.0), stamp="a text"):
     """Call the kernel as a job does that has just started; returns what it gives, and whether it compiled."""
-    kernel = _compile(add_up)
+    kernel = _compile(add_up, stamp)
     return kernel(np.array(values)), sum(kernel.stats.cache_misses.values()) == 1
 
 
@@ -120,13 +122,11 @@ def test_a_folder_in_the_place_of_a_file_stops_no_job(cache):
     assert [found.name for found in file.parent.iterdir()] == [file.name], "no files that were not finished"
 
 
-def test_a_kernel_that_was_changed_is_compiled_anew_in_the_same_file(cache, monkeypatch):
+def test_a_kernel_that_was_changed_is_compiled_anew_in_the_same_file(cache):
     call()
     files = list(cache.rglob("*.nbc"))
-    locator = type(KernelCache(add_up)._impl.locator)
-    monkeypatch.setattr(locator, "get_source_stamp", lambda self: b"another text")
-    assert call() == (7, True)
-    assert call() == (7, False)
+    assert call(stamp="another text") == (7, True)
+    assert call(stamp="another text") == (7, False)
     assert list(cache.rglob("*.nbc")) == files
 
 
@@ -161,3 +161,49 @@ def test_a_disk_that_is_full_or_gone_stops_no_job(cache, monkeypatch, error):
     call()
     monkeypatch.setattr(Path, "read_bytes", refuse)
     assert call() == (7, True)
+
+
+# --- a module's kernels
+
+
+MODULE = """
+from plateloom.features.compilation import kernel
+
+@kernel
+def outer(x):
+    return inner(x) + 1
+
+@kernel
+def inner(x):
+    return x + {}
+"""
+
+
+def import_module(path, number, name):
+    path.write_text(MODULE.format(number))
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_code_that_was_read_before_an_edit_does_not_pass_for_the_edited(cache, tmp_path):
+    path = tmp_path / "kernels.py"
+    old = import_module(path, 3, "old")
+    path.write_text(MODULE.format(500))
+    assert old.outer(1) == 5
+    assert import_module(path, 500, "new").outer(1) == 502
+
+
+def test_a_thread_sees_all_kernels_of_a_module_compiled_or_none(cache, tmp_path, monkeypatch):
+    module = import_module(tmp_path / "kernels.py", 3, "shared")
+    seen, compile_one = [], compilation._compile
+
+    def watch(function, stamp):
+        seen.append([hasattr(getattr(module, name), "uncompiled_kernel") for name in ("outer", "inner")])
+        return compile_one(function, stamp)
+
+    monkeypatch.setattr(compilation, "_compile", watch)
+    assert module.inner(1) == 4
+    assert seen == [[True, True]] * 2
+    assert not hasattr(module.outer, "uncompiled_kernel")

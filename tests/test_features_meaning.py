@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import ROOT, simulate
-from test_cli import plateloom
+from test_run import plateloom
 
 from plateloom.features import FAMILIES, feature_columns
 from plateloom.features.meaning import SOURCES, add_physical, describe_columns, unit_of
@@ -60,6 +60,11 @@ def test_every_column_is_described_in_the_order_of_the_tables():
 )
 def test_units(column, unit):
     assert unit_of(column) == unit
+
+
+def test_the_name_of_a_channel_is_no_measurement():
+    described = describe_columns(["Nuclei"], ["Parent_GFP", "Location_ER"], families=["Intensity", "Texture"])
+    assert {one["unit"] for name, one in described.items() if "MassDisplacement" not in name} == {"1"}
 
 
 def test_lengths_and_areas_in_micrometers_stand_beside_those_in_pixels():

@@ -105,10 +105,10 @@ def test_what_check_refuses_does_not_run(screen):
 def test_only_plates_that_were_never_converted_need_their_source(screen, records):
     records.write_all()
     (screen / "raw").rename(screen / "archive")
-    run._check_screen(screen)
+    run.check_screen(screen)
     add_plate(screen, "P2")
     with pytest.raises(ConfigError) as caught:
-        run._check_screen(screen)
+        run.check_screen(screen)
     assert len(caught.value.problems) == 1 and "raw/P2" in caught.value.problems[0]
 
 

@@ -1,13 +1,12 @@
 """`plateloom verify`: damage is named with its well and stage, and only that is made again."""
 
 import shutil
-import subprocess
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import simulate, snakemake
-from test_cli import plateloom
+from test_run import plateloom
 from test_workflow import bytes_of
 
 from plateloom import repair
@@ -154,9 +153,9 @@ def test_a_finished_screen_is_repaired_to_the_last_byte(again, finished):
 
 def test_a_repair_after_which_something_is_damaged_still_does_not_end_with_0(again, monkeypatch, capsys):
     flip(again / "results/plates/P1/plate.zarr/A/02/1/0/c/0/0/0")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
+    monkeypatch.setattr(verify, "_run", lambda *_: 0)
     with pytest.raises(SystemExit) as ended:
-        verify.command.callback(path=again, plates=(), deep=True, repair=True)
+        verify.command.callback(path=again, plates=(), deep=True, repair=True, profile=None, cores=None)
     assert ended.value.code == 3
     assert "damaged still: P1 A02 conversion: " in (said := capsys.readouterr().err) and "was not made again" in said
 
@@ -250,11 +249,33 @@ def test_a_plate_of_no_screen_is_checked_and_cannot_be_repaired(again, tmp_path)
 
 
 def test_what_somebody_put_beside_the_wells_is_named_and_left(again):
-    stray = again / "results/plates/P1/plate.zarr/notes.txt"
-    stray.write_text("mine")
+    base = again / "results/plates/P1/plate.zarr"
+    for name in ("notes.txt", "A/01/notes.txt", "A/01/1/labels/by hand/notes.txt"):
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text("mine")
     code, text = plateloom("verify", again, "--repair")
-    assert code == 1 and "notes.txt: no run makes it or reads it; remove it yourself" in text
-    assert "making again" not in text and stray.exists()
+    assert code == 1 and "making again" not in text
+    for name in ("notes.txt", "A/01/notes.txt", "A/01/1/labels/by hand"):
+        assert f"{name}: no run makes it or reads it; remove it yourself" in text and (base / name).exists()
+
+
+@pytest.mark.parametrize("stage", ["conversion", "segmentation"])
+def test_a_damaged_record_costs_no_well(again, stage):
+    base = again / "results/plates/P1"
+    flip_to_nothing = base / f"records/{stage}/part-0.json"
+    flip_to_nothing.write_text(flip_to_nothing.read_text()[:100])
+    before = bytes_of(again, *PATTERNS)
+    repair.remove_damaged(again, repair.find_damage(again, "P1", deep=False))
+    assert not flip_to_nothing.exists() and bytes_of(again, *PATTERNS) == before
+
+
+def test_a_well_that_the_source_has_lost_is_not_removed(again):
+    flip(again / "results/plates/P1/plate.zarr/A/02/1/0/c/0/0/0")
+    for path in (again / "raw/P1").glob("A02_*"):
+        path.unlink()
+    code, text = plateloom("verify", again, "--deep", "--repair")
+    assert code == 1 and "the source has no image of this well any more" in text
+    assert (again / "results/plates/P1/plate.zarr/A/02/1/zarr.json").exists()
 
 
 def test_wells_are_checked_though_the_list_of_the_plate_is_gone(again):

@@ -53,6 +53,9 @@ def cli():
 
 def main():
     """Run the command; an error that Plateloom knows is one line per problem and its own exit code."""
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -2,13 +2,12 @@
 
 import contextlib
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import click
 
-from plateloom.errors import ConfigError, did_you_mean
+from plateloom.errors import ConfigError, DataFault, did_you_mean
 
 TAKES = "a screen, a folder of its results, an export, or an OME-Zarr plate"
 
@@ -18,7 +17,9 @@ TAKES = "a screen, a folder of its results, an export, or an OME-Zarr plate"
 @click.option("--plate", "plates", multiple=True, help="Only this plate of a screen or an export; may be repeated.")
 @click.option("--deep", is_flag=True, help="Read and decode every chunk, every table and every model.")
 @click.option("--repair", is_flag=True, help="Make again, from the source, just what is damaged.")
-def command(path, plates, deep, repair):
+@click.option("--profile", default=None, metavar="NAME", help="With --repair: as of `plateloom run`.")
+@click.option("--cores", default=None, metavar="N", help="With --repair: as of `plateloom run`.")
+def command(path, plates, deep, repair, profile, cores):
     """Check PATH, a screen, a folder of its results, an export, or any OME-Zarr plate: structure, fingerprints, chunks.
 
     Exit code: 0 nothing is wrong, 1 something is, 2 there is nothing to check. With --repair that of the run that makes it
@@ -35,6 +36,7 @@ def command(path, plates, deep, repair):
             click.echo(f"{problem.file}: {problem.reason}")
         sys.exit(_sum_up(len(problems), deep))
     chosen = _choose(screen, path, chosen, plates)
+    from plateloom.cli.run import check_screen
     from plateloom.engine import locks
     from plateloom.repair import find_damage, find_left, remove_damaged
 
@@ -54,16 +56,28 @@ def command(path, plates, deep, repair):
         again = [one for one in damages if one not in reasons]
         if not again:
             sys.exit(code)
+        check_screen(screen)  # what would not run removes nothing
         remove_damaged(screen, again)
     shown = sorted({f"{one.plate or 'the screen'} {one.well or one.stage}" for one in again})
     click.echo(f"making again: {', '.join(shown)}")
-    call = "from plateloom.cli import main; main()"
-    code = subprocess.run([sys.executable, "-c", call, "run", str(screen)], check=False).returncode
+    code = _run(screen, profile, cores)
     left = find_left(screen, again)
     left += [one for one in reasons if one not in left]
     for one in left:
         click.echo(f"damaged still: {one}", err=True)
     sys.exit(code or (3 if left else 0))
+
+
+def _run(screen, profile, cores):
+    """Run the screen in this process, which so hears every signal; returns the exit code."""
+    from plateloom.cli.run import command as run
+
+    options = [*(["--profile", profile] if profile else []), *(["--cores", cores] if cores else [])]
+    try:
+        run.main([str(screen), *options], standalone_mode=False)
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
 
 
 def _locate(path):
@@ -167,17 +181,31 @@ def _find_lasting(screen, damages):
             reasons[one] = "the plate is not on the screen's list any more, so no run makes it again"
         elif one.stage not in settled.stages():
             reasons[one] = f"the screen's config.yaml switches {one.stage} off, so no run makes it again"
-    sources = {
-        one.plate: settled.plates[one.plate].source
-        for one in damages
-        if one not in reasons and one.stage == "conversion"
-    }
-    gone = [
-        f"{plate}: no source folder {source!r}" for plate, source in sources.items() if not (screen / source).is_dir()
-    ]
-    if gone:
+    images = [one for one in damages if one not in reasons and one.stage == "conversion"]
+    plates = sorted({one.plate for one in images})
+    if gone := [
+        f"{plate}: no source folder {settled.plates[plate].source!r}"
+        for plate in plates
+        if not (screen / settled.plates[plate].source).is_dir()
+    ]:
         raise ConfigError(gone)
+    there = {plate: _wells_of_source(screen, settled, plate) for plate in plates}
+    for one in images:
+        if one.well and one.well not in there[one.plate]:
+            reasons[one] = "the source has no image of this well any more, so no run makes it again"
     return reasons
+
+
+def _wells_of_source(screen, settled, plate):
+    """Wells that a plate's source folder has images of; none where it cannot be read."""
+    from plateloom.readers import load_reader
+
+    row, module = settled.plates[plate], load_reader(settled.plates[plate].reader)
+    try:
+        params = module.Params(**settled.settings("conversion", plate)["reader_params"])
+        return {image.well for image in module.scan(screen / row.source, params).images}
+    except (DataFault, OSError):
+        return set()
 
 
 def _sum_up(count, deep):

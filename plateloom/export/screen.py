@@ -356,7 +356,8 @@ class _Export:
         self.crate.add_file("plates.tsv", "The plates: source folder, reader, plate map, batch.", SHEET)
         labels = self.screen.config.classification.labels
         if labels not in ("", "controls") and (self.folder / labels).is_file():
-            found = [row for _, row in read_sheet(self.folder / labels, {"plate", "well", "class"}, None)[0]]
+            sheet = read_sheet(self.folder / labels, {"plate", "well", "class"}, None, usual=("field", "object"))
+            found = [row for _, row in sheet[0]]
             columns = list(dict.fromkeys(name for row in found for name in row))
             chosen = [row for row in found if row.get("plate") in self.plates]
             write_sheet(self.root / "labels.tsv", columns, chosen)

@@ -6,6 +6,7 @@ called, not in the files of those that it calls.
 
 import contextlib
 import functools
+import os
 import threading
 
 _compiling = threading.Lock()
@@ -22,7 +23,9 @@ def kernel(function):
     def compile_and_call(*arguments):
         return _compile_module(function)(*arguments)
 
-    compile_and_call.uncompiled_kernel = function
+    # Of the source as it was read: an edit while this process runs must not pass the old code for the new.
+    source = os.stat(function.__code__.co_filename)
+    compile_and_call.uncompiled_kernel = function, (source.st_mtime_ns, source.st_size)
     return compile_and_call
 
 
@@ -30,13 +33,17 @@ def _compile_module(function):
     """Replace the kernels in the function's module by compiled ones; return the function's own."""
     namespace = function.__globals__
     with _compiling:
-        for name, value in list(namespace.items()):
-            if hasattr(value, "uncompiled_kernel"):
-                namespace[name] = _compile(value.uncompiled_kernel)
+        compiled = {
+            name: _compile(*value.uncompiled_kernel)
+            for name, value in namespace.items()
+            if hasattr(value, "uncompiled_kernel")
+        }
+        # All at once: another thread may compile one of them before this one has found the next.
+        namespace.update(compiled)
         return namespace[function.__name__]
 
 
-def _compile(function):
+def _compile(function, stamp):
     import numba
 
     from plateloom.features.kernel_cache import KernelCache
@@ -45,5 +52,5 @@ def _compile(function):
     # Where no folder can be written to, every job compiles.
     with contextlib.suppress(RuntimeError):
         # What `cache=True` does, with another cache.
-        compiled._cache = KernelCache(function)
+        compiled._cache = KernelCache(function, stamp)
     return compiled

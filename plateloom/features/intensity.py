@@ -157,7 +157,7 @@ def _sort_floats(values, low, high):
     """Sort ascending by bins of equal width, then within them; by comparison where the bins are too uneven to help."""
     count = len(values)
     scale = count / (high - low)
-    if count < 16 or not scale < np.inf:
+    if count < 16 or not 0.0 < scale < np.inf:
         return np.sort(values)
     starts = np.zeros(count + 2, np.int64)
     for k in range(count):

@@ -16,11 +16,17 @@ _CHECKSUM_SIZE = hashlib.sha256().digest_size
 
 
 class KernelCache(FunctionCache):
-    """Cache of one kernel, in numba's folders (``NUMBA_CACHE_DIR``, else beside the source, else the user's)."""
+    """Cache of one kernel, in numba's folders (``NUMBA_CACHE_DIR``, else beside the source, else the user's).
 
-    def __init__(self, function):
+    Parameters
+    ----------
+    function : callable
+    stamp : tuple
+        What tells the function's source from another version of it.
+    """
+
+    def __init__(self, function, stamp):
         super().__init__(function)
-        stamp = self._impl.locator.get_source_stamp()
         self._cache_file = _KernelFiles(self._cache_path, self._impl.filename_base, stamp)
 
     def save_overload(self, sig, data):

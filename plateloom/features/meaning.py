@@ -20,7 +20,7 @@ SOURCES = {
     "Links": "RelateObjects",
 }
 
-# Units by the beginning of a name without its compartment; the first that fits holds, and none is "1".
+# Units by the beginning of a name without its compartment; the first that fits holds, and else it is "1".
 _UNITS = (
     (r"AreaShape_(Area|BoundingBoxArea|ConvexArea|InertiaTensor\w*)(_|$)", "px^2"),
     (
@@ -46,7 +46,7 @@ _UNITS = (
 PHYSICAL = {"px": ("um", "um", 1), "px^2": ("um^2", "um2", 2)}
 
 
-def unit_of(column):
+def unit_of(column, compartment="Nuclei|Cells|Cytoplasm"):
     """Unit of a column, with or without its compartment.
 
     Examples
@@ -55,7 +55,7 @@ def unit_of(column):
     ('px^2', '1')
     """
     for pattern, unit in _UNITS:
-        if re.search(rf"(^|_){pattern}", column):
+        if re.match(rf"(({compartment})_)?({pattern})", column):
             # The n of a moment: p + q, and the pixels that it sums.
             if moment := unit == "px^n" and re.search(r"Moment_(\d)_(\d)$", column):
                 return f"px^{2 + int(moment[1]) + int(moment[2])}"
@@ -90,7 +90,7 @@ def describe_columns(compartments, channels, *, families=None, physical_units=Fa
             for column in feature_columns(
                 compartment, channels, families=[family], compartments=compartments, **options
             ):
-                unit = unit_of(column)
+                unit = unit_of(column, re.escape(compartment))
                 described[column] = {
                     "compartment": compartment,
                     "family": family,

@@ -250,7 +250,7 @@ def empty_words(wells):
     words = f"{len(blank)} empty control {'well' if len(blank) == 1 else 'wells'}: {name_some(blank['Metadata_Well'])}."
     inhabited = blank[[number_of(count) > 0 for count in blank["cells"]]]
     if not len(inhabited):
-        return f"{words} No cell was found there, as it should be."
+        return f"{words} No cell was counted there, as it should be."
     listed = [f"{well} ({number_of(count):,.0f})" for well, count in inhabited[["Metadata_Well", "cells"]].to_numpy()]
     return f"{words} Cells were found in {len(inhabited)} of them: {name_some(listed)}."
 

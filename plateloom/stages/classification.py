@@ -82,7 +82,7 @@ def _labelled_wells(labels, plates):
                 if control in ("negative", "positive"):
                     found[plate, well] = [[control, None, None]]
         return found
-    rows, problems = read_sheet(labels, {"plate", "well", "class"}, None)
+    rows, problems = read_sheet(labels, {"plate", "well", "class"}, None, usual=("field", "object"))
     for line, row in rows:
         try:
             key = row["plate"], well_name(*parse_well(row["well"]))

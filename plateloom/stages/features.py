@@ -91,7 +91,8 @@ def measure_field(plate, well, field, flatfield, made, settings):
         image = read_corrected(plate, well, field, flatfield, channels=channels)
     else:  # shape and neighbors need no channel
         image = np.zeros((0, *labels["Nuclei"].shape), np.float32)
-    tables = features.measure_image(image, labels, channels, **_options(settings))
+    depth = 8 if store.image_type(path) == np.uint8 else 16  # of the counts that the corrected floats come from
+    tables = features.measure_image(image, labels, channels, bit_depth=depth, **_options(settings))
     joined = pd.concat([tables[compartment].reindex(tables["Nuclei"].index) for compartment in COMPARTMENTS], axis=1)
     described_columns = describe_table(settings, wanted)
     joined = add_physical(joined, described["pixel_size_um"], described_columns)

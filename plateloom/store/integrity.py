@@ -122,6 +122,10 @@ class ArrayFiles:
         """Names of the files within the array, in the order of the manifest."""
         return [self.prefix + "/".join(map(str, position)) for position in np.ndindex(*self.grid)]
 
+    def key(self, number):
+        """Name of one file, by its position in the manifest."""
+        return self.prefix + "/".join(map(str, np.unravel_index(number, self.grid)))
+
     def number(self, key):
         """Position of a file in the manifest; None for what is no chunk file of the array."""
         parts = key.removeprefix(self.prefix).split("/")
@@ -219,7 +223,7 @@ class VouchedStore(Store):
         CorruptStoreError
         """
         self.metadata(name)
-        key = f"{name}/{self._files[name].keys()[number]}"
+        key = f"{name}/{self._files[name].key(number)}"
         path = self.root / key
         try:
             size = path.stat().st_size

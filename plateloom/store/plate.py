@@ -847,6 +847,12 @@ def _open(path, attributes, level):
     return open_array(path, attributes, _level_name(path, attributes, level))
 
 
+def image_type(path):
+    """Type of a field's pixels: numpy.dtype."""
+    attributes = _read_finished(path)
+    return np.dtype(open_array(path, attributes, _level_name(path, attributes, 0)).dtype)
+
+
 def _shape(path, attributes, level):
     """Shape of a level, without opening the array where the manifest vouches for its metadata."""
     name = _level_name(path, attributes, level)
