@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from plateloom.latent.pca import first_two
 
 SMALL = 4096  # rows from which on UMAP's neighbors are approximate
-FEWEST = 5  # below this there is no neighborhood to preserve
 
 
 class Params(BaseModel):
@@ -18,7 +17,7 @@ class Params(BaseModel):
 
     n_components: int = Field(20, ge=1, description="Principal components that UMAP starts from")
     clip: float = Field(10.0, gt=0, description="Scaled features are clipped here [robust standard deviations]")
-    n_neighbors: int = Field(15, ge=2, description="Adapted where the sample is smaller")
+    n_neighbors: int = Field(15, ge=2, description="UMAP needs more rows than these [rows].")
     min_dist: float = Field(0.1, ge=0, lt=1, description="Smallest distance of points [map units].")
     seed: int = Field(0, ge=0, description="Every random number follows from it.")
 
@@ -45,10 +44,11 @@ def embed(components, params):
     random start (Kobak & Linderman 2021, doi:10.1038/s41587-020-00809-z). It is given the exact neighbors: looking for
     approximate ones, as it would from `SMALL` rows on, takes longer to compile than these to find.
     """
-    if len(components) < FEWEST:
-        return (
-            None,
-            f"{len(components)} rows, UMAP needs at least {FEWEST}: the map shows the first two principal components",
+    # Where every row is everyone's neighbor there is no neighborhood to preserve.
+    if len(components) <= params.n_neighbors:
+        return None, (
+            f"{len(components)} rows, UMAP needs more than its {params.n_neighbors} neighbors: the map shows the first two "
+            "principal components"
         )
     start = first_two(components)
     largest = np.abs(start).max()
@@ -59,11 +59,10 @@ def embed(components, params):
         warnings.filterwarnings("ignore", message="precomputed_knn.* is not an NNDescent object")
         import umap
 
-        neighbors = min(params.n_neighbors, len(components) - 1)
-        known = _find_neighbors(components, neighbors) if len(components) >= SMALL else (None, None, None)
+        known = _find_neighbors(components, params.n_neighbors) if len(components) >= SMALL else (None, None, None)
         model = umap.UMAP(
             n_components=2,
-            n_neighbors=neighbors,
+            n_neighbors=params.n_neighbors,
             precomputed_knn=known,
             min_dist=params.min_dist,
             init=start,
