@@ -904,7 +904,7 @@ def test_a_well_declared_empty_is_marked_and_neither_lost_nor_warned_of():
     html = render_plate(small_plate(wells=wells.assign(status="done"), notices=(), heat_maps=(), montage=()))
     assert banners(html) == [
         ("good", "All 4 wells were processed."),
-        ("plain", "1 empty control well: A03. No cell was found there, as it should be."),
+        ("plain", "1 empty control well: A03. No cell was counted there, as it should be."),
     ]
     section = section_of(html, "heat_maps")
     assert "A03: 0 cells · empty control" in section and ">E</text>" in section and EMPTY in section

@@ -22,7 +22,7 @@ def screen(tmp_path_factory):
         tmp_path_factory.mktemp("truth") / "screen", rows=4, columns=8, size_px=384, cells_per_field=28.0, seed=5
     )
     settings = yaml.safe_load((folder / "config.yaml").read_text())
-    settings["features"] = {"texture_scales": [3]}
+    settings["features"] = {"families": ["AreaShape", "Location", "Intensity", "Correlation", "Neighbors"]}
     settings["latent"] = {"autoencoder": {"enabled": False}, "maps": {"method": "pca", "cells": 500}}
     settings["illumination"] = {"fields": 32}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
@@ -130,7 +130,7 @@ def bbbc013(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bbbc013")
     example = ROOT / "config/examples/bbbc013"
     settings = yaml.safe_load((example / "config.yaml").read_text())
-    settings["features"] = {"texture_scales": [3]}
+    settings["features"] = {"families": ["AreaShape", "Location", "Intensity", "Correlation", "Neighbors"]}
     settings["latent"] = {"autoencoder": {"enabled": False}, "maps": {"method": "pca", "cells": 500}}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     shutil.copyfile(example / "plate_map.tsv", folder / "plate_map.tsv")

@@ -20,7 +20,6 @@ from plateloom.store.sheets import read_plate_map
 from plateloom.store.tables import KEYS, read_metadata, read_record, read_table, read_tables
 from plateloom.wells import plate_format
 
-FEW_WELLS = 3  # from so few, a color scale says nothing
 MONTAGE_PX = 480
 MAP_CELLS = 20_000
 MAP_WELLS = 1_000
@@ -211,7 +210,7 @@ def _describe_plate(plate, batch, source, settings, inputs):
     kept = not profiling_of["exclude_flagged"]
     # That nothing is seen where nothing was put is no fault.
     blank = quality["Metadata_Well"].isin(wells.loc[wells["Metadata_Control"] == "empty", "Metadata_Well"])
-    expected = blank & quality["Flag_Empty"] & ~quality[["Flag_Blurred", "Flag_Saturated", "Flag_Debris"]].any(axis=1)
+    expected = blank & quality["Flag_Empty"] & ~quality.filter(like="Flag_").drop(columns="Flag_Empty").any(axis=1)
     exclusions = report.list_exclusions(
         fields, accepted=accepted, segmented=objects, flagged=None if kept else quality[~expected]
     )
@@ -342,7 +341,7 @@ def _plate_maps(plate, wells, quality, params, classified):
             values = shown.groupby(part["Metadata_Well"]).mean()
             flagged = part.loc[part["Reason"] != "", "Metadata_Well"]
             good = values[~values.index.isin(flagged)].dropna()
-            limits = report.scale_limits(good) if len(good) > FEW_WELLS else None
+            limits = report.scale_limits(good) if len(good) > 1 else None
             name = f"{title}, {channel}"
             maps.append(report.HeatMap(title=name, values=values.to_dict(), unit=unit, limits=limits, group="Quality"))
     return maps
