@@ -74,9 +74,13 @@ def add_up(values):
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    return tmp_path
+def cache(tmp_path):
+    # Not numba.config itself: at any compilation numba may read its settings anew from the environment.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+        numba.config.reload_config()
+        yield tmp_path
+    numba.config.reload_config()
 
 
 def call(values=(1.0, 2.0, 4.0), stamp="a text"):
