@@ -158,6 +158,16 @@ def test_the_command_starts_without_heavy_imports():
     assert found.stdout.strip() == "[]"
 
 
+def test_a_config_is_checked_without_what_only_jobs_need():
+    code = (
+        "import sys, yaml; from plateloom.config import load_config;"
+        "load_config(yaml.safe_load(open('config/examples/bbbc013/config.yaml')));"
+        "print(sorted(set(sys.modules) & {'torch', 'sklearn', 'skops', 'umap', 'dask', 'distributed'}))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert found.stdout.strip() == "[]"
+
+
 def test_there_is_no_catch_all_module():
     for path in PACKAGE.rglob("*.py"):
         assert path.stem not in ("util", "utils", "helpers", "common", "misc", "base", "constants")

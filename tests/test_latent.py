@@ -11,7 +11,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from plateloom.errors import ModelMismatchError
-from plateloom.latent import MAPS, METHODS, autoencoder, umap
+from plateloom.latent import MAPS, autoencoder, network, umap
 from plateloom.latent.crops import crop_cells, intensity_range, normalize_crops
 from plateloom.latent.maps import Map, fit_map
 from plateloom.registry import load_method
@@ -140,14 +140,14 @@ def trained():
     crops, _ = make_crops(600, 0, side=32)
     holdout, _ = make_crops(150, 1, side=32)
     params = autoencoder.Params(out_px=32, latent_dim=16, width=12, epochs=12, batch_size=16)
-    return autoencoder.train(crops, params=params, holdout=holdout), holdout
+    return network.train(crops, params=params, holdout=holdout), holdout
 
 
 def test_unseen_crops_are_reconstructed_far_better_than_by_the_mean_crop(trained):
     result, holdout = trained
     assert result.history[-1]["holdout"] <= 0.3 * result.baseline
     assert [row["epoch"] for row in result.history] == list(range(1, 13))
-    standardized = (holdout - autoencoder.reconstruct(result.model, holdout)) / result.model.scale.numpy()
+    standardized = (holdout - network.reconstruct(result.model, holdout)) / result.model.scale.numpy()
     assert np.mean(standardized.astype(float) ** 2) == pytest.approx(result.history[-1]["holdout"], rel=1e-4)
 
 
@@ -161,7 +161,7 @@ def test_the_baseline_is_the_plain_error_of_the_mean_training_crop(trained):
 def test_the_latent_numbers_hold_the_phenotype(trained):
     result, _ = trained
     crops, marker = make_crops(300, 2, side=32)
-    latent = autoencoder.encode(result.model, crops)
+    latent = network.encode(result.model, crops)
     assert latent.shape == (300, 16) and latent.dtype == np.float32
     design = np.column_stack([latent, np.ones(300)])
     weights = np.linalg.lstsq(design[:200], marker[:200], rcond=None)[0]
@@ -170,16 +170,16 @@ def test_the_latent_numbers_hold_the_phenotype(trained):
 
 def test_encoding_does_not_depend_on_the_batches(trained):
     result, holdout = trained
-    whole = autoencoder.encode(result.model, holdout, batch_size=150)
+    whole = network.encode(result.model, holdout, batch_size=150)
     for size in (1, 7, 64):
-        np.testing.assert_allclose(autoencoder.encode(result.model, holdout, batch_size=size), whole, atol=1e-5)
+        np.testing.assert_allclose(network.encode(result.model, holdout, batch_size=size), whole, atol=1e-5)
 
 
 @pytest.mark.parametrize("killed_after", [1, 3])
 def test_a_killed_training_resumes_as_if_it_had_never_stopped(killed_after):
     crops, _ = make_crops(100, 3, side=32)
     params = autoencoder.Params(**SMALL)
-    whole = autoencoder.train(crops, params=params, holdout=crops[:20])
+    whole = network.train(crops, params=params, holdout=crops[:20])
     saved = {}
 
     class Killed(Exception):
@@ -191,21 +191,21 @@ def test_a_killed_training_resumes_as_if_it_had_never_stopped(killed_after):
             raise Killed
 
     with pytest.raises(Killed):
-        autoencoder.train(crops, params=params, holdout=crops[:20], on_epoch=checkpoint)
-    resumed = autoencoder.train(crops, params=params, holdout=crops[:20], resume=load_safetensors(saved["bytes"]))
+        network.train(crops, params=params, holdout=crops[:20], on_epoch=checkpoint)
+    resumed = network.train(crops, params=params, holdout=crops[:20], resume=load_safetensors(saved["bytes"]))
     assert resumed.history == whole.history
     for name, value in whole.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=0, atol=1e-6)
-    finished = autoencoder.train(crops, params=params, holdout=crops[:20], resume=whole.state)
+    finished = network.train(crops, params=params, holdout=crops[:20], resume=whole.state)
     assert finished.history == whole.history
 
 
 def test_the_same_seed_gives_the_same_model_and_another_seed_another():
     crops, _ = make_crops(40, 4, side=32)
     runs = [
-        autoencoder.train(crops, params=autoencoder.Params(**SMALL | {"epochs": 1, "seed": seed})) for seed in (0, 0, 1)
+        network.train(crops, params=autoencoder.Params(**SMALL | {"epochs": 1, "seed": seed})) for seed in (0, 0, 1)
     ]
-    codes = [autoencoder.encode(run.model, crops) for run in runs]
+    codes = [network.encode(run.model, crops) for run in runs]
     np.testing.assert_array_equal(codes[0], codes[1])
     assert np.abs(codes[0] - codes[2]).max() > 1e-3
 
@@ -214,18 +214,18 @@ def test_training_leaves_the_random_numbers_of_the_caller_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    autoencoder.train(make_crops(20, 4, side=32)[0], params=autoencoder.Params(**SMALL | {"epochs": 1}))
+    network.train(make_crops(20, 4, side=32)[0], params=autoencoder.Params(**SMALL | {"epochs": 1}))
     torch.testing.assert_close(torch.rand(3), expected)
 
 
 def test_a_state_of_other_parameters_or_crops_is_not_resumed():
     crops, _ = make_crops(40, 4, side=32)
     params = autoencoder.Params(**SMALL | {"epochs": 2})
-    state = autoencoder.train(crops, params=params).state
+    state = network.train(crops, params=params).state
     with pytest.raises(ModelMismatchError, match="other parameters or other crops"):
-        autoencoder.train(crops, params=params.model_copy(update={"learning_rate": 0.1}), resume=state)
+        network.train(crops, params=params.model_copy(update={"learning_rate": 0.1}), resume=state)
     with pytest.raises(ModelMismatchError):
-        autoencoder.train(crops[:30], params=params, resume=state)
+        network.train(crops[:30], params=params, resume=state)
 
 
 def test_a_memory_map_of_bytes_is_trained_on_batch_by_batch(tmp_path):
@@ -246,38 +246,38 @@ def test_a_memory_map_of_bytes_is_trained_on_batch_by_batch(tmp_path):
             return rows
 
     params = autoencoder.Params(**SMALL | {"epochs": 1})
-    result = autoencoder.train(Watched(), params=params)
+    result = network.train(Watched(), params=params)
     assert max(largest) <= params.batch_size
-    codes = autoencoder.encode(result.model, mapped)
-    np.testing.assert_allclose(codes, autoencoder.encode(result.model, crops.astype(np.float32) / 255), atol=1e-5)
+    codes = network.encode(result.model, mapped)
+    np.testing.assert_allclose(codes, network.encode(result.model, crops.astype(np.float32) / 255), atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_any_number_of_channels_is_trained_and_encoded(channels):
     crops = np.random.default_rng(0).random((10, channels, 16, 16), dtype=np.float32)
     crops[:, 0] = 0  # an empty channel is no reason to fail
-    result = autoencoder.train(crops, params=autoencoder.Params(out_px=16, latent_dim=3, width=2, epochs=1))
-    assert autoencoder.encode(result.model, crops).shape == (10, 3)
-    assert autoencoder.reconstruct(result.model, crops).shape == crops.shape
-    assert autoencoder.encode(result.model, crops[:0]).shape == (0, 3)
+    result = network.train(crops, params=autoencoder.Params(out_px=16, latent_dim=3, width=2, epochs=1))
+    assert network.encode(result.model, crops).shape == (10, 3)
+    assert network.reconstruct(result.model, crops).shape == crops.shape
+    assert network.encode(result.model, crops[:0]).shape == (0, 3)
     with pytest.raises(ModelMismatchError, match="channels"):
-        autoencoder.encode(result.model, np.zeros((2, channels + 1, 16, 16), np.float32))
+        network.encode(result.model, np.zeros((2, channels + 1, 16, 16), np.float32))
 
 
 def test_a_model_goes_through_safetensors_unchanged(trained):
     result, holdout = trained
-    config, tensors = autoencoder.to_tensors(result.model)
-    again = autoencoder.from_tensors(config, load_safetensors(save_safetensors(tensors)))
-    np.testing.assert_array_equal(autoencoder.encode(again, holdout), autoencoder.encode(result.model, holdout))
+    config, tensors = network.to_tensors(result.model)
+    again = network.from_tensors(config, load_safetensors(save_safetensors(tensors)))
+    np.testing.assert_array_equal(network.encode(again, holdout), network.encode(result.model, holdout))
     with pytest.raises(ModelMismatchError):
-        autoencoder.from_tensors(config | {"latent_dim": 5}, tensors)
+        network.from_tensors(config | {"latent_dim": 5}, tensors)
     with pytest.raises(ModelMismatchError):
-        autoencoder.from_tensors({"channels": 3}, tensors)
+        network.from_tensors({"channels": 3}, tensors)
 
 
 def test_turning_is_the_symmetry_of_the_square():
     crops = torch.arange(9.0).reshape(1, 1, 3, 3).repeat(8, 1, 1, 1)
-    turned = autoencoder.turn_crops(crops, np.arange(8))
+    turned = network.turn_crops(crops, np.arange(8))
     assert len({tuple(crop.flatten().tolist()) for crop in turned}) == 8
     torch.testing.assert_close(turned[0], crops[0])
     torch.testing.assert_close(turned[2], crops[2].flip((1, 2)))
@@ -286,11 +286,11 @@ def test_turning_is_the_symmetry_of_the_square():
 def test_unusable_crops_and_settings_are_refused():
     params = autoencoder.Params(**SMALL)
     with pytest.raises(ValueError, match="No crops"):
-        autoencoder.train(np.zeros((0, 3, 32, 32)), params=params)
+        network.train(np.zeros((0, 3, 32, 32)), params=params)
     with pytest.raises(ValueError, match="Expected"):
-        autoencoder.train(np.zeros((5, 3, 64, 64)), params=params)
+        network.train(np.zeros((5, 3, 64, 64)), params=params)
     with pytest.raises(ValueError, match="NaN"):
-        autoencoder.train(np.full((5, 3, 32, 32), np.nan), params=params)
+        network.train(np.full((5, 3, 32, 32), np.nan), params=params)
     with pytest.raises(ValidationError, match="multiple of 16"):
         autoencoder.Params(out_px=50)
     with pytest.raises(ValidationError):
@@ -420,14 +420,6 @@ def test_a_map_of_nothing_is_refused_with_the_reason():
         fit_map(np.empty((0, 2)), features=["a", "b"], params=params)
     with pytest.raises(ValueError, match="None of 2 features varies"):
         fit_map(np.ones((9, 2)), features=["a", "b"], params=params)
-
-
-@pytest.mark.parametrize("name", sorted(METHODS))
-def test_every_method_has_the_functions_that_the_package_promises(name):
-    module = load_method(METHODS, name, "latent method")
-    assert all(
-        callable(getattr(module, f)) for f in ("train", "encode", "reconstruct", "to_tensors", "from_tensors", "Params")
-    )
 
 
 def test_a_large_sample_is_laid_out_by_its_exact_neighbors(monkeypatch):

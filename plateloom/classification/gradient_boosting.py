@@ -1,10 +1,6 @@
 """Gradient boosting on histograms: tens of thousands of labeled cells and more."""
 
 from pydantic import BaseModel, ConfigDict, Field
-from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.impute import SimpleImputer
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
 
 
 class Params(BaseModel):
@@ -35,6 +31,11 @@ def build(params):
     -----
     Early stopping is off: scikit-learn would hold out random cells for it, of the very wells that it learns from.
     """
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
     boosting = HistGradientBoostingClassifier(
         max_iter=params.n_rounds,
         learning_rate=params.learning_rate,

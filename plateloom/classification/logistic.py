@@ -1,10 +1,6 @@
 """Logistic regression: few labeled cells, classes that a plane separates."""
 
 from pydantic import BaseModel, ConfigDict, Field
-from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
 
 
 class Params(BaseModel):
@@ -29,6 +25,11 @@ def build(params):
     sklearn.pipeline.Pipeline
         Not fitted.
     """
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
     regression = LogisticRegression(
         C=params.inverse_penalty, max_iter=params.max_iterations, class_weight="balanced", random_state=params.seed
     )

@@ -1,10 +1,6 @@
 """Random forest: the robust choice for a few thousand labeled cells."""
 
 from pydantic import BaseModel, ConfigDict, Field
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.impute import SimpleImputer
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
 
 
 class Params(BaseModel):
@@ -30,6 +26,11 @@ def build(params):
     sklearn.pipeline.Pipeline
         Not fitted.
     """
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
     forest = RandomForestClassifier(
         n_estimators=params.n_trees,
         max_depth=params.max_depth,

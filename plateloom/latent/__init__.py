@@ -1,8 +1,8 @@
 """Latent spaces: cell crops -> autoencoder -> K numbers per cell; tables of cells or wells -> maps of two coordinates.
 
-A method is one module with its own pydantic `Params`; nothing heavy is imported to learn its name.
+A method is one module with its own pydantic `Params`; nothing heavy is imported to learn its name or to check them.
 
-METHODS learn a latent space from crops: `train`, `encode`, `reconstruct`, `to_tensors`, `from_tensors`.
+METHODS learn a latent space from crops, by the functions of `plateloom.latent.network`.
 MAPS lay a table out in two coordinates: `embed`, called by `plateloom.latent.maps.fit_map`.
 """
 

@@ -69,7 +69,7 @@ def _train(folder, wells, flatfields, settings, made):
     import torch
     from safetensors.torch import load_file, save
 
-    from plateloom.latent import autoencoder
+    from plateloom.latent import autoencoder, network
     from plateloom.latent.crops import intensity_range, normalize_crops
 
     params = autoencoder.Params(**settings["parameters"])
@@ -124,12 +124,12 @@ def _train(folder, wells, flatfields, settings, made):
         write_bytes(checkpoint, save(state))
         log.info("epoch %(epoch)d: train %(train).4f, held out %(holdout).4f", history[-1])
 
-    trained = autoencoder.train(
+    trained = network.train(
         sets["train"], params=params, device=device, holdout=sets["holdout"], resume=resumed, on_epoch=on_epoch
     )
-    config, tensors = autoencoder.to_tensors(trained.model)
+    config, tensors = network.to_tensors(trained.model)
     examples = np.asarray(sets["holdout"][:: max(1, len(sets["holdout"]) // 12)][:12], np.float32)
-    pairs = np.stack([examples, autoencoder.reconstruct(trained.model, examples)]).astype(np.float16)
+    pairs = np.stack([examples, network.reconstruct(trained.model, examples)]).astype(np.float16)
     write_bytes(folder / "examples.safetensors", save({"pairs": torch.from_numpy(pairs)}))
     data = save(tensors)
     write_bytes(folder / "model.safetensors", data)
@@ -302,7 +302,7 @@ def _unit(plate, well, labels, flatfield, model, settings, code):
 
 def encode_field(plate, well, field, flatfield, made, fingerprint, policy):
     """Latent columns of one field's cells; runs in a worker. Field None gives a table without rows."""
-    from plateloom.latent import autoencoder
+    from plateloom.latent import network
     from plateloom.latent.crops import crop_cells, normalize_crops
 
     model, card = load_autoencoder(fingerprint, choose_device(policy))
@@ -318,7 +318,7 @@ def encode_field(plate, well, field, flatfield, made, fingerprint, policy):
             blocks = []
             for start in range(0, len(values), 256):
                 crops = crop_cells(image, centers[start : start + 256], size_px=size, out_px=side)
-                blocks.append(autoencoder.encode(model, normalize_crops(crops, card["low"], card["high"])))
+                blocks.append(network.encode(model, normalize_crops(crops, card["low"], card["high"])))
             latent = np.concatenate(blocks)
         else:  # a latent vector needs every channel
             latent = np.full((len(values), card["config"]["latent_dim"]), np.nan, np.float32)
@@ -345,7 +345,7 @@ def load_autoencoder(fingerprint, device="cpu"):
     """
     from safetensors.torch import load
 
-    from plateloom.latent import autoencoder
+    from plateloom.latent import network
 
     folder = model_folder("autoencoder")
     card = read_json(folder / "model.json")
@@ -354,4 +354,4 @@ def load_autoencoder(fingerprint, device="cpu"):
     data = (folder / "model.safetensors").read_bytes()
     if file_digest(data) != card["content"]:
         raise ModelMismatchError(f"{folder / 'model.safetensors'} was altered: expected {card['content']}")
-    return autoencoder.from_tensors(card["config"], load(data)).to(device), card
+    return network.from_tensors(card["config"], load(data)).to(device), card

@@ -1,0 +1,469 @@
+"""The autoencoder's network and its training: crops of cells to K numbers and back.
+
+Deterministic by seed on a given machine, resumable to the bit, stored as tensors and a dict (safetensors, no pickle).
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from plateloom.errors import ModelMismatchError
+from plateloom.latent.autoencoder import SHRINK
+
+
+class Autoencoder(nn.Module):
+    """Four strided convolutions, K numbers, four transposed convolutions; normalization of the channels is part of it.
+
+    Parameters
+    ----------
+    channels : int
+        C of the crops.
+    latent_dim, out_px, width : int
+        See `Params`.
+    """
+
+    def __init__(self, channels, latent_dim, out_px, width):
+        super().__init__()
+        self.config = {"channels": channels, "latent_dim": latent_dim, "out_px": out_px, "width": width}
+        w, side = width, out_px // SHRINK
+        self.register_buffer("center", torch.zeros(channels, 1, 1))
+        self.register_buffer("scale", torch.ones(channels, 1, 1))
+        self.encoder = nn.Sequential(
+            nn.Conv2d(channels, w, 4, 2, 1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(w, 2 * w, 4, 2, 1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(2 * w, 4 * w, 4, 2, 1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(4 * w, 4 * w, 4, 2, 1),
+            nn.LeakyReLU(0.1),
+            nn.Flatten(),
+            nn.Linear(4 * w * side * side, latent_dim),
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(latent_dim, 4 * w * side * side),
+            nn.Unflatten(1, (4 * w, side, side)),
+            nn.LeakyReLU(0.1),
+            nn.ConvTranspose2d(4 * w, 4 * w, 4, 2, 1),
+            nn.LeakyReLU(0.1),
+            nn.ConvTranspose2d(4 * w, 2 * w, 4, 2, 1),
+            nn.LeakyReLU(0.1),
+            nn.ConvTranspose2d(2 * w, w, 4, 2, 1),
+            nn.LeakyReLU(0.1),
+            nn.ConvTranspose2d(w, channels, 4, 2, 1),
+        )
+        self._initialize()
+
+    def _initialize(self):
+        """He initialization; the last layer starts near the mean of the channels, not far from it."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, a=0.1, nonlinearity="leaky_relu")
+            elif isinstance(layer, nn.ConvTranspose2d):
+                taps = 4  # a kernel of 4 with stride 2 feeds each pixel from 2 x 2
+                nn.init.normal_(layer.weight, std=(2 / (taps * layer.in_channels)) ** 0.5)
+            else:
+                continue
+            nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            self.decoder[-1].weight.mul_(0.1)
+
+    def standardize(self, crops):
+        """Return the crops in units of each channel's standard deviation, in which every error is measured."""
+        return (crops - self.center) / self.scale
+
+    def forward(self, crops):
+        """Return the reconstruction, standardized."""
+        return self.decoder(self.encoder(self.standardize(crops)))
+
+
+@dataclass
+class Trained:
+    """What training gives back.
+
+    Attributes
+    ----------
+    model : Autoencoder
+        In evaluation mode, on the CPU.
+    history : list of dict
+        Per epoch `epoch` (from 1), `train` and `holdout` (mean squared error in units of the channels' variance, NaN
+        without holdout).
+    baseline : float
+        The error of the mean training crop on the holdout crops (without: on the training crops): what `holdout` must
+        beat.
+    state : dict of str to Tensor
+        As given to `on_epoch` last; resumes training.
+    """
+
+    model: Autoencoder
+    history: list
+    baseline: float
+    state: dict
+
+
+def train(crops, *, params, device="cpu", holdout=None, resume=None, on_epoch=None):
+    """Train an autoencoder.
+
+    Parameters
+    ----------
+    crops : array-like of uint8, uint16, float16 or float32, shape (N, C, H, W)
+        Read by batches, e.g. a memory map; integers are divided by the largest of their type. H = W = `params.out_px`.
+    params : Params
+    device : str
+        "cpu" or "cuda".
+    holdout : array-like, shape (M, C, H, W), optional
+        Crops of *wells that are not in* `crops`; crops of the same well would look better than the model is.
+    resume : dict of str to Tensor, optional
+        A state that `on_epoch` was given. The result is that of a run that was never interrupted.
+    on_epoch : callable, optional
+        Called as ``on_epoch(state, history)`` after each epoch; `state` is flat tensors on the CPU, safe to keep.
+
+    Returns
+    -------
+    Trained
+
+    Raises
+    ------
+    ModelMismatchError
+        If `resume` comes from other parameters or other crops.
+    ValueError
+        If there is no crop, or crops have another side than `params.out_px`.
+
+    Notes
+    -----
+    Order and augmentation of epoch e are drawn from (seed, e) alone and the learning rate is a function of the step,
+    so the state needs no random generator. Bitwise equality holds for the same machine and thread count.
+    """
+    _check_crops(crops, params.out_px)
+    if not len(crops):
+        raise ValueError("No crops to train on.")
+    if holdout is not None and len(holdout):
+        _check_crops(holdout, params.out_px, channels=crops.shape[1])
+    else:
+        holdout = None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(params.seed)
+        model = Autoencoder(crops.shape[1], params.latent_dim, params.out_px, params.width)
+    mean, center, scale = _moments(crops, params.batch_size)
+    model.center.copy_(center)
+    model.scale.copy_(scale)
+    recipe = params.model_dump() | {
+        "crops": list(crops.shape),
+        "moments": [center.flatten().tolist(), scale.flatten().tolist()],
+    }
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).digest()
+    optimizer = torch.optim.Adam(model.parameters(), lr=params.learning_rate)
+    history = []
+    if resume is not None:
+        history = _restore(resume, model, optimizer, digest)
+    model.to(device)
+    for moments in optimizer.state.values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            moments[name] = moments[name].to(device)
+
+    steps = math.ceil(len(crops) / params.batch_size)
+    state = _state(model, optimizer, history, digest)
+    with _exact():
+        for epoch in range(len(history), params.epochs):
+            model.train()
+            random = np.random.default_rng([params.seed, epoch])
+            order = random.permutation(len(crops))
+            turns = random.integers(0, 8, len(crops)) if params.augment else np.zeros(len(crops), int)
+            total = 0.0
+            for step in range(steps):
+                chosen = np.sort(order[step * params.batch_size : (step + 1) * params.batch_size])
+                batch = turn_crops(_batch(crops, chosen, device), turns[chosen])
+                progress = (epoch * steps + step) / (params.epochs * steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = params.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+                optimizer.zero_grad(set_to_none=True)
+                loss = nn.functional.mse_loss(model(batch), model.standardize(batch))
+                loss.backward()
+                optimizer.step()
+                total += float(loss.detach()) * len(chosen)
+            held = reconstruction_error(model, holdout, params.batch_size) if holdout is not None else math.nan
+            history.append({"epoch": epoch + 1, "train": total / len(crops), "holdout": held})
+            state = _state(model, optimizer, history, digest)
+            if on_epoch is not None:
+                on_epoch(state, list(history))
+    model.to("cpu").eval()
+    baseline = baseline_error(model, mean, crops if holdout is None else holdout, params.batch_size)
+    return Trained(model, history, baseline, state)
+
+
+def encode(model, crops, batch_size=256):
+    """Compute the latent numbers of crops.
+
+    Parameters
+    ----------
+    model : Autoencoder
+        Used on the device that it is on.
+    crops : array-like, shape (N, C, H, W)
+        As in training.
+    batch_size : int
+        Of no influence on the result beyond rounding.
+
+    Returns
+    -------
+    ndarray of float32, shape (N, K)
+
+    Raises
+    ------
+    ModelMismatchError
+        If the crops have other channels or another side than the model.
+    """
+    return _by_batches(model, crops, batch_size, lambda batch: model.encoder(model.standardize(batch)))
+
+
+def reconstruct(model, crops, batch_size=256):
+    """Send crops through the model.
+
+    Parameters
+    ----------
+    model : Autoencoder
+    crops : array-like, shape (N, C, H, W)
+    batch_size : int
+
+    Returns
+    -------
+    ndarray of float32, shape (N, C, H, W)
+        In the units of the crops (integers: divided by the largest of their type).
+    """
+    return _by_batches(model, crops, batch_size, lambda batch: model(batch) * model.scale + model.center)
+
+
+def reconstruction_error(model, crops, batch_size=256):
+    """Return the mean squared error of the reconstruction, in units of the channels' variance in training.
+
+    Parameters
+    ----------
+    model : Autoencoder
+    crops : array-like, shape (N, C, H, W)
+    batch_size : int
+
+    Returns
+    -------
+    float
+        NaN without crops.
+    """
+    errors = _by_batches(
+        model, crops, batch_size, lambda batch: ((model(batch) - model.standardize(batch)) ** 2).mean(dim=(1, 2, 3))
+    )
+    return float(errors.astype(float).mean()) if len(errors) else math.nan
+
+
+def baseline_error(model, mean, crops, batch_size=256):
+    """Return the error, in the units of `reconstruction_error`, of answering every crop with one mean crop.
+
+    Parameters
+    ----------
+    model : Autoencoder
+        For the units only.
+    mean : array of float, shape (C, H, W)
+        The mean crop, from `mean_crop`.
+    crops : array-like, shape (N, C, H, W)
+    batch_size : int
+
+    Returns
+    -------
+    float
+        NaN without crops.
+    """
+    mean = torch.as_tensor(np.asarray(mean, np.float32), device=model.scale.device)
+    errors = _by_batches(
+        model, crops, batch_size, lambda batch: (((batch - mean) / model.scale) ** 2).mean(dim=(1, 2, 3))
+    )
+    return float(errors.astype(float).mean()) if len(errors) else math.nan
+
+
+def mean_crop(crops, batch_size=256):
+    """Average crops batch by batch.
+
+    Parameters
+    ----------
+    crops : array-like, shape (N, C, H, W)
+    batch_size : int
+
+    Returns
+    -------
+    ndarray of float32, shape (C, H, W)
+    """
+    return _moments(crops, batch_size)[0].numpy()
+
+
+def turn_crops(crops, turns):
+    """Flip and rotate each crop by its own one of the eight symmetries of the square.
+
+    Parameters
+    ----------
+    crops : Tensor, shape (N, C, H, H)
+    turns : array of int, shape (N,)
+        Quarter turns (0 to 3), plus 4 for a flip; 0 leaves a crop as it is.
+
+    Returns
+    -------
+    Tensor, shape (N, C, H, H)
+    """
+    turned = crops.clone()
+    for turn in np.unique(turns):
+        if turn == 0:
+            continue
+        chosen = torch.as_tensor(np.flatnonzero(turns == turn), device=crops.device)
+        part = torch.rot90(crops[chosen], int(turn) % 4, dims=(2, 3))
+        turned[chosen] = part.flip(3) if turn >= 4 else part
+    return turned
+
+
+def to_tensors(model):
+    """Take a model apart for safetensors.
+
+    Parameters
+    ----------
+    model : Autoencoder
+
+    Returns
+    -------
+    config : dict
+        `channels`, `latent_dim`, `out_px`, `width`: JSON.
+    tensors : dict of str to Tensor
+        Contiguous, on the CPU.
+    """
+    return dict(model.config), {name: _copy(value) for name, value in model.state_dict().items()}
+
+
+def from_tensors(config, tensors):
+    """Put a model together again.
+
+    Parameters
+    ----------
+    config : dict
+    tensors : dict of str to Tensor
+
+    Returns
+    -------
+    Autoencoder
+        In evaluation mode, on the CPU.
+
+    Raises
+    ------
+    ModelMismatchError
+        If the tensors are not those of the config.
+    """
+    expected = {"channels", "latent_dim", "out_px", "width"}
+    if set(config) != expected:
+        raise ModelMismatchError(f"Found the settings {sorted(config)}. Expected {sorted(expected)}.")
+    model = Autoencoder(**config)
+    _load(model, tensors)
+    return model.eval()
+
+
+def _check_crops(crops, side, channels=None):
+    """Refuse crops of another shape."""
+    if len(crops.shape) != 4 or tuple(crops.shape[2:]) != (side, side):
+        raise ValueError(f"Found crops of shape {tuple(crops.shape)}. Expected (N, C, {side}, {side}).")
+    if channels is not None and crops.shape[1] != channels:
+        raise ValueError(f"The holdout crops have {crops.shape[1]} channels, the training crops {channels}.")
+
+
+def _batch(crops, index, device):
+    """A slice or rows of `crops` as float32 on the device."""
+    values = np.asarray(crops[index])
+    if np.issubdtype(values.dtype, np.integer):
+        values = values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(device)
+
+
+def _by_batches(model, crops, batch_size, function):
+    """Apply `function` to batches without gradients; one array of float32."""
+    config = model.config
+    expected = (config["channels"], config["out_px"], config["out_px"])
+    if tuple(crops.shape[1:]) != expected:
+        raise ModelMismatchError(
+            f"Found crops of {tuple(crops.shape[1:])} (channels, rows, columns); the model was trained on {expected}."
+        )
+    was_training = model.training
+    model.eval()
+    parts = []
+    with _exact(), torch.no_grad():
+        for start in range(0, max(len(crops), 1), batch_size):  # an empty input still gives the shape of the result
+            batch = _batch(crops, slice(start, start + batch_size), model.scale.device)
+            parts.append(function(batch).cpu().numpy())
+    model.train(was_training)
+    return np.concatenate(parts).astype(np.float32)
+
+
+def _moments(crops, batch_size):
+    """Mean crop, and mean and standard deviation per channel, in one pass of float64 sums."""
+    channels = crops.shape[1]
+    total = torch.zeros(tuple(crops.shape[1:]), dtype=torch.float64)
+    squares = torch.zeros(channels, dtype=torch.float64)
+    for start in range(0, len(crops), batch_size):
+        batch = _batch(crops, slice(start, start + batch_size), "cpu").double()
+        if not torch.isfinite(batch).all():
+            raise ValueError("Some crops hold NaN or infinity. Leave those cells out.")
+        total += batch.sum(dim=0)
+        squares += (batch**2).sum(dim=(0, 2, 3))
+    mean = total / max(len(crops), 1)
+    center = mean.mean(dim=(1, 2))
+    variance = squares / max(len(crops), 1) / mean[0].numel() - center**2
+    scale = torch.sqrt(variance.clamp(min=0))
+    scale[scale < 1e-6] = 1.0  # an empty channel
+    return mean.float(), center.float()[:, None, None], scale.float()[:, None, None]
+
+
+def _copy(tensor):
+    """A copy on the CPU that later training does not change."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _state(model, optimizer, history, digest):
+    """Everything needed to go on, as flat tensors."""
+    state = {f"model.{name}": _copy(value) for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            state[f"optimizer.{name}.{kind}"] = _copy(torch.as_tensor(value))
+    state["history"] = torch.tensor([[h["train"], h["holdout"]] for h in history], dtype=torch.float64).reshape(-1, 2)
+    state["recipe"] = torch.frombuffer(bytearray(digest), dtype=torch.uint8).clone()
+    return state
+
+
+def _restore(state, model, optimizer, digest):
+    """Put a state back; returns the history."""
+    if bytes(state.get("recipe", torch.zeros(0, dtype=torch.uint8)).tolist()) != digest:
+        raise ModelMismatchError("The state to resume comes from other parameters or other crops. Start anew.")
+    _load(model, {name[6:]: value for name, value in state.items() if name.startswith("model.")})
+    for name, parameter in model.named_parameters():
+        start = f"optimizer.{name}."
+        moments = {key[len(start) :]: value.clone() for key, value in state.items() if key.startswith(start)}
+        if moments:
+            optimizer.state[parameter] = moments
+    rows = state["history"].tolist()
+    return [{"epoch": n + 1, "train": train, "holdout": held} for n, (train, held) in enumerate(rows)]
+
+
+def _load(model, tensors):
+    """Load tensors, whose names and shapes must be the model's own."""
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    if expected != found:
+        wrong = sorted(set(expected.items()) ^ set(found.items()))[:4]
+        raise ModelMismatchError(f"The tensors are not those of {model.config}: {wrong}.")
+    model.load_state_dict({name: torch.as_tensor(value) for name, value in tensors.items()})
+
+
+@contextlib.contextmanager
+def _exact():
+    """Full float32 and repeatable algorithms on a GPU; nothing changes on a CPU."""
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
