@@ -61,9 +61,7 @@ STAGES = {
     ),
     "features": Stage("part", "measure_features", ("segmentation",), ("plateloom.stages.features",)),
     "profiling": Stage("plate", "profile_plate", ("features", "flagging"), ("plateloom.stages.profiling",)),
-    "profiles": Stage(
-        "screen", "profile_screen", ("profiling",), ("plateloom.stages.profiling", "plateloom.latent.umap")
-    ),
+    "profiles": Stage("screen", "profile_screen", ("profiling",), ("plateloom.stages.profiling",), ("latent.maps",)),
     "autoencoder": Stage(
         "screen",
         "train_autoencoder",
@@ -204,7 +202,7 @@ class Screen:
             "segmentation": config["segmentation"],
             "features": config["features"] | {"channels": config["features"]["channels"] or list(config["channels"])},
             "profiling": config["profiling"],
-            "profiles": config["profiling"],
+            "profiles": config["profiling"] | {"map": latent["maps"]["method"]},
             "assembly": {"max_failed_fields": config["max_failed_fields"]},
             "autoencoder": latent["autoencoder"],
             "latent": {"crop_um": latent["autoencoder"]["crop_um"]},

@@ -22,9 +22,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from conftest import simulate
+from in_process import run_stages
 
 from plateloom.cli.export import command
-from plateloom.engine import locks, parts
+from plateloom.engine import locks
 from plateloom.errors import ConfigError, CorruptStoreError, LockedError
 from plateloom.export import copies, export_screen, fractal
 from plateloom.export.crate import Crate, Run, describe_column
@@ -41,86 +42,6 @@ from plateloom.store.verification import check_group
 TRUNCATED = "B02"
 
 
-def run_stages(folder):
-    """Run the stages of a screen without Snakemake, each in this process."""
-    from plateloom.stages import conversion, features, illumination, maps, profiling, quality, report, segmentation
-
-    screen = Screen(yaml.safe_load((folder / "config.yaml").read_text()))
-
-    def go(function, stage, plate=None, *, part=False, settings=True, **more):
-        (record,) = screen.records(stage, plate)
-        more |= {"plate": plate} if plate else {}
-        more |= {"part": 0, "parts": 1} if part else {}
-        more |= {"settings": screen.settings(stage, plate)} if settings else {}
-        function(code=screen.code(stage), record=str(record), **more)
-
-    for plate, row in screen.plates.items():
-        of = {stage: str(record_path(plate, stage)) for stage in STAGES}
-        source = {"source": row.source, "reader": row.reader, "listing": screen.listing(plate, 0)}
-        images = {"assembled": of["assembly"], "converted": [of["conversion"]]}
-        labels = {"segmented": of["segmentation"], "illuminated": of["illumination"]}
-        go(conversion.convert_part, "conversion", plate, part=True, **source)
-        go(
-            conversion.assemble_plate,
-            "assembly",
-            plate,
-            settings=False,
-            max_failed_fields=screen.config.max_failed_fields,
-            converted=[of["conversion"]],
-        )
-        go(illumination.estimate_plate, "illumination", plate, **images)
-        go(
-            quality.measure_part,
-            "quality",
-            plate,
-            part=True,
-            settings=False,
-            **images | {"converted": of["conversion"]},
-        )
-        go(quality.flag_plate, "flagging", plate, measured=[of["quality"]])
-        go(
-            segmentation.segment_part,
-            "segmentation",
-            plate,
-            part=True,
-            converted=of["conversion"],
-            illuminated=of["illumination"],
-        )
-        go(features.measure_part, "features", plate, part=True, **labels)
-        go(
-            profiling.profile_plate,
-            "profiling",
-            plate,
-            batch=row.batch,
-            plate_map=[row.plate_map, screen.plate_map(plate)],
-            measured=[of["features"]],
-            flagged=of["flagging"],
-        )
-    plates = list(screen.plates)
-    every = {stage: [str(record_path(plate, stage)) for plate in plates] for stage in STAGES}
-    of_screen = {stage: f"results/screen/records/{stage}.json" for stage in STAGES}
-    go(profiling.profile_screen, "profiles", plates=plates, missing=[], profiled=every["profiling"])
-    go(maps.fit_screen, "map", plates=plates, measured=every["features"], flagged=every["flagging"])
-    for plate, row in screen.plates.items():
-        of = {stage: str(record_path(plate, stage)) for stage in STAGES}
-        go(maps.map_part, "maps", plate, part=True, settings=False, fitted=of_screen["map"], measured=of["features"])
-        shown = {"profiled": of["profiling"], "flagged": of["flagging"], "mapped": [of["maps"]]}
-        none = {"classified": [], "encoded": []}
-        place = {"batch": row.batch, "source": row.source, "screened": of_screen["profiles"]}
-        go(report.report_plate, "report", plate, **shown, **none, **place)
-    go(
-        report.report_screen,
-        "screen_report",
-        plates=screen.plate_table(),
-        missing=[],
-        screened=of_screen["profiles"],
-        reported=every["report"],
-        mapped=[of_screen["map"]],
-        encoded=[],
-        classified=[],
-    )
-
-
 def make_screen(folder, **design):
     """Simulate and run a small screen whose raw images lie elsewhere, so that its list of plates names an absolute path."""
     simulate(folder, size_px=160, cells_per_field=9.0, **design)
@@ -131,14 +52,7 @@ def make_screen(folder, **design):
     settings["latent"] = {"autoencoder": {"enabled": False}, "maps": {"method": "pca", "cells": 100}}
     settings["classification"] = {"labels": ""}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    here = os.getcwd()
-    os.chdir(folder)
-    before, parts.EXECUTION = parts.EXECUTION, parts.Execution(threads=1, cluster={"kind": "threads"})
-    try:
-        run_stages(folder)
-    finally:
-        parts.EXECUTION = before
-        os.chdir(here)
+    run_stages(folder)
     return folder
 
 

@@ -1120,6 +1120,7 @@ def test_maps_of_raw_features_say_so():
 )
 def test_a_map_of_cells_says_which_cells_it_shows(plates, most, says, tmp_path, monkeypatch):
     from plateloom.stages import report as stage
+    from plateloom.store.provenance import write_json
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stage, "MAP_CELLS", most)
@@ -1138,8 +1139,13 @@ def test_a_map_of_cells_says_which_cells_it_shows(plates, most, says, tmp_path, 
             {"Metadata_Plate": path.parts[-3], "Metadata_Well": "A01", "Map_1": np.arange(3.0), "Map_2": 0.0}
         ),
     )
-    ((cells,), _) = stage._cell_maps(wells, {"mapped": [{"status": "done", "facts": {}}], "classified": []})
-    assert cells.note.startswith(says) and ("where plates lie apart" in cells.note) == (plates > 1)
+    card = stage.model_folder("map") / "map.json"
+    for method, reason, axis in (("umap", "", "UMAP"), ("pca", "", "PCA"), ("umap", "3 rows", "PCA")):
+        write_json(card, {"config": {"method": method, "reason": reason}})
+        ((cells,), _) = stage._cell_maps(wells, {"mapped": [{"status": "done", "facts": {}}], "classified": []})
+        assert cells.note.startswith(says) and ("where plates lie apart" in cells.note) == (plates > 1)
+        assert (cells.title, cells.axes) == (f"Cells, {axis}", (f"{axis} 1", f"{axis} 2"))
+        assert cells.note.endswith("No UMAP: 3 rows.") == bool(reason)
 
 
 # Hits

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import tifffile
 import yaml
-from conftest import ROOT, simulate, snakemake
+from conftest import ROOT, simulate
+from in_process import run_stages
 
 from plateloom.segmentation.matching import match_objects
 from plateloom.store import plate as store
@@ -26,7 +27,7 @@ def screen(tmp_path_factory):
     settings["latent"] = {"autoencoder": {"enabled": False}, "maps": {"method": "pca", "cells": 500}}
     settings["illumination"] = {"fields": 32}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    snakemake(folder)
+    run_stages(folder)
     return folder
 
 
@@ -137,7 +138,7 @@ def bbbc013(tmp_path_factory):
     (folder / "plates.tsv").write_text(
         f"plate\tsource\treader\tplate_map\tbatch\nBBBC013\t{source}\tpattern\tplate_map.tsv\t1\n"
     )
-    snakemake(folder)
+    run_stages(folder)
     return folder
 
 

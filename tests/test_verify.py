@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import simulate, snakemake
+from in_process import run_stages
 from test_run import plateloom
 from test_workflow import bytes_of
 
@@ -34,7 +35,7 @@ def finished(tmp_path_factory):
     settings["latent"] = {"autoencoder": {"enabled": False}, "maps": {"method": "pca", "cells": 100}}
     settings["classification"] = {"labels": ""}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    snakemake(folder)
+    run_stages(folder)
     return folder
 
 

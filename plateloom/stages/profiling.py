@@ -9,6 +9,7 @@ import pandas as pd
 from plateloom import profiling
 from plateloom.engine.parts import Outcome, Unit, run_job
 from plateloom.errors import PlateLayoutError
+from plateloom.registry import load_method
 from plateloom.stages.illumination import wells_of
 from plateloom.store.layout import plate_folder, screen_folder, well_table
 from plateloom.store.provenance import file_digest, recipe
@@ -116,7 +117,7 @@ def profile_screen(*, plates, missing, settings, code, profiled, record):
     plates, missing : list of str
         Plates that are complete, and those that are not.
     settings : dict
-        `parameters` of the config's section.
+        `parameters` of the config's section, and `map`, the method of the map.
     code : str
     profiled : list of str
         Records of the plates' profiles.
@@ -144,7 +145,7 @@ def profile_screen(*, plates, missing, settings, code, profiled, record):
             selected, dropped = profiling.select_features(joined, params)
             facts["features_selected"] = len(profiling.feature_columns(selected))
             facts["selection"] = {name: len(names) for name, names in dropped.items()}
-            selected, facts["map"] = place_wells(selected)
+            selected, facts["map"] = place_wells(selected, settings["map"])
             if params.readout:
                 wells = joined_readout(
                     [read_metadata(plate_folder(plate) / "aggregates.parquet") for plate in sorted(usable)]
@@ -176,8 +177,14 @@ def joined_readout(tables):
     return wells
 
 
-def place_wells(profiles):
-    """Add the place of each well on a map of wells: UMAP (`Metadata_Map_1`, `_2`) and PCA (`Metadata_PCA_1`, `_2`).
+def place_wells(profiles, method):
+    """Add the place of each well on a map of wells (`Metadata_Map_1`, `_2`) and by PCA (`Metadata_PCA_1`, `_2`).
+
+    Parameters
+    ----------
+    profiles : DataFrame
+    method : str
+        A name in `plateloom.latent.MAPS`; its parameters are the default ones.
 
     Returns
     -------
@@ -185,7 +192,8 @@ def place_wells(profiles):
     reason : str
         Why the map is another than asked for; else empty.
     """
-    from plateloom.latent import maps, umap
+    from plateloom.latent import MAPS
+    from plateloom.latent.maps import fit_map
 
     features = profiling.feature_columns(profiles)
     known = profiles[features].notna().any(axis=1).to_numpy() if features else np.zeros(len(profiles), bool)
@@ -193,7 +201,8 @@ def place_wells(profiles):
     reason = "no well has a value"
     if known.sum() >= 2:
         values = profiles.loc[known, features].to_numpy(float)
-        fitted = maps.fit_map(values, features=features, params=umap.Params())
+        params = load_method(MAPS, method, "map").Params()
+        fitted = fit_map(values, features=features, method=method, params=params)
         places[known] = fitted.transform(values, features=features)
         found = fitted.project(values, features=features)[:, :2]
         components[known, : found.shape[1]] = found

@@ -716,11 +716,13 @@ def _describe_screen(plates, missing, settings, inputs):
         profiles = read_metadata(screen_folder() / "profiles.parquet")
         facts = inputs["screened"]["facts"]
         raw = _rawness(facts["plates"], facts["not_normalized"], params)
-        reason = " ".join(filter(None, [raw, facts["map"] and f"No UMAP: {facts['map']}."]))
-        well_maps = [
-            _embedding("Wells, UMAP", profiles, "Metadata_Map_1", "Metadata_Map_2", reason),
-            _embedding("Wells, PCA", profiles, "Metadata_PCA_1", "Metadata_PCA_2", raw, axes=("PCA 1", "PCA 2")),
-        ]
+        method = settings["config"]["latent"]["maps"]["method"]
+        # The map by PCA is the fallback of the others, and then is there already.
+        reason = " ".join(filter(None, [raw, facts["map"] and f"No {method.upper()}: {facts['map']}."]))
+        well_maps = [_embedding("Wells, PCA", profiles, "Metadata_PCA_1", "Metadata_PCA_2", reason, "PCA")]
+        if method != "pca" and not facts["map"]:
+            name = method.upper()
+            well_maps.insert(0, _embedding(f"Wells, {name}", profiles, "Metadata_Map_1", "Metadata_Map_2", raw, name))
     else:
         notes["well_maps"] = inputs["screened"]["reason"]
     cell_maps, notes_of_cells = _cell_maps(wells, inputs)
@@ -836,7 +838,7 @@ def _screen_map(title, wells, column, note="", unit=""):
     return report.ScreenHeatMap(title=title, plates=plates, note=note, unit=unit, limits=limits)
 
 
-def _embedding(title, table, x, y, reason, axes=("UMAP 1", "UMAP 2")):
+def _embedding(title, table, x, y, reason, axis):
     """A map colored by what the wells hold, and by plate, which should not be seen in it."""
     treatment = table["Metadata_Treatment"].fillna("").where(table["Metadata_Control"] == "", table["Metadata_Control"])
     colorings = {"treatment": treatment}
@@ -851,7 +853,7 @@ def _embedding(title, table, x, y, reason, axes=("UMAP 1", "UMAP 2")):
         x=table[x].to_numpy(float),
         y=table[y].to_numpy(float),
         colorings={name: [value or "none" for value in values] for name, values in colorings.items()},
-        axes=axes,
+        axes=(f"{axis} 1", f"{axis} 2"),
         note=reason,
     )
 
@@ -881,14 +883,17 @@ def _cell_maps(wells, inputs):
     known = pd.concat(list(wells.values()), ignore_index=True)
     keys = ["Metadata_Plate", "Metadata_Well"]
     cells = cells.merge(known[[*keys, "Metadata_Treatment", "Metadata_Control", "Metadata_Batch"]], on=keys, how="left")
-    reason = inputs["mapped"][0]["facts"].get("reason", "")
+    config = read_json(model_folder("map") / "map.json")["config"]
+    axis = "PCA" if config["reason"] else config["method"].upper()
     every_cell = len(cells) == total and len(chosen) == len(every)
     note = f"All {len(cells):,} cells." if every_cell else f"{len(cells):,} cells, drawn evenly over the wells."
     note += (
         " Their features are scaled by the median and spread of the whole sample and not normalized to the controls of each "
         f"plate{': where plates lie apart, so do their stainings' if len(wells) > 1 else ''}."
     )
-    return [_embedding("Cells", cells, "Map_1", "Map_2", " ".join(filter(None, [note, reason])))], {}
+    if config["reason"]:
+        note += f" No {config['method'].upper()}: {config['reason']}."
+    return [_embedding(f"Cells, {axis}", cells, "Map_1", "Map_2", note, axis)], {}
 
 
 def _classifier(records, notes):
