@@ -17,6 +17,9 @@ Anything else that is raised in a job is an infrastructure fault: the job fails,
 
 import difflib
 
+# What a run and a job say when a signal has ended them; whatever else they log while they end is no fault.
+INTERRUPTION = "interrupted; the same command goes on where it stopped"
+
 
 class PlateloomError(Exception):
     """Base of the tree; `exit_code` is what a command returns for it."""

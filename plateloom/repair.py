@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from plateloom.engine.parts import artefact_record
+from plateloom.planning import STAGES
 from plateloom.store import layout
 from plateloom.store import plate as store
 from plateloom.store.provenance import file_digest, read_json
@@ -44,8 +45,11 @@ SCREEN_ARTEFACTS = {
     "screen_report": ("report.html",),
 }
 MISSING = "is missing"
+LOST = "is missing, though what was made from its results is there"
 OTHER_RECIPE = "was made from something else than its record says"
 HAS_IMAGES = {"done", "partial"}
+# Stages that a config may leave out, and what comes next be there all the same.
+OPTIONAL = {"classes", "latent"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +116,8 @@ def find_damage(folder, plate, *, deep):
             Damage(plate, stage, "", path.relative_to(base).as_posix(), "cannot be read: it is no record of a job")
             for path in damaged
         ]
+        lost = [] if damaged else _find_lost(folder, plate, stage, records)
+        found += [Damage(plate, stage, "", path.relative_to(base).as_posix(), LOST) for path in lost]
         vouched[stage] = {name: made for record in records for name, made in record["artefacts"].items()}
         # Without a readout the screen has no other table than its profiles.
         if stage == "profiles" and not any("hits" in record["facts"] for record in records):
@@ -126,6 +132,43 @@ def find_damage(folder, plate, *, deep):
     if plate:
         found += _check_images(base, plate, vouched, deep)
     return sorted(dict.fromkeys(found), key=lambda one: (one.well, one.stage, one.file))
+
+
+def has_records(folder, plate):
+    """Whether any job has left a record of a plate, or of the screen's own results; else there is nothing to check by."""
+    return any((results_folder(folder, plate) / "records").glob("*/*.json" if plate else "*.json"))
+
+
+def _find_lost(folder, plate, stage, records):
+    """Records of a stage's jobs that are gone, though the next stage has made something of what they vouched for."""
+    base = results_folder(folder, plate)
+    followers = [name for name, other in STAGES.items() if stage in other.after]
+    if not plate:
+        followed = any(any(base.glob(f"../plates/*/records/{name}/part-*.json")) for name in followers)
+        return [base / f"records/{stage}.json"] if followed and not records else []
+    if not records and stage in OPTIONAL:
+        return []
+    there = {name: _read_records(base, name)[0] for name in PLATE_ARTEFACTS if STAGES[name].scope == "part"}
+    counts = [record["parts"] for found in (records, *there.values()) for record in found if record.get("parts")]
+    parts = range(counts[0]) if counts and STAGES[stage].scope == "part" else [0]
+    lost = sorted(set(parts) - {record.get("part") or 0 for record in records})
+    return [base / f"records/{stage}/part-{part}.json" for part in lost if _is_followed(folder, plate, followers, part)]
+
+
+def _is_followed(folder, plate, followers, part):
+    """Whether a stage has run of those that come next after a part of a plate."""
+    for name in followers:
+        scope = STAGES[name].scope
+        if scope == "screen":
+            records, _ = _read_records(results_folder(folder, ""), "profiles")
+            found = any(plate in record["facts"].get("plates", ()) for record in records)
+        else:
+            found = (
+                results_folder(folder, plate) / f"records/{name}/part-{part if scope == 'part' else 0}.json"
+            ).exists()
+        if found:
+            return True
+    return False
 
 
 def _read_records(base, stage):
@@ -188,9 +231,9 @@ def _check_images(base, plate, vouched, deep):
     }
     for problem in check_group(images, deep=deep) if images.exists() else []:
         path = Path(problem.file).relative_to(images)
-        if not path.parts and not vouched["assembly"]:
-            continue  # a plate that was not assembled has no list of its wells
         stage, well = _owner(path.parts)
+        if not vouched["assembly"] and well not in vouched["conversion"]:
+            continue  # a plate that was not assembled has no list of its wells, or that of an earlier time
         # A well that is whole and not on the plate's list is new, or none of its fields is like the plate's.
         if problem.stray and well in whole and len(path.parts) == 2:
             continue
@@ -252,7 +295,8 @@ def remove_damaged(folder, damages):
         The screen's.
     damages : list of Damage
     """
-    for plate, stage, well in sorted({(one.plate, one.stage, one.well) for one in damages if one.repairable}):
+    there = [one for one in damages if one.repairable and one.reason != LOST]
+    for plate, stage, well in sorted({(one.plate, one.stage, one.well) for one in there}):
         _remove(results_folder(folder, plate), stage, well)
 
 

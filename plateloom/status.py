@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 
 from plateloom.engine import locks
+from plateloom.errors import INTERRUPTION
 from plateloom.planning import STAGES, Screen
 from plateloom.store.provenance import digest, read_json
 
@@ -218,7 +219,7 @@ def _last_error(log):
         i for i, line in enumerate(lines) if re.match(r"\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+ |Fatal Python error", line)
     ]
     errors = [i for i in begins if re.match(r"\S+ \S+ (ERROR|CRITICAL) |Fatal", lines[i])]
-    if not errors:
+    if not errors or any(lines[i].endswith(INTERRUPTION) for i in begins):
         return ""
     told = lines[errors[-1] : next((i for i in begins if i > errors[-1]), len(lines))]
     frames = [i for i, line in enumerate(told) if line.startswith("  File ")]

@@ -20,7 +20,7 @@ from plateloom import planning, status
 from plateloom.cli import main, run
 from plateloom.config import read_config
 from plateloom.engine import locks
-from plateloom.errors import ConfigError, PlateloomError
+from plateloom.errors import INTERRUPTION, ConfigError, PlateloomError
 from plateloom.planning import STAGES, Screen
 from plateloom.store.provenance import digest, write_json
 
@@ -427,6 +427,10 @@ def test_one_cause_on_many_plates_is_one_line(screen, records):
             "{CRITICAL} root: the job failed\nTraceback (…):\n  File 'a', line 1\n    f()\n    ^^^\nOSError: disk full\n"
             "{INFO} distributed.scheduler: Closing scheduler\n",
             "OSError: disk full",
+        ),
+        (
+            "{ERROR} distributed.scheduler: Couldn't gather keys\n{INFO} a: " + INTERRUPTION + "\n{ERROR} b: closed\n",
+            "",
         ),
         ("{ERROR} plateloom.stages.latent: no GPU\n{INFO} a: b\n", "plateloom.stages.latent: no GPU"),
         ("{INFO} a: b\nFatal Python error: Segmentation fault\n\nThread 1:\n  File 'a'\n", "Fatal Python error: Segm"),

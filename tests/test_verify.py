@@ -115,6 +115,47 @@ def test_damage_is_named_with_its_stage_and_well(again, what):
     assert code == 1 and f"{plate or 'the screen'}{f' {well}' if well else ''} {stage}: " in text
 
 
+def test_a_record_that_is_gone_is_damage_where_something_was_made_from_it(again):
+    looked_at = 0
+    for stage in [*repair.PLATE_ARTEFACTS, *repair.SCREEN_ARTEFACTS]:
+        plate = "P1" if stage in repair.PLATE_ARTEFACTS else ""
+        name = f"records/{stage}/part-0.json" if plate else f"records/{stage}.json"
+        path = repair.results_folder(again, plate) / name
+        if not path.exists():  # the config leaves it out
+            continue
+        looked_at += 1
+        kept = path.rename(path.with_suffix(".kept"))
+        found = [(one.stage, one.well, one.file) for one in repair.find_damage(again, plate, deep=False)]
+        assert found == ([] if stage == "screen_report" else [(stage, "", name)]), "nothing is made from the last page"
+        kept.rename(path)
+    assert looked_at == len(STAGES) - len(("autoencoder", "latent", "classifier", "classes"))
+
+
+def test_records_of_some_parts_that_are_gone_are_named_and_those_of_a_run_on_its_way_are_not(again):
+    base = again / "results/plates/P1/records"
+    for stage in ("conversion", "quality", "segmentation", "features"):
+        for part in (1, 0):
+            record = read_json(base / stage / "part-0.json") | {"part": part, "parts": 2}
+            write_json(base / stage / f"part-{part}.json", record | ({} if part == 0 else {"artefacts": {}}))
+    (base / "segmentation/part-1.json").unlink()
+    (lost,) = repair.find_damage(again, "P1", deep=False)
+    assert (lost.file, lost.reason) == ("records/segmentation/part-1.json", repair.LOST)
+    for stage in ("features/part-1", "profiling/part-0", "maps/part-0", "report/part-0"):
+        (base / f"{stage}.json").unlink()
+    profiles = again / "results/screen/records/profiles.json"
+    write_json(profiles, read_json(profiles) | {"facts": {"plates": []}})
+    assert repair.find_damage(again, "P1", deep=False) == []
+
+
+def test_results_without_any_record_are_not_called_good(again):
+    shutil.rmtree(again / "results/plates/P1/records")
+    code, text = plateloom("verify", again)
+    assert "P1: no job has left a record" in text
+    shutil.rmtree(again / "results/screen")
+    code, text = plateloom("verify", again)
+    assert code == 2 and "was not run yet" in text
+
+
 def test_a_plate_that_is_gone_is_damage_of_its_wells(again):
     shutil.rmtree(again / "results/plates/P1/plate.zarr")
     code, text = plateloom("verify", again)
@@ -125,8 +166,15 @@ def test_a_plate_that_is_gone_is_damage_of_its_wells(again):
 def test_a_quarantined_plate_need_not_be_whole(again):
     path = again / "results/plates/P1/records/assembly/part-0.json"
     write_json(path, read_json(path) | {"status": "failed", "reason": "no field can be used", "artefacts": {}})
-    (again / "results/plates/P1/plate.zarr/zarr.json").unlink()
-    assert repair.find_damage(again, "P1", deep=False) == []
+    for reason in ("its list is that of an earlier time", "it never had one"):
+        shutil.rmtree(again / "results/plates/P1/plate.zarr/A/02", ignore_errors=True)
+        (again / "results/plates/P1/fields/A02.parquet").unlink(missing_ok=True)
+        for stage in ("conversion", "quality", "segmentation", "features", "maps"):
+            record = again / f"results/plates/P1/records/{stage}/part-0.json"
+            artefacts = {well: made for well, made in read_json(record)["artefacts"].items() if well != "A02"}
+            write_json(record, read_json(record) | {"artefacts": artefacts})
+        assert repair.find_damage(again, "P1", deep=False) == [], reason
+        (again / "results/plates/P1/plate.zarr/zarr.json").unlink(missing_ok=True)
 
 
 def test_records_of_a_run_that_cut_the_plate_otherwise_vouch_for_nothing(again):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from plateloom.errors import ConfigError, LockedError, did_you_mean
+from plateloom.errors import INTERRUPTION, ConfigError, LockedError, did_you_mean
 
 SNAKEFILE = Path(__file__).resolve().parents[2] / "Snakefile"
 PROFILES = sorted(path.parent.name for path in SNAKEFILE.parent.glob("profiles/*/profile.yaml"))
@@ -66,7 +66,7 @@ def command(folder, profile, cores, until, dry_run, snakemake_options):
     earlier = _time_of(folder / FROZEN)
     code = run_group(arguments)
     if code > 128:
-        click.echo("interrupted; the same command goes on where it stopped", err=True)
+        click.echo(INTERRUPTION, err=True)
         sys.exit(code)
     if dry_run:
         sys.exit(1 if code else 0)

@@ -38,8 +38,13 @@ def command(path, plates, deep, repair, profile, cores):
     chosen = _choose(screen, path, chosen, plates)
     from plateloom.cli.run import check_screen
     from plateloom.engine import locks
-    from plateloom.repair import find_damage, find_left, remove_damaged
+    from plateloom.repair import find_damage, find_left, has_records, remove_damaged
 
+    for name in chosen:
+        if not has_records(screen, name):
+            click.echo(f"{name or 'the screen'}: no job has left a record, so nothing vouches for what lies there")
+    if not any(has_records(screen, name) for name in chosen):
+        raise ConfigError(_not_run(screen))
     # Whoever repairs looks and removes while nobody writes.
     with locks.hold(screen / ".plateloom.lock", wait=False) if repair else contextlib.nullcontext():
         damages = []

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from plateloom.engine import locks
 from plateloom.engine.cluster import open_cluster, peak_memory_mb
-from plateloom.errors import DataFault, DeferredError
+from plateloom.errors import INTERRUPTION, DataFault, DeferredError
 from plateloom.store.layout import part_of
 from plateloom.store.plate import finished_record, read_group, write_group
 from plateloom.store.provenance import digest, read_json, write_json
@@ -99,7 +99,7 @@ def start_job(snakemake):
 def _log_end(kind, error, trace):
     """Log what ended a job; Ctrl-C is no fault of its own."""
     if issubclass(kind, KeyboardInterrupt):
-        log.info("interrupted; the same command goes on where it stopped")
+        log.info(INTERRUPTION)
     else:
         log.critical("the job failed", exc_info=(kind, error, trace))
 
