@@ -29,6 +29,7 @@ def main():
     parser.add_argument("--size", type=int, default=1080, help="Side of a field [px].")
     parser.add_argument("--rounds", type=int, default=3, help="Each number is the median of so many.")
     options = parser.parse_args()
+    os.environ["ZARR_THREADING__MAX_WORKERS"] = "1"  # as a worker of ours has it, and everyone here alike
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         raw = make_raw(options.fields, options.size)

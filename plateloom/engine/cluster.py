@@ -165,7 +165,9 @@ def open_cluster(*, threads, kind="processes", tasks_per_worker=2, memory_mb=Non
     import dask
     from distributed import Client, LocalCluster
 
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    # Of worker processes, which import zarr after this: each has one core, and zarr would start a thread per core.
+    single = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+    for name in (*single, "ZARR_THREADING__MAX_WORKERS"):
         os.environ.setdefault(name, "1")
     settings = {"distributed.worker.daemon": True, "distributed.admin.tick.limit": "1h"}
     with dask.config.set(settings), contextlib.ExitStack() as stack:

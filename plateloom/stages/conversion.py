@@ -526,13 +526,13 @@ def _described(parameters, windows, found):
 
 
 def _window(pixels, number, parameters):
-    """Display range of a channel [counts]: the config's, or that of every third row and column of a field's pixels."""
+    """Display range of a channel [counts]: the config's, or that of some 256² pixels, every so manieth row and column."""
     given = list(parameters["channels"].values())[number].get("window")
-    axis = 1 if parameters["conversion"]["time"] == "keep" else 0
     if given:
         return list(given)
-    step = 3 if min(pixels.shape[-2:]) > 256 else 1
-    return [int(value) for value in np.percentile(pixels[..., ::step, ::step].take(number, axis=axis), [1, 99.9])]
+    step = max(1, min(pixels.shape[-2:]) // 256)
+    channel = pixels[:, number] if parameters["conversion"]["time"] == "keep" else pixels[number]
+    return [int(value) for value in np.percentile(channel[..., ::step, ::step], [1, 99.9])]
 
 
 def _levels(shape, wanted):
