@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test bbbc013 lint format lock napari cp_measure docs clean
+.PHONY: demo test bbbc013 lint format lock napari czi cp_measure docs clean
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Plateloom needs Python 3.11 or newer, found ' + sys.version)"
@@ -51,6 +51,11 @@ lock:
 napari: requirements.txt
 	test -x build/napari/bin/python || $(PYTHON) -m venv build/napari
 	build/napari/bin/pip install --quiet --disable-pip-version-check -c requirements.txt napari-ome-zarr
+
+# Zeiss's files through bioio, by a plugin under the GPL: an environment of its own, which only one test needs.
+czi: requirements.txt
+	test -x build/czi/bin/python || $(PYTHON) -m venv build/czi
+	build/czi/bin/pip install --quiet --disable-pip-version-check -c requirements.txt bioio==3.6.0 bioio-czi==3.0.1 pylibCZIrw==6.1.0 pydantic
 
 # The peer of benchmarks/features.py, in its faster mode, on the same numpy, scipy and numba as ours.
 cp_measure: requirements.txt

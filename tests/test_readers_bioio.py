@@ -1,4 +1,4 @@
-"""Files that only bioio reads become planes, by the plugin that is here: OME-TIFF's."""
+"""Files that only bioio reads become planes, by the plugins that are here: OME-TIFF's, and in its own environment CZI's."""
 
 import os
 import subprocess
@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from layouts import bioio as layout
 from layouts.ome_tiff import WAVELENGTHS
 
@@ -246,3 +247,13 @@ def test_params_tell_what_is_wrong():
     for wrong in ({"pattern": ""}, {"pattern": "("}, {"suffixes": ["czi"]}, {"suffixes": []}):
         with pytest.raises(ValueError):
             Params(**wrong)
+
+
+def test_czi_files_read_back(tmp_path):
+    # CZI's plugin is under the GPL, so nothing of ours depends on it.
+    python = ROOT / "build/czi/bin/python"
+    if not python.exists():
+        pytest.skip("bioio-czi is not installed; `make czi` does it")
+    command = [python, ROOT / "tests/czi.py", tmp_path]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.stdout.endswith("12 equal, 0 not found\n"), found.stderr[-2000:]

@@ -38,10 +38,10 @@ def command(path, plates, deep, repair, profile, cores):
     chosen = _choose(screen, path, chosen, plates)
     from plateloom.cli.run import check_screen
     from plateloom.engine import locks
-    from plateloom.repair import find_damage, find_left, has_records, remove_damaged
+    from plateloom.repair import find_damage, find_left, has_records, remove_damaged, results_folder
 
     for name in chosen:
-        if not has_records(screen, name):
+        if results_folder(screen, name).is_dir() and not has_records(screen, name):
             click.echo(f"{name or 'the screen'}: no job has left a record, so nothing vouches for what lies there")
     if not any(has_records(screen, name) for name in chosen):
         raise ConfigError(_not_run(screen))
