@@ -146,7 +146,7 @@ def add_physical(table, pixel_size_um, described):
 
     twins = {}
     for name, column in described.items():
-        if name in table and column["unit"] in PHYSICAL:
+        if column["unit"] in PHYSICAL and name in table:
             _, ending, power = PHYSICAL[column["unit"]]
             if f"{name}_{ending}" in described:
                 twins[f"{name}_{ending}"] = table[name] * pixel_size_um**power

@@ -63,14 +63,15 @@ def read_flatfields(path, channels, fingerprint):
     PlateLayoutError
         If other flat-fields lie there.
     """
-    found = [_read(str(path), channel, fingerprint) for channel in channels]
-    return np.stack([flatfield for flatfield, _ in found]), found[0][1]
+    return _read(str(path), tuple(channels), fingerprint)
 
 
-@functools.lru_cache(maxsize=8)
-def _read(path, channel, fingerprint):
+@functools.lru_cache(maxsize=2)
+def _read(path, channels, fingerprint):
     attributes = read_group(path) or {}
     found = attributes.get("plateloom", {}).get("fingerprint")
     if found != fingerprint:
         raise PlateLayoutError(f"{path!r} holds the flat-fields {found}, expected {fingerprint}; run again")
-    return open_array(path, attributes, channel)[...], attributes["offset"]
+    flatfields = np.stack([open_array(path, attributes, channel)[...] for channel in channels])
+    flatfields.flags.writeable = False  # everyone in this process is given the same
+    return flatfields, attributes["offset"]

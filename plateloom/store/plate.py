@@ -428,6 +428,8 @@ def read_image(path, *, channels=slice(None), window=(slice(None), slice(None)),
     def read(channel):
         return array[tuple((chosen | {"c": channel})[name] for name in names)]
 
+    if not isinstance(channels, slice) and list(channels) == list(range(len(channels))):
+        channels = slice(len(channels))
     if isinstance(channels, slice):
         return read(channels)
     # zarr takes a list of numbers ten times slower than one number after the other.

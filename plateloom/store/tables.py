@@ -23,7 +23,7 @@ def write_table(path, table, record, *, described=None):
     ----------
     path : path
     table : DataFrame
-        Its index is not written. Row groups are whole fields, as many as reach `GROUP_ROWS`.
+        Its index is not written. Row groups are whole fields, as many as reach `GROUP_ROWS`; fewer at the end join the last.
     record : dict
         The `plateloom` record (see `provenance.recipe`).
     described : dict of str to dict of str to str, optional
@@ -73,7 +73,7 @@ def _row_groups(table):
     fields = table["Metadata_Field"].to_numpy()
     starts = [0]
     for begin in np.flatnonzero(fields[1:] != fields[:-1]) + 1:
-        if begin - starts[-1] >= GROUP_ROWS:
+        if begin - starts[-1] >= GROUP_ROWS and len(table) - begin >= GROUP_ROWS:
             starts.append(begin)
     return list(zip(starts, [*starts[1:], len(table)], strict=True))
 
