@@ -148,10 +148,12 @@ def _find_lost(folder, plate, stage, records):
         return [base / f"records/{stage}.json"] if followed and not records else []
     if not records and stage in OPTIONAL:
         return []
-    there = {name: _read_records(base, name)[0] for name in PLATE_ARTEFACTS if STAGES[name].scope == "part"}
-    counts = [record["parts"] for found in (records, *there.values()) for record in found if record.get("parts")]
-    parts = range(counts[0]) if counts and STAGES[stage].scope == "part" else [0]
-    lost = sorted(set(parts) - {record.get("part") or 0 for record in records})
+    parts = 1
+    if STAGES[stage].scope == "part":
+        others = (_read_records(base, name)[0] for name in PLATE_ARTEFACTS if STAGES[name].scope == "part")
+        some = records or next(filter(None, others), [{}])
+        parts = some[0].get("parts") or 1
+    lost = sorted(set(range(parts)) - {record.get("part") or 0 for record in records})
     return [base / f"records/{stage}/part-{part}.json" for part in lost if _is_followed(folder, plate, followers, part)]
 
 
@@ -163,9 +165,8 @@ def _is_followed(folder, plate, followers, part):
             records, _ = _read_records(results_folder(folder, ""), "profiles")
             found = any(plate in record["facts"].get("plates", ()) for record in records)
         else:
-            found = (
-                results_folder(folder, plate) / f"records/{name}/part-{part if scope == 'part' else 0}.json"
-            ).exists()
+            number = part if scope == "part" else 0
+            found = (results_folder(folder, plate) / f"records/{name}/part-{number}.json").exists()
         if found:
             return True
     return False
