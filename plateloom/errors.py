@@ -96,6 +96,12 @@ class LockedError(PlateloomError, RuntimeError):
 
 
 def did_you_mean(name, known):
-    """Return ` Did you mean 'x'?` for the nearest of the known names, or an empty string."""
-    near = difflib.get_close_matches(str(name), list(known), n=1)
+    """Return ` Did you mean 'x'?` for the nearest of the known names, or an empty string.
+
+    >>> did_you_mean("er", ["DNA", "ER"])
+    " Did you mean 'ER'?"
+    """
+    known = [str(one) for one in known]
+    alike = [one for one in known if one.lower() == str(name).lower()]
+    near = alike or difflib.get_close_matches(str(name), known, n=1)
     return f" Did you mean {near[0]!r}?" if near else ""

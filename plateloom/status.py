@@ -18,6 +18,7 @@ LEFT = (FAILED, INTERRUPTED, RUNNING, STALE, MISSING)  # the same command has so
 FOLLOWS = (STALE, MISSING, SKIPPED)  # may be so only because of what lies above
 SCREEN_STAGES = {name for name, stage in STAGES.items() if stage.scope == "screen"}
 FOLLOWING = "what it is made from changes"
+GONE = "its record is gone, though what was made from it is there"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,9 +245,11 @@ def find_causes(states):
     """
     causes = {}
     for where, stage, state in _walk(states):
-        if state.state in (DONE, MISSING) or state.waits_for:
-            continue
         plates = [where] if where else list(states["plates"])
+        if state.state == MISSING and not state.waits_for and _was_there(states, plates, stage):
+            state = dataclasses.replace(state, reason=GONE)
+        elif state.state in (DONE, MISSING) or state.waits_for:
+            continue
         waiting = {
             name
             for found in [*(states["plates"][plate] for plate in plates), states["screen"]]
@@ -261,6 +264,12 @@ def find_causes(states):
         cause.logs += [state.log] if state.log else []
     order = list(STAGES)
     return sorted(causes.values(), key=lambda cause: order.index(cause.stage))
+
+
+def _was_there(states, plates, stage):
+    """Whether something was made before of what is missing now."""
+    found = [states["plates"][plate] for plate in plates] + [states["screen"]]
+    return any(stages[name].state == STALE for stages in found for name in _later(stage) & stages.keys())
 
 
 @functools.cache

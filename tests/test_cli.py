@@ -179,10 +179,11 @@ def test_what_is_odd_about_files_and_maps_is_a_warning(screen):
     (screen / "raw/P1/A01_s1_w2.tif").write_bytes(b"")
     (screen / "raw/P1/A02_s1_w3.tif").unlink()
     path = screen / "maps/P1.tsv"
-    path.write_text(path.read_text().replace("negative", "") + "H12\tx\t1\tuM\t\n")
+    text = path.read_text().replace("negative", "").replace("nuclearin", "Nuclearin", 1)
+    path.write_text(text + "H12\tx\t1\tuM\t\n")
     code, text = plateloom("check", screen)
     assert code == 0
-    for part in ("1 file without content: A01_s1_w2.tif", "A02 field 1 lacks", "no well is a negative", "H12"):
+    for part in ("1 file without content: A01_s1_w2.tif", "A02 field 1 lacks", "no well is a negative", "H12", "'Nuclearin', 'nuclearin'"):
         assert part in text, part
 
 

@@ -1141,11 +1141,23 @@ def test_a_map_of_cells_says_which_cells_it_shows(plates, most, says, tmp_path, 
     )
     card = stage.model_folder("map") / "map.json"
     for method, reason, axis in (("umap", "", "UMAP"), ("pca", "", "PCA"), ("umap", "3 rows", "PCA")):
-        write_json(card, {"config": {"method": method, "reason": reason}})
+        write_json(card, {"config": {"method": method, "reason": reason, "explained": [0.412, 0.2, 0.1]}})
         ((cells,), _) = stage._cell_maps(wells, {"mapped": [{"status": "done", "facts": {}}], "classified": []})
         assert cells.note.startswith(says) and ("where plates lie apart" in cells.note) == (plates > 1)
-        assert (cells.title, cells.axes) == (f"Cells, {axis}", (f"{axis} 1", f"{axis} 2"))
+        shares = (" (41% of the variance)", " (20% of the variance)") if axis == "PCA" else ("", "")
+        assert (cells.title, cells.axes) == (f"Cells, {axis}", (f"{axis} 1{shares[0]}", f"{axis} 2{shares[1]}"))
         assert cells.note.endswith("No UMAP: 3 rows.") == bool(reason)
+
+
+def test_a_map_says_which_wells_the_classifier_has_learned_from(tmp_path, monkeypatch):
+    from plateloom.stages.report import _learned_note
+    from plateloom.store.layout import model_folder
+    from plateloom.store.provenance import write_json
+
+    monkeypatch.chdir(tmp_path)
+    write_json(model_folder("classifier") / "model.json", {"wells": ["P1/A01", "P2/A02"]})
+    assert _learned_note([("P1", "A02"), ("P3", "A01")]) == ""
+    assert _learned_note([("P1", "A01"), ("P1", "A02")]).startswith("Learned from cells of A01: there the classes are")
 
 
 # Hits

@@ -417,6 +417,15 @@ def test_one_cause_on_many_plates_is_one_line(screen, records):
     assert "segmentation of P1, P2, P3: stale: settings have changed" in text
 
 
+def test_a_record_that_is_gone_is_a_cause(screen, records):
+    records.write_all()
+    (screen / records.screen.records("quality", "P1")[0]).unlink()
+    (cause,) = status.find_causes(status.read_screen(screen))
+    assert (cause.stage, cause.state, cause.reason, cause.plates) == ("quality", "missing", status.GONE, ["P1"])
+    code, text = plateloom("status", screen)
+    assert status.GONE in text
+
+
 @pytest.mark.parametrize(
     "text, expected",
     [

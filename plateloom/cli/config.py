@@ -75,6 +75,7 @@ def describe_methods():
     for title, module in modules.items():
         lines += [title]
         for name, field in import_module(module).Params.model_fields.items():
-            default = "required" if field.is_required() else json.dumps(field.default, default=str)
+            preset = field.get_default(call_default_factory=True)
+            default = "required" if field.is_required() else json.dumps(preset, default=str)
             lines.append(f"    {name}: {default}    {field.description or ''}".rstrip())
     return "\n".join(lines)

@@ -70,7 +70,7 @@ class Params(BaseModel):
     z: Literal["stack", "projection"] = Field(
         "stack",
         description="Which counts where a channel has both its planes and the projection that MetaXpress made of them. "
-        "`stack`: conversion.projection does what it says, whatever the microscope was told (its projection may be the "
+        "`stack`: conversion.z does what it says, whatever the microscope was told (its projection may be the "
         "best focus); the max of all planes is MetaXpress's maximum projection. `projection`: one file is read in place "
         "of many. Where only one of them is there, that one.",
     )

@@ -71,7 +71,7 @@ class Params(BaseModel):
     pattern: str = Field(
         KNOWN["plateloom"],
         description="Regular expression that a whole file name must match, in small or large letters; named groups `well` (or `row` and `column`; "
-        "a row may be letters or a number), `channel`, and if there are any `field`, `z`, `t`, all of them numbers.",
+        "a row may be letters or a number), `channel`; and if there are any, the numbers `field`, `z`, `t`.",
     )
     folders: bool = Field(False, description="Match the path below the source folder instead of the file name alone.")
 

@@ -129,7 +129,9 @@ def _train(folder, wells, excluded, settings, made):
     data = dumps(model)
     write_bytes(folder / "model.skops", data)
     content = hashlib.sha256(data).hexdigest()
-    write_json(folder / "model.json", {"plateloom": made, "content": content, "card": model.card})
+    learned = sorted((cells["Metadata_Plate"] + "/" + cells["Metadata_Well"]).unique())
+    card = {"plateloom": made, "content": content, "card": model.card, "wells": learned}
+    write_json(folder / "model.json", card)
     return Outcome(
         facts={"balanced_accuracy": metrics["balanced_accuracy"], "chance": metrics["chance"], "cells": len(cells)}
     )

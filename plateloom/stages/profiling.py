@@ -145,7 +145,7 @@ def profile_screen(*, plates, missing, settings, code, profiled, record):
             selected, dropped = profiling.select_features(joined, params)
             facts["features_selected"] = len(profiling.feature_columns(selected))
             facts["selection"] = {name: len(names) for name, names in dropped.items()}
-            selected, facts["map"] = place_wells(selected, settings["map"])
+            selected, facts["map"], facts["explained"] = place_wells(selected, settings["map"])
             if params.readout:
                 wells = joined_readout(
                     [read_metadata(plate_folder(plate) / "aggregates.parquet") for plate in sorted(usable)]
@@ -191,6 +191,8 @@ def place_wells(profiles, method):
     profiles : DataFrame
     reason : str
         Why the map is another than asked for; else empty.
+    explained : list of float
+        Share of the variance that each principal component explains.
     """
     from plateloom.latent import MAPS
     from plateloom.latent.maps import fit_map
@@ -198,7 +200,7 @@ def place_wells(profiles, method):
     features = profiling.feature_columns(profiles)
     known = profiles[features].notna().any(axis=1).to_numpy() if features else np.zeros(len(profiles), bool)
     places, components = np.full((2, len(profiles), 2), np.nan, np.float32)
-    reason = "no well has a value"
+    reason, explained = "no well has a value", []
     if known.sum() >= 2:
         values = profiles.loc[known, features].to_numpy(float)
         params = load_method(MAPS, method, "map").Params()
@@ -206,9 +208,9 @@ def place_wells(profiles, method):
         places[known] = fitted.transform(values, features=features)
         found = fitted.project(values, features=features)[:, :2]
         components[known, : found.shape[1]] = found
-        reason = fitted.config["reason"]
+        reason, explained = fitted.config["reason"], [float(share) for share in fitted.config["explained"][:2]]
     table = profiles.assign(Metadata_Map_1=places[:, 0], Metadata_Map_2=places[:, 1])
-    return table.assign(Metadata_PCA_1=components[:, 0], Metadata_PCA_2=components[:, 1]), reason
+    return table.assign(Metadata_PCA_1=components[:, 0], Metadata_PCA_2=components[:, 1]), reason, explained
 
 
 def usable_plates(records, artefact):

@@ -328,8 +328,10 @@ def _plate_maps(plate, wells, quality, params, classified):
         values, note = _by_well(wells, READOUT), _readout_name(params)
         maps.append(report.HeatMap(title="Readout", values=values, unit=_unit_of(params), note=note))
     for name, values in _class_fractions(plate, list(wells["Metadata_Well"]), classified).items():
-        title = f"Share of cells of class {name}"
-        one = report.HeatMap(title=title, values=values, limits=(0, 1), unit="share of cells", group="Classes")
+        title, note = f"Share of cells of class {name}", _learned_note([(plate, well) for well in values])
+        one = report.HeatMap(
+            title=title, values=values, limits=(0, 1), unit="share of cells", group="Classes", note=note
+        )
         maps.append(one)
     for metric, title, unit in (
         ("focus_slope", "Focus", "slope; higher is sharper"),
@@ -432,7 +434,11 @@ def _quality_rows(wells, readout, **keys):
     for name, values in (groups | kinds).items():
         found = profiling.assay_quality(values, negative)
         counts = {"negatives": found["n_negative"], "positives": found["n_positive"]}
-        few = [f"{number} {kind[:-1]} control wells" for kind, number in counts.items() if number < least]
+        few = [
+            f"{number} {kind[:-1]} control {'well' if number == 1 else 'wells'}"
+            for kind, number in counts.items()
+            if number < least
+        ]
         reason = f"{' and '.join(few)}, {least} needed" if few else found["reason"]
         for statistic, title in STATISTICS.items():
             ends = {"value": "", "low": "_low", "high": "_high"}
@@ -518,6 +524,16 @@ def _dose_curves(wells, readout, *, unit="", groups=None):
             )
         )
     return curves
+
+
+def _learned_note(wells):
+    """Which of some wells (plate, well) the classifier was trained on: of those it knows the labels."""
+    learned = set(read_json(model_folder("classifier") / "model.json").get("wells", ()))
+    known = [well for plate, well in wells if f"{plate}/{well}" in learned]
+    if not known:
+        return ""
+    shown = ", ".join(known) if len(known) <= 12 else f"{len(known)} of the wells"
+    return f"Learned from cells of {shown}: there the classes are the labels given back, no finding."
 
 
 def _class_fractions(plate, wells, records):
@@ -719,10 +735,12 @@ def _describe_screen(plates, missing, settings, inputs):
         method = settings["config"]["latent"]["maps"]["method"]
         # The map by PCA is the fallback of the others, and then is there already.
         reason = " ".join(filter(None, [raw, facts["map"] and f"No {method.upper()}: {facts['map']}."]))
-        well_maps = [_embedding("Wells, PCA", profiles, "Metadata_PCA_1", "Metadata_PCA_2", reason, "PCA")]
+        axes = _component_names(facts["explained"])
+        well_maps = [_embedding("Wells, PCA", profiles, "Metadata_PCA_1", "Metadata_PCA_2", reason, axes)]
         if method != "pca" and not facts["map"]:
             name = method.upper()
-            well_maps.insert(0, _embedding(f"Wells, {name}", profiles, "Metadata_Map_1", "Metadata_Map_2", raw, name))
+            axes = f"{name} 1", f"{name} 2"
+            well_maps.insert(0, _embedding(f"Wells, {name}", profiles, "Metadata_Map_1", "Metadata_Map_2", raw, axes))
     else:
         notes["well_maps"] = inputs["screened"]["reason"]
     cell_maps, notes_of_cells = _cell_maps(wells, inputs)
@@ -838,7 +856,13 @@ def _screen_map(title, wells, column, note="", unit=""):
     return report.ScreenHeatMap(title=title, plates=plates, note=note, unit=unit, limits=limits)
 
 
-def _embedding(title, table, x, y, reason, axis):
+def _component_names(explained):
+    """Titles of the axes of a map by PCA, with the share of the variance that each explains."""
+    shares = [f" ({share:.0%} of the variance)" for share in explained[:2]] + ["", ""]
+    return f"PCA 1{shares[0]}", f"PCA 2{shares[1]}"
+
+
+def _embedding(title, table, x, y, reason, axes):
     """A map colored by what the wells hold, and by plate, which should not be seen in it."""
     treatment = table["Metadata_Treatment"].fillna("").where(table["Metadata_Control"] == "", table["Metadata_Control"])
     colorings = {"treatment": treatment}
@@ -853,7 +877,7 @@ def _embedding(title, table, x, y, reason, axis):
         x=table[x].to_numpy(float),
         y=table[y].to_numpy(float),
         colorings={name: [value or "none" for value in values] for name, values in colorings.items()},
-        axes=(f"{axis} 1", f"{axis} 2"),
+        axes=axes,
         note=reason,
     )
 
@@ -884,16 +908,20 @@ def _cell_maps(wells, inputs):
     keys = ["Metadata_Plate", "Metadata_Well"]
     cells = cells.merge(known[[*keys, "Metadata_Treatment", "Metadata_Control", "Metadata_Batch"]], on=keys, how="left")
     config = read_json(model_folder("map") / "map.json")["config"]
-    axis = "PCA" if config["reason"] else config["method"].upper()
+    name = "PCA" if config["reason"] else config["method"].upper()
+    axes = _component_names(config["explained"]) if name == "PCA" else (f"{name} 1", f"{name} 2")
     every_cell = len(cells) == total and len(chosen) == len(every)
     note = f"All {len(cells):,} cells." if every_cell else f"{len(cells):,} cells, drawn evenly over the wells."
     note += (
         " Their features are scaled by the median and spread of the whole sample and not normalized to the controls of each "
         f"plate{': where plates lie apart, so do their stainings' if len(wells) > 1 else ''}."
     )
+    if "Class" in cells:
+        learned = _learned_note(list(dict.fromkeys(zip(cells["Metadata_Plate"], cells["Metadata_Well"], strict=True))))
+        note += f" {learned}" if learned else ""
     if config["reason"]:
         note += f" No {config['method'].upper()}: {config['reason']}."
-    return [_embedding(f"Cells, {axis}", cells, "Map_1", "Map_2", note, axis)], {}
+    return [_embedding(f"Cells, {name}", cells, "Map_1", "Map_2", note, axes)], {}
 
 
 def _classifier(records, notes):
