@@ -16,6 +16,7 @@ COMMANDS = {
     "run": "Run a screen through Snakemake.",
     "status": "Show what is done, failed, stale or missing, plate by plate.",
     "features": "List what would be measured of every cell, with counts, units and cost.",
+    "evaluate": "Compare label images with the truth, object by object.",
     "verify": "Check that results are what was made, chunk by chunk, and make damaged wells again.",
     "export": "Put a finished screen together as one folder to hand on.",
     "config": "Show every setting with default, unit and meaning.",
