@@ -39,6 +39,8 @@ class State:
         [s] that its jobs took.
     failed : tuple of dict
         What could not be used of a plate that went on: `well`, `field`, `channel`, `reason`.
+    warnings : tuple of str
+        What a plate's page says before any number: of a plate that is done, and yet may not be used as it is.
     waits_for : str
         The stage above that it merely waits for, ``plate1 segmentation`` or, of the screen, ``map``; empty where the
         cause is its own.
@@ -51,6 +53,7 @@ class State:
     log: str = ""
     seconds: float = 0.0
     failed: tuple = ()
+    warnings: tuple = ()
     waits_for: str = ""
 
 
@@ -157,6 +160,7 @@ def _state(screen, stage, plate, code, above):
         log=worst.log,
         seconds=sum(part.seconds for part in parts),
         failed=tuple(failure for part in parts for failure in part.failed),
+        warnings=tuple(warning for part in parts for warning in part.warnings),
         waits_for=waits_for if state in FOLLOWS else "",
     )
 
@@ -178,6 +182,9 @@ def _part(screen, stage, plate, part, path, code):
         return State(FAILED if error else INTERRUPTED, said.get("done", 0), said.get("of", 0), reason, log)
     wells = len(record["artefacts"])
     found = {"log": record["log"], "seconds": record["seconds"], "failed": tuple(record["failures"])}
+    # Flagged fields that are left out are QC's daily work, no warning.
+    notices = [notice for notice in record["facts"].get("notices", ()) if notice["kind"] != "flagged"]
+    found["warnings"] = tuple(notice["text"] for notice in notices)
     changed = _changed(screen, stage, plate, part, record, code)
     if record["status"] == "done":
         return State(STALE if changed else DONE, wells, wells, changed, **found)
@@ -323,6 +330,7 @@ def screen_state(states):
         `deferred`: plates that are still being written;
         `open`: plates with work left, which the same command does;
         `not_made`: steps of the screen that had nothing to work on, each with its reason;
+        `warnings`: what a plate's page warns of, by plate;
         `summary` (one line); `seconds_left`, the work that is left as far as what is done tells [s], None where nothing
         tells.
     """
@@ -339,8 +347,13 @@ def screen_state(states):
             summary += f"; {word}: {shorten(sorts[name])}"
     if not_made:
         summary += f"; not made: {', '.join(not_made)}"
+    warnings = {
+        plate: [text for state in stages.values() for text in state.warnings]
+        for plate, stages in states["plates"].items()
+    }
     return sorts | {
         "not_made": not_made,
+        "warnings": {plate: texts for plate, texts in warnings.items() if texts},
         "summary": summary,
         "seconds_left": _seconds_left(states),
     }
@@ -373,6 +386,24 @@ def shorten(names, most=5):
     """
     shown, more = ", ".join(names[:most]), len(names) - most
     return f"{shown} and {more} more" if more > 0 else shown
+
+
+def warning_lines(summed, most=5):
+    """What `screen_state` found that a person should know of plates that are done, a line each.
+
+    Examples
+    --------
+    >>> warning_lines({"warnings": {"P1": ["Not normalized."], "P2": ["Not normalized."]}}, most=1)
+    ['warning: P1: Not normalized.', 'and 1 more plate with warnings on its page']
+    """
+    plates = list(summed["warnings"])
+    lines = [f"warning: {plate}: {text}" for plate in plates[:most] for text in summed["warnings"][plate]]
+    more = len(plates) - most
+    if more > 0:
+        lines.append(
+            f"and {more} more plate{'s' * (more > 1)} with warnings on {'their pages' if more > 1 else 'its page'}"
+        )
+    return lines
 
 
 def _seconds_left(states):

@@ -183,7 +183,13 @@ def test_what_is_odd_about_files_and_maps_is_a_warning(screen):
     path.write_text(text + "H12\tx\t1\tuM\t\n")
     code, text = plateloom("check", screen)
     assert code == 0
-    for part in ("1 file without content: A01_s1_w2.tif", "A02 field 1 lacks", "no well is a negative", "H12", "'Nuclearin', 'nuclearin'"):
+    for part in (
+        "1 file without content: A01_s1_w2.tif",
+        "A02 field 1 lacks",
+        "no well is a negative",
+        "H12",
+        "'Nuclearin', 'nuclearin'",
+    ):
         assert part in text, part
 
 

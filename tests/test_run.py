@@ -417,6 +417,17 @@ def test_one_cause_on_many_plates_is_one_line(screen, records):
     assert "segmentation of P1, P2, P3: stale: settings have changed" in text
 
 
+def test_what_a_page_warns_of_is_said_where_a_plate_is_called_complete(screen, records):
+    records.write_all()
+    path = screen / records.screen.records("report", "P1")[0]
+    notices = [{"kind": "segmentation", "text": "Half of the nuclei are cut.", "section": ""}]
+    notices += [{"kind": "flagged", "text": "Two fields are left out.", "section": ""}]
+    write_json(path, json.loads(path.read_text()) | {"facts": {"notices": notices}})
+    assert status.screen_state(status.read_screen(screen))["warnings"] == {"P1": ["Half of the nuclei are cut."]}
+    code, text = plateloom("status", screen)
+    assert "warning: P1: Half of the nuclei are cut." in text and "1 of 1 plates complete" in text
+
+
 def test_a_record_that_is_gone_is_a_cause(screen, records):
     records.write_all()
     (screen / records.screen.records("quality", "P1")[0]).unlink()

@@ -48,7 +48,7 @@ def command(folder, profile, cores, until, dry_run, snakemake_options):
     """
     from plateloom.driver import FROZEN
     from plateloom.planning import STAGES
-    from plateloom.status import read_screen, screen_state, states_until
+    from plateloom.status import read_screen, screen_state, states_until, warning_lines
     from plateloom.store.provenance import read_json
 
     options = [*_profile_options(profile), *_cores_options(cores), *(["--dry-run"] if dry_run else [])]
@@ -74,6 +74,8 @@ def command(folder, profile, cores, until, dry_run, snakemake_options):
     frozen = read_json(folder / FROZEN) if _time_of(folder / FROZEN) != earlier else None
     states = read_screen(folder, frozen=frozen)
     state = screen_state(states if last is None else states_until(states, last))
+    for line in warning_lines(state) if last is None else []:
+        click.echo(line)
     click.echo(state["summary"] + (f" up to {until}" if until else ""))
     # Where nothing was started, options may have asked for less than the config does.
     judged = frozen is not None or not snakemake_options

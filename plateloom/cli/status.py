@@ -46,7 +46,7 @@ def command(folder, everything, as_json):
     """
     from rich.console import Console
 
-    from plateloom.status import age, find_causes, find_failures, read_screen, screen_state
+    from plateloom.status import age, find_causes, find_failures, read_screen, screen_state, warning_lines
 
     states = read_screen(folder)
     summed = screen_state(states)
@@ -80,6 +80,8 @@ def command(folder, everything, as_json):
     show("")
     if summed["seconds_left"]:
         show(f"at least {age(summed['seconds_left'])} of work left, by what the same stages took elsewhere")
+    for line in warning_lines(summed):
+        show(line, "yellow")
     show(summed["summary"])
     report = folder / "results/screen/report.html"
     if report.exists():
