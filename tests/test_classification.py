@@ -149,8 +149,10 @@ def test_gaps_and_infinities_are_imputed_inside_the_folds():
 def trained(request):
     X, y, wells, _, names = make_screen(signal=1.5, classes=("a", "b", "c"))
     settings = {"method": request.param, "params": params_of(request.param)}
-    metrics = evaluate(X, y, wells, **settings)
-    return train(X, y, wells, features=names, metrics=metrics, versions={"plateloom": "0.1.0"}, **settings), metrics
+    folds = []
+    metrics = evaluate(X, y, wells, kept=folds, **settings)
+    options = settings | {"features": names, "metrics": metrics, "folds": folds, "versions": {"plateloom": "0.1.0"}}
+    return train(X, y, wells, **options), metrics
 
 
 def test_every_model_carries_its_card(trained):
@@ -174,6 +176,19 @@ def test_every_model_classifies_cells_of_another_screen_of_the_same_plates(train
     probabilities = found.filter(like="Probability_")
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     assert (probabilities.idxmax(axis=1).str.removeprefix("Probability_") == found["Class"]).all()
+
+
+def test_every_model_judges_cells_that_it_was_taught_by_the_fold_that_has_not_seen_them(trained):
+    model, metrics = trained
+    X, y, wells, _, names = make_screen(signal=1.5, classes=("a", "b", "c"))
+    table = pd.DataFrame(X, columns=names)
+    for again in (model, loads(dumps(model))):
+        found = pd.concat([predict(again, table[wells == well], group=well)["Class"] for well in np.unique(wells)])
+        confusion = pd.crosstab(y, found.sort_index().to_numpy()).to_numpy()
+        assert confusion.tolist() == metrics["confusion"]
+    of_itself = predict(model, table)["Class"]
+    assert balanced_accuracy_score(y, of_itself) > metrics["balanced_accuracy"], "it knows what it was taught"
+    pd.testing.assert_series_equal(predict(model, table, group="another")["Class"], of_itself)
 
 
 def test_every_model_judges_a_cell_the_same_whatever_else_is_in_the_call(trained):

@@ -1157,7 +1157,7 @@ def test_a_map_says_which_wells_the_classifier_has_learned_from(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     write_json(model_folder("classifier") / "model.json", {"wells": ["P1/A01", "P2/A02"]})
     assert _learned_note([("P1", "A02"), ("P3", "A01")]) == ""
-    assert _learned_note([("P1", "A01"), ("P1", "A02")]).startswith("Learned from cells of A01: there the classes are")
+    assert _learned_note([("P1", "A01"), ("P1", "A02")]).startswith("Cells of A01 were labeled; there")
 
 
 # Hits

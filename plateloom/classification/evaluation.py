@@ -16,7 +16,7 @@ MOST_PLATES = 20  # beyond this, leaving out one plate at a time costs more than
 ATTEMPTS = 20
 
 
-def evaluate(X, y, groups, *, method, params, folds=5, scheme="well", n_bootstrap=500, seed=0):
+def evaluate(X, y, groups, *, method, params, folds=5, scheme="well", n_bootstrap=500, seed=0, kept=None):
     """Predict each group from the others.
 
     Parameters
@@ -40,6 +40,8 @@ def evaluate(X, y, groups, *, method, params, folds=5, scheme="well", n_bootstra
         Resamples of the groups for the interval of the balanced accuracy; 0 for none.
     seed : int
         Of the split and of the bootstrap.
+    kept : list, optional
+        Takes the fitted pipeline of each fold, in the order of `folds` in what is returned.
 
     Returns
     -------
@@ -82,6 +84,8 @@ def evaluate(X, y, groups, *, method, params, folds=5, scheme="well", n_bootstra
         held = names[np.unique(member[test])].tolist()
         sizes = {"n_train": len(train), "n_test": len(test)}
         rows.append({"fold": number, "groups": held, **sizes, **_summary(counts)})
+        if kept is not None:
+            kept.append(pipeline)
     predicted = probability.argmax(axis=1)
     confusion = _confusion(truth, predicted, len(classes))
     precision, recall, f1 = _rates(confusion)

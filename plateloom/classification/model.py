@@ -5,7 +5,7 @@ import io
 import json
 import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ TRUSTED = (
     "sklearn.tree._tree.Tree",  # random_forest
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",  # gradient_boosting
 )
-FORMAT = "plateloom-classifier-1"
+FORMAT = "plateloom-classifier-2"
 BLOCK = 512  # rows per matrix product; always full, so that no row's rounding depends on how many others came with it
 REFERENCE_CELLS = 2000
 NEIGHBOR = 5
@@ -43,14 +43,25 @@ class Classifier:
         `metrics` (of `evaluate`, or None), `versions`, `warnings`.
     novelty : dict of str to ndarray
         `mean`, `axes`, `reference`, `unit`: see `predict`.
+    folds : list of sklearn.pipeline.Pipeline
+        Of the test on the card, in the order of its `folds`: each has not seen that fold's groups.
     """
 
     pipeline: object
     card: dict
     novelty: dict
+    folds: list = field(default_factory=list)
+
+    def pipeline_for(self, group):
+        """The pipeline for cells of a well or plate: of a labeled one the fold's that has not learned from it."""
+        tested = (self.card["metrics"] or {}).get("folds", [])
+        for fold, pipeline in zip(tested, self.folds, strict=False):
+            if group in fold["groups"]:
+                return pipeline
+        return self.pipeline
 
 
-def train(X, y, groups, *, features, method, params, metrics=None, versions=None, threads=1):
+def train(X, y, groups, *, features, method, params, metrics=None, folds=(), versions=None, threads=1):
     """Train on all labeled cells.
 
     Parameters
@@ -69,6 +80,8 @@ def train(X, y, groups, *, features, method, params, metrics=None, versions=None
         Of that method.
     metrics : dict, optional
         What `evaluate` returned for the same cells: goes on the card.
+    folds : sequence of sklearn.pipeline.Pipeline
+        What `evaluate` kept of its folds.
     versions : dict, optional
         Versions of software: goes on the card.
     threads : int
@@ -97,10 +110,10 @@ def train(X, y, groups, *, features, method, params, metrics=None, versions=None
         "versions": dict(versions or {}),
         "warnings": notes,
     }
-    return Classifier(pipeline, card, _fit_novelty(_scaled(pipeline, X), groups))
+    return Classifier(pipeline, card, _fit_novelty(_scaled(pipeline, X), groups), list(folds))
 
 
-def predict(model, table):
+def predict(model, table, *, group=None):
     """Classify cells.
 
     Parameters
@@ -108,6 +121,9 @@ def predict(model, table):
     model : Classifier
     table : DataFrame, shape (N, ...)
         Exactly the model's features in their order; `Metadata_*` columns are left out of account.
+    group : str, optional
+        The well or plate that the cells are of, as it was given to `train`. Labeled cells would be given back their
+        labels: where the model has learned from the group, that fold of its test decides that has not.
 
     Returns
     -------
@@ -144,7 +160,12 @@ def predict(model, table):
     usable = np.isfinite(X).any(axis=1)
     if usable.any():
         scaled = _scaled(model.pipeline, X[usable])
-        estimated = model.pipeline["estimator"].predict_proba(scaled)
+        chosen = model.pipeline_for(group)
+        known = chosen["estimator"].classes_
+        estimated = np.zeros((usable.sum(), len(card["classes"])))
+        estimated[:, known] = chosen["estimator"].predict_proba(
+            scaled if chosen is model.pipeline else _scaled(chosen, X[usable])
+        )
         probability[usable] = estimated
         names[usable] = np.asarray(card["classes"], dtype=object)[estimated.argmax(axis=1)]
         novelty[usable] = (
@@ -170,7 +191,13 @@ def dumps(model):
     import skops.io
 
     card = json.dumps(model.card, sort_keys=True, allow_nan=False)
-    parts = {"format": FORMAT, "card": card, "pipeline": model.pipeline, "novelty": dict(model.novelty)}
+    parts = {
+        "format": FORMAT,
+        "card": card,
+        "pipeline": model.pipeline,
+        "novelty": dict(model.novelty),
+        "folds": list(model.folds),
+    }
     return _without_addresses(skops.io.dumps(parts))
 
 
@@ -239,7 +266,7 @@ def loads(data, *, sha256=None):
         raise ModelMismatchError(
             f"The card says schema {card['schema']}, its features have {schema_hash(card['features'])}."
         )
-    return Classifier(parts["pipeline"], card, parts["novelty"])
+    return Classifier(parts["pipeline"], card, parts["novelty"], parts["folds"])
 
 
 def _scaled(pipeline, X):

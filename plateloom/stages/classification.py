@@ -118,14 +118,14 @@ def _train(folder, wells, excluded, settings, made):
     X, y = cells[features].to_numpy(float), cells["Label"].to_numpy(str)
     method, groups = settings["method"], groups.to_numpy(str)
     params = load_method(classification.METHODS, method, "classification method").Params(**settings["parameters"])
+    options, kept = {"folds": settings["folds"], "scheme": settings["scheme"]}, []
     try:
-        metrics = evaluate(
-            X, y, groups, method=method, params=params, folds=settings["folds"], scheme=settings["scheme"]
-        )
+        metrics = evaluate(X, y, groups, method=method, params=params, kept=kept, **options)
     except ValueError as error:
         raise PlateLayoutError(f"the labels do not allow an honest test: {error}") from None
     threads = engine.EXECUTION.threads
-    model = train(X, y, groups, features=features, method=method, params=params, metrics=metrics, threads=threads)
+    options = {"features": features, "method": method, "params": params, "metrics": metrics}
+    model = train(X, y, groups, folds=kept, threads=threads, **options)
     data = dumps(model)
     write_bytes(folder / "model.skops", data)
     content = hashlib.sha256(data).hexdigest()
@@ -205,7 +205,8 @@ def classify_cells(plate, well, fingerprint):
         raise ModelMismatchError(
             f"the classifier needs {len(lacking)} features that are not measured here: {lacking[:3]}"
         )
-    found = predict(model, cells[model.card["features"]])
+    group = plate if model.card["metrics"]["scheme"] == "plate" else f"{plate}/{well}"
+    found = predict(model, cells[model.card["features"]], group=group)
     return cells[list(KEYS)].join(found.assign(Class=found["Class"].fillna("").astype(str)))
 
 

@@ -527,13 +527,13 @@ def _dose_curves(wells, readout, *, unit="", groups=None):
 
 
 def _learned_note(wells):
-    """Which of some wells (plate, well) the classifier was trained on: of those it knows the labels."""
+    """Which of some wells (plate, well) the classifier was trained on, and how their cells are classified all the same."""
     learned = set(read_json(model_folder("classifier") / "model.json").get("wells", ()))
     known = [well for plate, well in wells if f"{plate}/{well}" in learned]
     if not known:
         return ""
     shown = ", ".join(known) if len(known) <= 12 else f"{len(known)} of the wells"
-    return f"Learned from cells of {shown}: there the classes are the labels given back, no finding."
+    return f"Cells of {shown} were labeled; there the model of the test decides that has not learned from them."
 
 
 def _class_fractions(plate, wells, records):
