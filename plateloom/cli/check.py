@@ -278,11 +278,11 @@ def _doubtful_map(wells, imaged):
                 for near in difflib.get_close_matches(name, set(rows[0]) - set(MAP_COLUMNS), cutoff=0.8)
             )
     alike = {}
-    for name in {row["treatment"] for row in rows if row["treatment"]}:
+    for name in sorted({row["treatment"] for row in rows if row["treatment"]}):
         alike.setdefault(" ".join(name.split()).lower(), []).append(name)
     for names in alike.values():
         if len(names) > 1:
-            yield f"treatments that differ in case or spaces only, and count as different: {_some(sorted(map(repr, names)))}"
+            yield f"treatments that differ in case or spaces only, and count as different: {_some(list(map(repr, names)))}"
     units = {}
     for row in rows:
         if row["treatment"] and row["dose"] == row["dose"]:
