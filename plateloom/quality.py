@@ -117,8 +117,7 @@ def flag_fields(table, params=None):
     Returns
     -------
     pandas.DataFrame
-        The same rows and index, with FLAGS (bool), Reason (str, empty for a good field) and Excluded (bool) added: the
-        image that the field is on is bad, since more than half of its fields are.
+        The same rows and index, with FLAGS (bool) and Reason (str, empty for a good field) added.
 
     Notes
     -----
@@ -166,16 +165,7 @@ def flag_fields(table, params=None):
         for row in np.flatnonzero(table[flag].to_numpy()):
             reasons[row].append(text.format(*(one.iloc[row] for one in numbers)))
     table["Reason"] = pd.Series(["; ".join(one) for one in reasons], index=table.index, dtype=object)
-    table["Excluded"] = _mostly_bad(table)
     return table
-
-
-def _mostly_bad(table):
-    """Whether more than half of the fields on the row's image are flagged in some channel."""
-    image = ["Metadata_Plate", "Metadata_Well", "Metadata_Field"]
-    bad = (table["Reason"] != "").groupby([table[name] for name in [*image, "SourceField"]]).any()
-    share = bad.groupby(image).mean().rename("share")
-    return (table[image].join(share, on=image)["share"] > 0.5).to_numpy(dtype=bool)
 
 
 def _full_scale(plane):

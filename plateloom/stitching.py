@@ -53,17 +53,42 @@ class Mosaic:
         rows, columns = (np.arange(part.start, part.stop) for part in window)
         found = np.full((len(rows), len(columns)), -1, np.int32)
         nearest = np.full(found.shape, np.inf)
-        height, width = self.field_shape
-        for number, (top, left) in self.covering(window):
-            here = _overlap(window, (top, left), self.field_shape)[0]
-            # Twice the distance to the center, so that all of it is whole numbers and ties are ties.
-            up = (2 * (rows[here[0]] - top) - height + 1).astype(np.float64) ** 2
-            across = (2 * (columns[here[1]] - left) - width + 1).astype(np.float64) ** 2
+        for number, origin in self.covering(window):
+            here = _overlap(window, origin, self.field_shape)[0]
+            up, across = self._distances(origin, rows[here[0]], columns[here[1]])
             distance = up[:, None] + across
             closer = distance < nearest[here]
             found[here][closer] = number
             nearest[here][closer] = distance[closer]
         return found
+
+    def owners_of(self, pixels):
+        """Number of the field that each of some pixels belongs to.
+
+        Parameters
+        ----------
+        pixels : ndarray of int, shape (N, 2)
+            Rows and columns [px].
+
+        Returns
+        -------
+        ndarray of int32, shape (N,)
+            As `owners` has it.
+        """
+        rows, columns = np.asarray(pixels, int).reshape(-1, 2).T
+        found, nearest = np.full(len(rows), -1, np.int32), np.full(len(rows), np.inf)
+        height, width = self.field_shape
+        for number, (top, left) in enumerate(self.origins):
+            distance = np.sum(self._distances((top, left), rows, columns), axis=0)
+            inside = (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
+            closer = inside & (distance < nearest)
+            found[closer], nearest[closer] = number, distance[closer]
+        return found
+
+    def _distances(self, origin, rows, columns):
+        """Squared distances from a field's center, along y and along x, in half pixels: whole numbers, so ties are ties."""
+        places = zip((rows, columns), origin, self.field_shape, strict=True)
+        return [(2 * (place - start) - size + 1).astype(np.float64) ** 2 for place, start, size in places]
 
     def covering(self, window):
         """Numbers and origins of the fields that touch a window."""

@@ -10,8 +10,10 @@ import yaml
 from conftest import simulate
 from in_process import run_stages
 from layouts import harmony
+from scipy.ndimage import gaussian_filter
 
 from plateloom import repair
+from plateloom.stages.latent import crop_well
 from plateloom.store import plate as store
 from plateloom.store.provenance import read_json
 from plateloom.store.tables import read_table
@@ -33,6 +35,9 @@ def lay_out(folder):
         for field, (y, x) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)], start=1):
             top, left = y * (SIZE - OVERLAP), x * (SIZE - OVERLAP)
             planes[well, field, int(channel[1:]), 1, 1] = scene[top : top + SIZE, left : left + SIZE]
+    for channel in (1, 2, 3):
+        plane = planes["B03", 2, channel, 1, 1]
+        planes["B03", 2, channel, 1, 1] = gaussian_filter(plane.astype(float), 6).astype(plane.dtype)
     shutil.rmtree(folder / "raw/P1")
     (folder / "raw/P1").mkdir()
     harmony.write(folder / "raw/P1", planes, pixel_size_um=0.65, positions=POSITIONS, channels=("DNA", "ER", "GFP"))
@@ -82,6 +87,35 @@ def test_every_field_of_a_stitched_well_is_judged_by_itself(stitched):
     found = read_table(folder / "results/plates/P1/qc.parquet")
     assert set(found["Metadata_Field"]) == {1} and len(found) == 6 * 4 * 3
     assert set(found["SourceField"]) == {1, 2, 3, 4}
+
+
+def test_cells_on_a_flagged_field_of_a_stitched_well_are_left_out_and_the_others_stay(stitched):
+    base = stitched[0] / "results/plates/P1"
+    quality = read_table(base / "qc.parquet")
+    flagged = quality.loc[quality["Reason"].str.startswith("blurred"), ["Metadata_Well", "SourceField"]]
+    assert flagged.drop_duplicates().to_numpy().tolist() == [["B03", 2]]
+    cells = read_table(base / "features/B03.parquet")
+    right, below = (cells[f"Nuclei_Location_Center_{axis}"] > SIZE - OVERLAP // 2 for axis in "XY")
+    expected = np.select([~right & ~below, right & ~below, ~right], [1, 2, 3], 4)
+    assert (cells["Metadata_SourceField"] == expected).mean() > 0.95, "a center near a seam may be rounded across it"
+    wells = read_table(base / "aggregates.parquet").set_index("Metadata_Well")
+    counts = cells["Metadata_SourceField"].value_counts()
+    assert 0 < counts[2] < len(cells) / 2 and wells.loc["B03", "Metadata_CellCount"] == len(cells) - counts[2]
+    others = read_table(base / "features/B02.parquet")
+    assert wells.loc["B02", "Metadata_CellCount"] == len(others)
+
+
+def test_models_do_not_learn_from_cells_on_a_flagged_field_of_a_stitched_well(stitched, tmp_path, monkeypatch):
+    folder, _ = stitched
+    monkeypatch.chdir(folder)
+    made = read_json("results/plates/P1/records/segmentation/part-0.json")["artefacts"]["B03"]
+    light = read_json("results/plates/P1/records/illumination/part-0.json")["artefacts"]["illumination"]
+    cells = read_table("results/plates/P1/features/B03.parquet")
+    number = {}
+    for excluded in ([], [2], [1, 2, 3, 4]):
+        (tmp_path / str(excluded)).mkdir()
+        number[str(excluded)] = crop_well("P1", "B03", made, excluded, light, 1000, 32.0, 32, tmp_path / str(excluded))
+    assert list(number.values()) == [len(cells), (cells["Metadata_SourceField"] != 2).sum(), 0]
 
 
 def test_overlapping_fields_of_one_scene_are_put_together_to_the_pixel(stitched):

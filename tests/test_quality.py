@@ -119,7 +119,7 @@ def test_flagging_keeps_rows_index_and_metrics_and_leaves_its_input_alone():
     found = flag_fields(table)
     pd.testing.assert_frame_equal(table, before)
     pd.testing.assert_frame_equal(found[list(table.columns)], before)
-    assert [*table.columns, *FLAGS, "Reason", "Excluded"] == list(found.columns)
+    assert [*table.columns, *FLAGS, "Reason"] == list(found.columns)
     assert all(found[flag].dtype.kind == "b" for flag in FLAGS)
     pd.testing.assert_frame_equal(found.sort_index(), flag_fields(measured()))
 
@@ -148,12 +148,10 @@ def test_brightness_in_one_of_three_channels_is_no_debris_and_in_two_it_is():
     assert flag_fields(table)["Flag_Debris"].to_numpy().nonzero()[0].tolist() == [4, 14]
 
 
-def test_a_stitched_image_is_left_out_where_most_of_its_fields_are_flagged():
+def test_the_fields_of_a_stitched_image_are_flagged_one_by_one():
     table = rows(8, Metadata_Well=["A01"] * 4 + ["A02"] * 4, SourceField=[1, 2, 3, 4] * 2)
     table.loc[[0, 4, 5, 6], "saturated_fraction"] = 0.5
-    found = flag_fields(table)
-    assert (found["Reason"] != "").to_numpy().nonzero()[0].tolist() == [0, 4, 5, 6]
-    assert found["Excluded"].tolist() == [False] * 4 + [True] * 4
+    assert (flag_fields(table)["Reason"] != "").to_numpy().nonzero()[0].tolist() == [0, 4, 5, 6]
 
 
 def test_a_single_field_is_judged_by_the_absolute_limits():

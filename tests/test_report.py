@@ -868,7 +868,7 @@ def test_holes_of_stitched_wells_missing_channels_and_planes_are_named():
 def test_flagged_fields_are_excluded_and_counted_by_field_and_not_by_channel():
     fields = some_fields(*(("A01", 1, channel, "done", "") for channel in ("DNA", "ER", "GFP")))
     quality = fields[["Metadata_Well", "Metadata_Field", "Channel"]].assign(
-        Reason="empty: contrast 3.3 of the noise", SourceField=1, Excluded=True
+        Reason="empty: contrast 3.3 of the noise", SourceField=1
     )
     exclusions = list_exclusions(fields, flagged=quality)
     assert exclusions["what"].tolist() == ["flagged"] and count_exclusions(exclusions) == (1, "1 field: 1 flagged")
@@ -896,7 +896,6 @@ def test_a_well_declared_empty_is_marked_and_neither_lost_nor_warned_of():
             "SourceField": [1],
             "Channel": ["DNA"],
             "Reason": ["blurred: 0.1"],
-            "Excluded": [True],
         }
     )
     kinds = [notice.kind for notice in find_losses(wells, list_exclusions(some_fields(), flagged=quality))]
@@ -947,7 +946,6 @@ def a_plate_with_an_empty_well(tmp_path, monkeypatch):
             "background": [140.0, 141.0, 139.0],
             "Reason": ["", "", "empty: contrast 3.3 of the noise"],
             "Flag_Empty": [False, False, True],
-            "Excluded": [False, False, True],
         }
     )
     fields = some_fields(*((well, 1, "DNA", "done", "") for well in wells["Metadata_Well"]))
@@ -1019,7 +1017,6 @@ def test_lost_wells_fields_and_controls_are_told():
             "SourceField": [1],
             "Channel": ["DNA"],
             "Reason": ["blurred: 0.1"],
-            "Excluded": [True],
         }
     )
     found = find_losses(some_wells(), list_exclusions(fields, flagged=quality))

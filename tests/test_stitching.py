@@ -30,6 +30,13 @@ def test_a_pixel_belongs_to_the_nearest_center_and_of_equals_to_the_first():
     np.testing.assert_array_equal(owners[0], [0] * 9 + [1] * 8)
 
 
+def test_single_pixels_have_the_owners_of_the_whole():
+    mosaic = Mosaic(((0, 0), (3, 17), (1, 32), (21, 2)), (20, 20))
+    pixels = np.argwhere(np.ones(mosaic.shape, bool))
+    np.testing.assert_array_equal(mosaic.owners_of(pixels), mosaic.owners(whole(mosaic)).ravel())
+    assert (mosaic.owners_of([[-1, 5], [5, 500]]) == -1).all()
+
+
 def test_overlapping_pieces_of_one_scene_give_the_scene():
     rng = np.random.default_rng(1)
     scene = rng.integers(0, 999, (40, 52), dtype=np.uint16)

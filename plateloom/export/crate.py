@@ -40,6 +40,7 @@ COLUMNS = {
     "Metadata_Readout": "The assay's readout, as the config defines it.",
     "Metadata_Normalized": "Whether the plate had the controls that features are normalized to.",
     "Channel": "Name of the channel.",
+    "Metadata_SourceField": "Number of the field in the source that the cell lies on; differs where wells are stitched.",
     "SourceField": "Number of the field in the source; differs where wells are stitched.",
     "Status": "done, partial (a channel is missing), missing, hole (left out of a stitched well) or failed.",
     "Reason": "Why it is not done, or flagged; nothing where all is well.",

@@ -25,8 +25,8 @@ def list_exclusions(fields, *, accepted=None, segmented=None, flagged=None):
     segmented : DataFrame, optional
         One row per field: ``Metadata_Well``, ``Metadata_Field``, ``Reason``.
     flagged : DataFrame, optional
-        One row per field and channel: ``Metadata_Well``, ``SourceField``, ``Channel``, ``Reason``, ``Excluded``. None:
-        flagged fields are not left out.
+        One row per field and channel: ``Metadata_Well``, ``SourceField``, ``Channel``, ``Reason``. None: flagged
+        fields are not left out.
 
     Returns
     -------
@@ -51,7 +51,7 @@ def list_exclusions(fields, *, accepted=None, segmented=None, flagged=None):
         for row in segmented[segmented["Reason"] != ""].to_dict("records"):
             rows.append((row["Metadata_Well"], int(row["Metadata_Field"]), "not segmented", "", "", row["Reason"]))
     if flagged is not None and len(flagged):
-        bad = flagged[(flagged["Reason"] != "") & flagged["Excluded"]]
+        bad = flagged[flagged["Reason"] != ""]
         for (well, field), planes in bad.groupby(["Metadata_Well", "SourceField"], sort=True):
             rows.append((well, int(field), "flagged", *_joined(planes, ("Channel",)), "", _reasons(planes)))
     columns = ["Metadata_Well", "Metadata_Field", "what", "channel", "file", "reason"]

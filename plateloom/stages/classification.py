@@ -140,7 +140,7 @@ def _train(folder, wells, excluded, settings, made):
 def labelled_cells(plate, well, rows, excluded, quota):
     """Labelled cells of a well, with their class as `Label`; runs in a worker."""
     table = read_table(well_table(plate, "features", well))
-    table = table[~table["Metadata_Field"].isin(excluded)]
+    table = table[~table["Metadata_SourceField"].isin(excluded)]
     label = pd.Series("", index=table.index, dtype="str")
     for name, field, number in rows:
         chosen = pd.Series(True, index=table.index)

@@ -8,13 +8,15 @@ import pandas as pd
 from plateloom import features
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
 from plateloom.features.meaning import add_physical, describe_columns
-from plateloom.stages.illumination import read_corrected
+from plateloom.stages.illumination import mosaic_of, read_corrected
+from plateloom.stages.mosaics import find_centers, source_fields
 from plateloom.store import plate as store
 from plateloom.store.layout import plate_folder, plate_store, well_table
 from plateloom.store.provenance import recipe
 from plateloom.store.tables import KEYS, read_table
 
 COMPARTMENTS = ("Nuclei", "Cells", "Cytoplasm")
+METADATA = (*KEYS, "Metadata_SourceField")  # the source's field that the nucleus' center lies on
 
 
 def measure_part(*, plate, part, parts, settings, code, segmented, illuminated, record):
@@ -67,7 +69,7 @@ def _unit(plate, well, labels, flatfield, settings, code):
             labels_of = [name for name, column in described.items() if column["unit"] == "label"]  # keep their digits
             values = table[list(described)].astype("float32")
             values[labels_of] = table[labels_of]
-            table = pd.concat([table[list(KEYS)], values], axis=1)
+            table = pd.concat([table[list(METADATA)], values], axis=1)
         return Outcome(table, described=described)
 
     return Unit(well, path, made, work)
@@ -103,9 +105,14 @@ def measure_field(plate, well, field, flatfield, made, settings):
             "Metadata_Well": well,
             "Metadata_Field": np.int64(field),
             "Metadata_ObjectNumber": joined.index.to_numpy(np.int64),
+            "Metadata_SourceField": np.int64(field),
         },
         index=joined.index,
     )
+    if mosaic_of(path) is not None:
+        values, centers = find_centers(path, made)
+        found = pd.Series(source_fields(path, field, centers), index=values)
+        keys["Metadata_SourceField"] = found.reindex(joined.index).to_numpy(np.int64)
     return pd.concat([keys, joined], axis=1).reset_index(drop=True)
 
 
@@ -134,5 +141,5 @@ def _describe(channels, families, texture_scales, neighbor_distance, physical_un
 
 def empty_table(described):
     """A table without rows that has every column."""
-    table = pd.DataFrame({key: pd.Series(dtype="str" if i < 2 else "int64") for i, key in enumerate(KEYS)})
+    table = pd.DataFrame({key: pd.Series(dtype="str" if i < 2 else "int64") for i, key in enumerate(METADATA)})
     return table.join(pd.DataFrame(columns=list(described), dtype="float64"))

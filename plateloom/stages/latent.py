@@ -12,7 +12,8 @@ import pandas as pd
 from plateloom.engine import parts as engine
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
 from plateloom.errors import ModelMismatchError, PlateLayoutError
-from plateloom.stages.illumination import read_corrected
+from plateloom.stages.illumination import mosaic_of, read_corrected
+from plateloom.stages.mosaics import find_centers, source_fields
 from plateloom.stages.sampling import inputs_of, sample_rows, wells_to_learn_from
 from plateloom.store import plate as store
 from plateloom.store.layout import model_folder, plate_folder, plate_store, well_table
@@ -174,13 +175,14 @@ def crop_well(plate, well, made, excluded, flatfield, quota, crop_um, out_px, fo
     if path.exists():  # drawn before the job was interrupted; the folder's name holds the recipe
         return len(np.load(path, mmap_mode="r"))
     fields = read_table(well_table(plate, "segmentation", well))
-    fields = fields[(fields["Status"] == "done") & ~fields["Metadata_Field"].isin(excluded)]
-    counts = fields["Count_Nuclei"].to_numpy(int)
-    chosen = sample_rows(f"{plate}/{well}", int(counts.sum()), quota)
-    crops, before = [], 0
-    for field, count in zip(fields["Metadata_Field"].astype(int), counts, strict=True):
-        mine = chosen[(chosen >= before) & (chosen < before + count)] - before
-        before += count
+    fields = fields[fields["Status"] == "done"]
+    crops, cells, before = [], [], 0
+    for field, count in zip(fields["Metadata_Field"].astype(int), fields["Count_Nuclei"].astype(int), strict=True):
+        cells.append((field, _cells_to_learn_from(plate, well, field, count, made, excluded)))
+    chosen = sample_rows(f"{plate}/{well}", sum(len(found) for _, found in cells), quota)
+    for field, found in cells:
+        mine = found[chosen[(chosen >= before) & (chosen < before + len(found))] - before]
+        before += len(found)
         if len(mine):
             path_of_field = store.field_path(plate_store(plate), well, field)
             described = store.describe_image(path_of_field)
@@ -197,14 +199,13 @@ def crop_well(plate, well, made, excluded, flatfield, quota, crop_um, out_px, fo
     return sum(len(found) for found in crops)
 
 
-def find_centers(path, made):
-    """Labels and centers (row, column) [px] of a field's nuclei; `made` is the fingerprint that its labels must have."""
-    from scipy import ndimage
-
-    labels = store.read_labels(path, "Nuclei", made=made)
-    values = np.unique(labels)
-    values = values[values > 0]
-    return values, np.reshape(ndimage.center_of_mass(labels > 0, labels, values), (-1, 2))
+def _cells_to_learn_from(plate, well, image, count, made, excluded):
+    """Places of an image's cells, among all of them, that do not lie on a field that QC has flagged."""
+    path = store.field_path(plate_store(plate), well, image)
+    if excluded and mosaic_of(path) is not None:
+        _, centers = find_centers(path, made)
+        return np.flatnonzero(~np.isin(source_fields(path, image, centers), excluded))
+    return np.arange(0 if image in excluded else count)
 
 
 def _crops(folder, well):

@@ -81,7 +81,7 @@ def fit_screen(*, plates, settings, code, measured, flagged, record):
 def sample_features(plate, well, excluded, quota):
     """A few cells of a well; runs in a worker."""
     table = read_table(well_table(plate, "features", well))
-    table = table[~table["Metadata_Field"].isin(excluded)]
+    table = table[~table["Metadata_SourceField"].isin(excluded)]
     return table.iloc[sample_rows(f"{plate}/{well}", len(table), quota)]
 
 

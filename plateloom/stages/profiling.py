@@ -14,7 +14,7 @@ from plateloom.stages.illumination import wells_of
 from plateloom.store.layout import plate_folder, screen_folder, well_table
 from plateloom.store.provenance import file_digest, recipe
 from plateloom.store.sheets import read_plate_map
-from plateloom.store.tables import KEYS, read_metadata, read_table, write_table
+from plateloom.store.tables import read_metadata, read_table, write_table
 
 READOUT = "Metadata_Readout"
 
@@ -88,8 +88,8 @@ def profile_plate(*, plate, batch, plate_map, settings, code, measured, flagged,
 def aggregate_well(plate, well, excluded, statistic):
     """One row of a well's cells; runs in a worker."""
     cells = read_table(well_table(plate, "features", well))
-    cells = cells[~cells["Metadata_Field"].isin(excluded)]
-    features = [name for name in cells.columns if name not in KEYS]
+    cells = cells[~cells["Metadata_SourceField"].isin(excluded)]
+    features = [name for name in cells.columns if not name.startswith("Metadata_")]
     row = profiling.aggregate_well(cells, features, statistic=statistic)
     return {"Metadata_Plate": plate, "Metadata_Well": well, **row}
 
@@ -103,10 +103,10 @@ def readout_of(aggregates, params):
 
 
 def flagged_fields(plate):
-    """Images of a plate that QC has flagged in any channel, of stitched ones most fields: set of (well, field)."""
-    table = read_table(plate_folder(plate) / "qc.parquet", ["Metadata_Well", "Metadata_Field", "Excluded"])
-    table = table[table["Excluded"]]
-    return set(zip(table["Metadata_Well"], table["Metadata_Field"].astype(int), strict=True))
+    """Fields of a plate's source that QC has flagged in any channel: set of (well, field)."""
+    table = read_table(plate_folder(plate) / "qc.parquet", ["Metadata_Well", "SourceField", "Reason"])
+    table = table[table["Reason"] != ""]
+    return set(zip(table["Metadata_Well"], table["SourceField"].astype(int), strict=True))
 
 
 def profile_screen(*, plates, missing, settings, code, profiled, record):

@@ -10,7 +10,7 @@ from plateloom import profiling, report, segmentation
 from plateloom.engine.parts import Outcome, Unit, run_job, versions
 from plateloom.errors import ConfigError, PlateLayoutError
 from plateloom.registry import load_method
-from plateloom.stages.illumination import read_corrected, usable_fields
+from plateloom.stages.illumination import read_corrected, tile_window, usable_fields, usable_tiles
 from plateloom.stages.profiling import READOUT, left_out
 from plateloom.stages.sampling import choose_wells, sample_rows
 from plateloom.store import plate as store
@@ -293,10 +293,8 @@ def _with_micro(table):
 
 def _flagged_note(quality, kept):
     """What becomes of flagged fields, in a sentence."""
-    if (quality["SourceField"] != quality["Metadata_Field"]).any():
-        who = "Stitched wells of which most fields are flagged"
-    else:
-        who = "They"
+    stitched = (quality["SourceField"] != quality["Metadata_Field"]).any()
+    who = "The cells on them" if stitched else "They"
     if kept:
         return f"{who} stay in the values per well (profiling.exclude_flagged is false); models do not learn from them."
     return f"{who} are left out of all values per well, and models do not learn from them."
@@ -554,7 +552,7 @@ def _montage(plate, wells, settings, exclusions, flagged, length_unit):
     channels = settings["channels"]
     names = settings["report"]["composite"] or list(channels)[:3]
     colors = {name: f"#{channels[name]['color'].lstrip('#')}" for name in names}
-    usable = usable_fields(plate, list(wells["Metadata_Well"]))
+    images = usable_tiles(plate, list(wells["Metadata_Well"]))
     first = flagged.drop_duplicates(["Metadata_Well", "Metadata_Field"])
     bad = {(well, field) for well, field in first[["Metadata_Well", "Metadata_Field"]].itertuples(index=False)}
     failed = exclusions[exclusions["what"].isin(["failed", "unlike the plate", "not segmented"])]
@@ -569,15 +567,16 @@ def _montage(plate, wells, settings, exclusions, flagged, length_unit):
     known = wells.set_index("Metadata_Well", drop=False)
     shown = []
     for name, field, why in chosen:
-        fields = [other for well, other in usable if well == name]
+        fields = {other: image for (well, other), image in images.items() if well == name}
         if field is None:
-            better = [other for other in fields if (name, other) not in bad] or fields
+            better = [other for other in fields if (name, other) not in bad] or list(fields)
             field = next(
-                (other for other in better if _is_segmented(plate, name, other)), better[0] if better else None
+                (other for other in better if _is_segmented(plate, name, fields[other])), better[0] if better else None
             )
         if field is None:
             continue
-        shown.append((known.loc[name], field, why, _crop(plate, name, field, names) if field in fields else None))
+        crop = _crop(plate, name, fields[field], field, names) if field in fields else None
+        shown.append((known.loc[name], field, why, crop))
     clean = [crop["image"] for well, field, _, crop in shown if crop and (well["Metadata_Well"], field) not in bad]
     clean = clean or [crop["image"] for *_, crop in shown if crop]
     if not clean:
@@ -612,18 +611,25 @@ def _is_segmented(plate, well, field):
     return store.read_group(store.field_path(plate_store(plate), well, field) / "labels") is not None
 
 
-def _crop(plate, well, field, channels):
+def _crop(plate, well, image, field, channels):
     """The central part of a field: pixels, labels (empty if it was not segmented), what part it is, and its width [µm]."""
-    path = store.field_path(plate_store(plate), well, field)
-    shape = store.image_shape(path)[-2:]
-    window = tuple(slice(max(0, (size - MONTAGE_PX) // 2), min((size + MONTAGE_PX) // 2, size)) for size in shape)
+    path = store.field_path(plate_store(plate), well, image)
+    spans = [
+        part.indices(size)[:2]
+        for part, size in zip(tile_window(path, field), store.image_shape(path)[-2:], strict=True)
+    ]
+    shape = [last - first for first, last in spans]
+    window = tuple(
+        slice(max(first, (first + last - MONTAGE_PX) // 2), min((first + last + MONTAGE_PX) // 2, last))
+        for first, last in spans
+    )
     height, width = (part.stop - part.start for part in window)
     labels = {}
-    if _is_segmented(plate, well, field):
+    if _is_segmented(plate, well, image):
         labels = {kind: store.read_labels(path, kind, window=window) for kind in ("Nuclei", "Cells")}
-    whole = (height, width) == tuple(shape)
+    whole = [height, width] == shape
     return {
-        "image": _pixels(plate, well, field, channels, window),
+        "image": _pixels(plate, well, image, channels, window),
         "labels": labels,
         "part": f"all {width} × {height} px" if whole else f"central {width} × {height} of {shape[1]} × {shape[0]} px",
         "width_um": width * store.describe_image(path)["pixel_size_um"],
