@@ -95,25 +95,26 @@ def measure_field(plate, well, field, flatfield, made, settings):
         image = np.zeros((0, *labels["Nuclei"].shape), np.float32)
     depth = 8 if store.image_type(path) == np.uint8 else 16  # of the counts that the corrected floats come from
     tables = features.measure_image(image, labels, channels, bit_depth=depth, **_options(settings))
-    joined = pd.concat([tables[compartment].reindex(tables["Nuclei"].index) for compartment in COMPARTMENTS], axis=1)
+    numbers = tables["Nuclei"].index
     described_columns = describe_table(settings, wanted)
+    joined = pd.concat([tables[compartment].reindex(numbers) for compartment in COMPARTMENTS], axis=1)
     joined = add_physical(joined, described["pixel_size_um"], described_columns)
-    joined = joined.reindex(columns=list(described_columns))
+    if list(joined.columns) != list(described_columns):  # a copy of everything
+        joined = joined.reindex(columns=list(described_columns))
     keys = pd.DataFrame(
         {
             "Metadata_Plate": plate,
             "Metadata_Well": well,
             "Metadata_Field": np.int64(field),
-            "Metadata_ObjectNumber": joined.index.to_numpy(np.int64),
+            "Metadata_ObjectNumber": numbers.to_numpy(np.int64),
             "Metadata_SourceField": np.int64(field),
-        },
-        index=joined.index,
+        }
     )
     if mosaic_of(path) is not None:
         values, centers = find_centers(path, made)
         found = pd.Series(source_fields(path, field, centers), index=values)
-        keys["Metadata_SourceField"] = found.reindex(joined.index).to_numpy(np.int64)
-    return pd.concat([keys, joined], axis=1).reset_index(drop=True)
+        keys["Metadata_SourceField"] = found.reindex(numbers).to_numpy(np.int64)
+    return pd.concat([keys, joined.set_axis(keys.index)], axis=1)
 
 
 def _options(settings):

@@ -1,6 +1,7 @@
 """Fingerprints: what an artefact was made from, as a recipe that can be compared without reading pixels."""
 
 import ast
+import contextlib
 import functools
 import hashlib
 import json
@@ -152,12 +153,19 @@ def read_json(path):
 
 def write_bytes(path, data):
     """Write a file under a temporary name, flush it to the disk and rename it into place."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Open a file that takes its place, flushed to the disk, when the block ends, and not at all if it fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        with os.fdopen(handle, "wb", buffering=2**20) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())

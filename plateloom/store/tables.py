@@ -1,6 +1,6 @@
 """Parquet tables that carry their fingerprint in the schema's metadata."""
 
-import io
+import functools
 import json
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from plateloom.store.provenance import write_bytes
+from plateloom.store.provenance import replacing
 
 KEY = b"plateloom"
 GROUP_ROWS = 1000  # of a row group at least: each costs as much as 100 rows of thousands of columns
@@ -41,26 +41,34 @@ def write_table(path, table, record, *, described=None):
         if pa.types.is_null(field.type):
             fields[i], columns[i] = pa.field(field.name, pa.string()), columns[i].cast(pa.string())
         if described and field.name in described:
-            fields[i] = fields[i].with_metadata(described[field.name])
+            fields[i] = fields[i].with_metadata(_metadata(tuple(described[field.name].items())))
     schema = pa.schema(fields, metadata={KEY: json.dumps(record, sort_keys=True)})
     arrow = pa.Table.from_arrays(columns, schema=schema)
-    buffer = io.BytesIO()
-    # Of thousands of columns that were measured, statistics and dictionaries would outgrow the values.
+    # Of thousands of columns that were measured, statistics and dictionaries would outgrow the values. Their bytes
+    # compress better and sooner by significance: the last ones of a float are noise.
     keys = [field.name for field in arrow.schema if not pa.types.is_floating(field.type)]
-    options = {"compression": "zstd", "write_page_checksum": True, "write_statistics": keys, "use_dictionary": keys}
-    with pq.ParquetWriter(buffer, arrow.schema, **options) as writer:
+    measured = [field.name for field in arrow.schema if pa.types.is_floating(field.type)]
+    options = {"write_statistics": keys, "use_dictionary": keys, "use_byte_stream_split": measured}
+    options |= {"compression": "zstd", "compression_level": -1, "write_page_checksum": True}
+    with replacing(path) as file, pq.ParquetWriter(file, arrow.schema, **options) as writer:
         for first, last in _row_groups(table):
             writer.write_table(arrow.slice(first, last - first))
-    write_bytes(path, buffer.getvalue())
+
+
+@functools.lru_cache(maxsize=50_000)
+def _metadata(described):
+    """A column's metadata, which every well's table has again."""
+    return pa.KeyValueMetadata(dict(described))
 
 
 def _to_arrow(table):
     """Convert a table; floats by type at once, since one column at a time takes as long as writing them."""
-    columns = {}
+    columns, length = {}, len(table)
     for kind in ("float64", "float32"):
         names = [name for name, found in table.dtypes.items() if found == kind]
         values = np.ascontiguousarray(table[names].to_numpy(kind).T)
-        columns |= {name: pa.array(row, from_pandas=True) for name, row in zip(names, values, strict=True)}
+        joined = pa.array(values.ravel(), from_pandas=True)
+        columns |= {name: joined.slice(i * length, length) for i, name in enumerate(names)}
     others = pa.Table.from_pandas(table[[name for name in table if name not in columns]], preserve_index=False)
     columns |= dict(zip(others.column_names, others.columns, strict=True))
     return pa.table({name: columns[name] for name in table})
