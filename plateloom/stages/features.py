@@ -8,6 +8,7 @@ import pandas as pd
 from plateloom import features
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
 from plateloom.features.meaning import add_physical, describe_columns
+from plateloom.segmentation import subtract_nuclei
 from plateloom.stages.illumination import mosaic_of, read_corrected
 from plateloom.stages.mosaics import find_centers, source_fields
 from plateloom.store import plate as store
@@ -88,7 +89,8 @@ def measure_field(plate, well, field, flatfield, made, settings):
     described = store.describe_image(path)
     wanted = settings["channels"]
     channels = [name for name in wanted if name not in described["missing"]]
-    labels = {compartment: store.read_labels(path, compartment, made=made) for compartment in COMPARTMENTS}
+    labels = {compartment: store.read_labels(path, compartment, made=made) for compartment in ("Nuclei", "Cells")}
+    labels["Cytoplasm"] = subtract_nuclei(labels["Cells"], labels["Nuclei"])  # sooner than reading what it made
     if channels:
         image = read_corrected(plate, well, field, flatfield, channels=channels)
     else:  # shape and neighbors need no channel
@@ -97,7 +99,8 @@ def measure_field(plate, well, field, flatfield, made, settings):
     tables = features.measure_image(image, labels, channels, bit_depth=depth, **_options(settings))
     numbers = tables["Nuclei"].index
     described_columns = describe_table(settings, wanted)
-    joined = pd.concat([tables[compartment].reindex(numbers) for compartment in COMPARTMENTS], axis=1)
+    blocks = [tables[compartment] for compartment in COMPARTMENTS]
+    joined = pd.concat([one if one.index.equals(numbers) else one.reindex(numbers) for one in blocks], axis=1)
     joined = add_physical(joined, described["pixel_size_um"], described_columns)
     if list(joined.columns) != list(described_columns):  # a copy of everything
         joined = joined.reindex(columns=list(described_columns))
@@ -114,7 +117,8 @@ def measure_field(plate, well, field, flatfield, made, settings):
         values, centers = find_centers(path, made)
         found = pd.Series(source_fields(path, field, centers), index=values)
         keys["Metadata_SourceField"] = found.reindex(numbers).to_numpy(np.int64)
-    return pd.concat([keys, joined.set_axis(keys.index)], axis=1)
+    joined.index = keys.index
+    return pd.concat([keys, joined], axis=1)
 
 
 def _options(settings):
