@@ -13,6 +13,7 @@ COMMANDS = {
     "init": "Look at image folders and write config, plate list and plate-map templates.",
     "scan": "List the planes that a reader finds in a folder, without reading pixels.",
     "check": "Check config, plates, maps and raw files before anything runs.",
+    "preview": "Segment a few fields with the present settings, and write a page with outlines.",
     "run": "Run a screen through Snakemake.",
     "status": "Show what is done, failed, stale or missing, plate by plate.",
     "features": "List what would be measured of every cell, with counts, units and cost.",

@@ -1,6 +1,6 @@
 """Reports: tables and arrays in, one self-contained HTML page out.
 
-`render_plate`, `render_quarantined` and `render_screen` return a page as text. It opens from a disk, loads nothing, has a
+`render_plate`, `render_preview`, `render_quarantined` and `render_screen` return a page as text. It opens from a disk, loads nothing, has a
 strict content security policy, inserts every name as text and is the same bytes for the same data.
 """
 
@@ -18,6 +18,7 @@ from plateloom.report.montage import (
 from plateloom.report.notices import NOTICES, Notice, find_losses
 from plateloom.report.plate import PLATE_SECTIONS, PlateReport, render_plate
 from plateloom.report.plausibility import doubt_pixel_size, doubt_segmentation
+from plateloom.report.preview import PREVIEW_SECTIONS, PreviewReport, render_preview
 from plateloom.report.quarantine import QUARANTINE_SECTIONS, QuarantineReport, render_quarantined
 from plateloom.report.screen import (
     SCREEN_SECTIONS,
@@ -32,6 +33,7 @@ from plateloom.report.screen import (
 __all__ = [
     "NOTICES",
     "PLATE_SECTIONS",
+    "PREVIEW_SECTIONS",
     "QUARANTINE_SECTIONS",
     "SCREEN_SECTIONS",
     "AutoencoderReport",
@@ -42,6 +44,7 @@ __all__ = [
     "HillCurve",
     "Notice",
     "PlateReport",
+    "PreviewReport",
     "QuarantineReport",
     "ScreenHeatMap",
     "ScreenReport",
@@ -58,6 +61,7 @@ __all__ = [
     "outline_layer",
     "pair_image",
     "render_plate",
+    "render_preview",
     "render_quarantined",
     "render_screen",
     "scale_limits",

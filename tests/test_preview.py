@@ -1,0 +1,114 @@
+"""`plateloom preview`: fields segmented straight from the raw files, on a page, without a run."""
+
+import html
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import TRUNCATED, WITHOUT_GFP
+
+from plateloom.cli.preview import command
+from plateloom.errors import ConfigError, PlateLayoutError
+from plateloom.stages.preview import choose_places
+
+
+def preview(*options):
+    done = CliRunner().invoke(command, [".", *options])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.output
+
+
+def text_of(path="preview.html"):
+    page = re.sub(r"<style.*?</style>|<script.*?</script>", "", Path(path).read_text(encoding="utf-8"), flags=re.S)
+    return re.sub(r"\s+", " ", html.unescape(re.sub("<[^>]+>", " ", page)))
+
+
+def files():
+    return sorted(os.path.join(folder, name) for folder, _, names in os.walk(".") for name in names)
+
+
+def test_nothing_is_written_but_a_page_with_the_wells_asked_for(screen):
+    before = files()
+    said = preview("--wells", "A02,b1/1")
+    assert files() == sorted([*before, "./preview.html"]) and "2 fields of P1" in said
+    shown = text_of()
+    assert shown.index("A02") < shown.index("B01") and "A03" not in shown
+    counts = [int(count) for count in re.findall(r"field 1, (\d+) nuclei in all of it", shown)]
+    assert len(counts) == 2 and all(5 <= count <= 20 for count in counts), "12 cells a field were simulated"
+
+
+def test_the_labels_are_those_of_the_method_on_the_corrected_field(screen, monkeypatch):
+    from plateloom import segmentation
+
+    seen = []
+    real = segmentation.segment_image
+
+    def spy(image, channels, **options):
+        labels = real(image, channels, **options)
+        seen.append((image.copy(), list(channels), options, labels))
+        return labels
+
+    monkeypatch.setattr(segmentation, "segment_image", spy)
+    preview("--wells", "A02", "--set", "prominence=0.2")
+    ((image, channels, options, labels),) = seen
+    assert options["params"]["prominence"] == 0.2 and options["pixel_size_um"] == pytest.approx(0.65)
+    assert image.min() > 0 and image.max() < 1 and channels == ["DNA", "ER", "GFP"]
+    assert f"field 1, {labels['Nuclei'].max()} nuclei" in text_of()
+
+
+def test_values_are_compared_side_by_side(screen):
+    preview("--wells", "A02,A03", "--vary", "nucleus_diameter_um=6,12", "--out", "compared.html")
+    shown = text_of("compared.html")
+    assert "settings compared" in shown and not os.path.exists("preview.html")
+    heads = re.findall(r"nucleus_diameter_um = (\d+) .*?field 1, (\d+) nuclei", shown[shown.index("Show outlines") :])
+    assert [value for value, _ in heads] == ["6", "12", "6", "12"], "the pictures of one field lie side by side"
+    assert "nucleus_diameter_um = 6: " in shown, "sizes that cannot be true are told with the setting they belong to"
+
+
+def test_a_field_that_cannot_be_read_is_told_and_the_others_are_shown(screen):
+    said = preview("--wells", f"{TRUNCATED},{WITHOUT_GFP}")
+    assert "1 field of P1" in said
+    shown = text_of()
+    assert f"{TRUNCATED}, field 1 cannot be read" in shown and WITHOUT_GFP in shown
+    with pytest.raises(PlateLayoutError, match="cannot be read"):
+        preview("--wells", TRUNCATED)
+
+
+def test_wrong_input_is_refused_with_what_to_type(screen):
+    for options, said in {
+        ("--wells", "A99x"): "neither a well",
+        ("--plate", "P2"): "no plate 'P2'; there are P1",
+        ("--set", "prominenz=1"): "Did you mean 'prominence'",
+        ("--set", "prominence"): "expected NAME=VALUE",
+        ("--set", "segmentaton.method=watershed"): "Did you mean 'segmentation'",
+        ("--vary", "illumination.fields=3,4"): "works on segmentation",
+    }.items():
+        with pytest.raises(ConfigError) as refused:
+            preview(*options)
+        assert said in "\n".join(refused.value.problems), options
+    for wells, said in {"H12": "no well H12", "A02/9": "has no field 9"}.items():
+        with pytest.raises(PlateLayoutError, match=said):
+            preview("--wells", wells)
+    assert not os.path.exists("preview.html")
+
+
+def test_after_a_run_the_plates_own_flatfields_are_taken(screen):
+    from in_process import run_stages
+
+    preview("--wells", "A02")
+    assert "Flat-fields: from" in text_of()
+    run_stages(screen, ("conversion", "assembly", "illumination"))
+    preview("--wells", "A02")
+    assert "those of the plate's last run" in text_of()
+
+
+def test_controls_come_first_and_then_wells_by_a_hash():
+    places = [(f"A{i:02d}", field) for i in range(1, 13) for field in (3, 2)]
+    chosen = choose_places(places, 5, ["A07", "A99", "A01"])
+    assert chosen[:2] == [("A07", 2), ("A01", 2)] and len({well for well, _ in chosen}) == 5
+    assert chosen == choose_places(places[::-1], 5, ["A07", "A99", "A01"])
+    assert len(np.unique([well for well, _ in choose_places(places, 99)])) == 12
