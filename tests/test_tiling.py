@@ -1,0 +1,124 @@
+"""Tiles: cut without gaps, and of no consequence for what is found."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from plateloom.errors import TileOverlapError
+from plateloom.segmentation import number, relabel, segment_image
+from plateloom.segmentation.watershed import Method, Params
+from plateloom.tiling import cut_tiles
+
+SHAPE = (700, 760)
+CHANNELS = ["DNA", "ER"]
+# Small nuclei: the halo must be no more than a quarter of the smallest tile.
+SMALL = {
+    "nuclei_channel": "DNA",
+    "cells_channel": "ER",
+    "nucleus_diameter_um": 7.0,
+    "nucleus_diameter_max_um": 10.0,
+    "cells_distance_um": 8.0,
+}
+
+
+def draw_field(shape=SHAPE, *, spacing=12, seed=0):
+    """Crowded nuclei of uneven size and brightness in cell bodies that touch: float32 (2, Y, X)."""
+    rng = np.random.default_rng(seed)
+    places = np.stack(np.meshgrid(*(np.arange(4, n - 4, spacing) for n in shape), indexing="ij"), -1).reshape(-1, 2)
+    places = (places + rng.integers(-3, 4, places.shape)).clip(0, np.array(shape) - 1)
+    places = places[rng.random(len(places)) < 0.85]
+    peaks = np.zeros(shape)
+    peaks[tuple(places.T)] = rng.uniform(0.5, 1.0, len(places))
+    nuclei = ndimage.gaussian_filter(peaks, 2.2) * 25
+    bodies = ndimage.gaussian_filter(peaks, 4.5) * 60
+    texture = 1 + 0.1 * ndimage.gaussian_filter(rng.normal(size=shape), 1.5) * 5
+    image = np.stack([nuclei * texture, bodies * texture]) * 0.1 + 0.01
+    return (image + 0.001 * rng.normal(size=image.shape)).astype(np.float32)
+
+
+def segment(image, tile_px=None, **more):
+    return segment_image(image, CHANNELS, params={**SMALL, **more}, pixel_size_um=1.0, tile_px=tile_px)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    image = draw_field()
+    return image, segment(image)
+
+
+def count_on_seams(labels, tile_px):
+    """Objects with pixels in more than one tile."""
+    pieces = [np.unique(labels[tile.core]) for tile in cut_tiles(labels.shape, tile_px)]
+    values, counts = np.unique(np.concatenate(pieces), return_counts=True)
+    return int(((counts > 1) & (values > 0)).sum())
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.integers(0, 30))
+@settings(max_examples=60, deadline=None)
+def test_cores_cover_every_pixel_once_and_windows_end_at_the_edge(height, width, tile_px, halo_px):
+    covered = np.zeros((height, width), int)
+    numbers = np.arange(height * width).reshape(height, width)
+    for tile in cut_tiles((height, width), tile_px, halo_px=halo_px):
+        covered[tile.core] += 1
+        view = numbers[tile.window]
+        np.testing.assert_array_equal(view[tile.inner], numbers[tile.core])
+        assert view[0, 0] == numbers[tile.origin]
+        for core, window, size in zip(tile.core, tile.window, (height, width), strict=True):
+            assert window.start == max(core.start - halo_px, 0) and window.stop == min(core.stop + halo_px, size)
+    assert (covered == 1).all()
+
+
+# Compiled kernels take a second of each field, so that a few examples must do: sizes that nobody chose.
+@given(tile_px=st.integers(175, 233))
+@settings(max_examples=6, deadline=None)
+def test_labels_do_not_depend_on_the_tiles(whole, tile_px):
+    image, expected = whole
+    tiles = cut_tiles(SHAPE, tile_px)
+    halo = Method(Params(**SMALL), CHANNELS, pixel_size_um=1.0, shape=SHAPE).halo_px
+    assert len(tiles) >= 9 and halo["seed"] <= tile_px / 4 and halo["grow"] <= tile_px / 4
+    assert count_on_seams(expected["Nuclei"], tile_px) >= 50 and count_on_seams(expected["Cells"], tile_px) >= 50
+    found = segment(image, tile_px)
+    for name, labels in expected.items():
+        np.testing.assert_array_equal(found[name], labels)
+
+
+def test_no_object_is_lost_doubled_or_cut(whole):
+    image, expected = whole
+    found = segment(image, 200)
+    for name in ("Nuclei", "Cells"):
+        np.testing.assert_array_equal(np.unique(found[name]), np.arange(expected[name].max() + 1))
+        for value, window in enumerate(ndimage.find_objects(found[name].astype(int)), start=1):
+            assert ndimage.label(found[name][window] == value, np.ones((3, 3)))[1] == 1, f"{name} {value} is in pieces"
+
+
+def test_numbers_follow_the_raster_whatever_tile_was_ready_first(whole):
+    image, expected = whole
+    params = Params(**SMALL)
+    work = Method(params, CHANNELS, pixel_size_um=1.0, shape=SHAPE)
+    halo = work.halo_px
+    views = lambda phase: cut_tiles(SHAPE, 190, halo_px=halo[phase])  # noqa: E731
+    order = np.random.default_rng(3).permutation(len(views("seed")))
+    measured = [work.measure(image[:, *t.window], t.origin, t.inner) for t in views("measure")]
+    known = work.combine([measured[i] for i in order])
+    assert known == work.combine(measured)
+    ids = np.zeros(SHAPE, np.int64)
+    for i in order:
+        tile = views("seed")[i]
+        ids[tile.core] = work.seed(image[:, *tile.window], tile.origin, tile.inner, known)
+    nuclei = relabel(ids, number([ids[views("seed")[i].core] for i in order]))
+    np.testing.assert_array_equal(nuclei, expected["Nuclei"])
+    first = [np.flatnonzero(nuclei.ravel() == value)[0] for value in range(1, 40)]
+    assert first == sorted(first)
+
+
+@pytest.mark.parametrize("phase", ["seed", "grow"])
+def test_too_narrow_a_halo_is_an_error_that_names_the_one_needed(whole, phase):
+    image, expected = whole
+    work = Method(Params(**SMALL), CHANNELS, pixel_size_um=1.0, shape=SHAPE)
+    tile = cut_tiles(SHAPE, 200, halo_px=work.halo_px[phase] - 1)[4]
+    known = work.combine([work.measure(image, (0, 0), (slice(0, SHAPE[0]), slice(0, SHAPE[1])))])
+    nuclei = (expected["Nuclei"][tile.window],) if phase == "grow" else ()
+    with pytest.raises(TileOverlapError, match=f"widen the halo to {work.halo_px[phase]} px"):
+        getattr(work, phase)(image[:, *tile.window], *nuclei, tile.origin, tile.inner, known)
