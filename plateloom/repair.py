@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from plateloom.engine.parts import artefact_record
 from plateloom.planning import STAGES
+from plateloom.status import later
 from plateloom.store import layout
 from plateloom.store import plate as store
 from plateloom.store.provenance import file_digest, read_json
@@ -306,8 +307,9 @@ def _remove(base, stage, well):
     if stage in SCREEN_ARTEFACTS:
         (base / f"records/{stage}.json").unlink(missing_ok=True)
     for path in sorted((base / "records" / stage).glob("part-*.json")):
-        vouched = _read_record(path).get("artefacts", {})
-        if not vouched or well in vouched or (not well and stage not in ("conversion", "segmentation")):
+        record = _read_record(path)
+        vouched, done = record.get("artefacts", {}), record.get("status") == "done"
+        if not vouched or well in vouched or (not well and (not done or stage not in ("conversion", "segmentation"))):
             path.unlink()
     if stage in ("conversion", "segmentation") and not well:
         return  # a record alone: the run writes it again, and keeps the wells that are whole
@@ -325,6 +327,70 @@ def _remove(base, stage, well):
     for file in (PLATE_ARTEFACTS | SCREEN_ARTEFACTS)[stage]:
         if not file.endswith(".zarr"):
             (base / file.format(well)).unlink(missing_ok=True)
+
+
+def list_made(folder, plates, *, wells=(), first=None, shared=True):
+    """List what records vouch for from a stage on, to be made again.
+
+    Parameters
+    ----------
+    folder : path
+        The screen's.
+    plates : list of str
+    wells : list of str, optional
+        Only what belongs to these alone; what is made of all wells of a plate follows by itself. Default: everything.
+    first : str, optional
+        The first stage; default: all.
+    shared : bool
+        Whether models and tables of the screen are to be made again as well.
+
+    Returns
+    -------
+    list of Damage
+        One per result, the well empty where it belongs to the whole plate, the plate where to the screen.
+    """
+    asked = "asked for" if first is None else f"asked for, from {first} on"
+    wanted = set(STAGES) if first is None else {first} | later(first)
+    found = []
+    for plate in [*plates, *([""] if shared else [])]:
+        for stage, files in (PLATE_ARTEFACTS if plate else SCREEN_ARTEFACTS).items():
+            of_wells = "{}" in files[0]
+            if stage not in wanted or (wells and not of_wells):
+                continue
+            records, _ = _read_records(results_folder(folder, plate), stage)
+            for name in sorted({name for record in records for name in record["artefacts"]}):
+                if not wells or name in wells:
+                    found.append(Damage(plate, stage, name if of_wells else "", files[0].format(name), asked))
+    return found
+
+
+def list_failed(folder, plates, *, wells=(), first=None):
+    """List what has failed by its records: whole plates that are quarantined, and wells of which something cannot be used.
+
+    Parameters
+    ----------
+    folder, plates, wells, first
+        As of `list_made`.
+
+    Returns
+    -------
+    list of Damage
+    """
+    wanted = set(STAGES) if first is None else {first} | later(first)
+    found = []
+    for plate in [*plates, ""]:
+        for stage, files in (PLATE_ARTEFACTS if plate else SCREEN_ARTEFACTS).items():
+            if stage not in wanted:
+                continue
+            for record in _read_records(results_folder(folder, plate), stage)[0]:
+                if record.get("status") in ("failed", "skipped") and not wells:
+                    found.append(Damage(plate, stage, "", "record", record.get("reason") or record["status"]))
+                for failure in record.get("failures", ()):
+                    well = failure.get("well", "")
+                    if well and "{}" in files[0] and (not wells or well in wells):
+                        reason = f"a field failed: {failure.get('reason', '')}"
+                        found.append(Damage(plate, stage, well, files[0].format(well), reason))
+    return list(dict.fromkeys(found))
 
 
 def find_left(folder, damages):

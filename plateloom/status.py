@@ -260,7 +260,7 @@ def find_causes(states):
         waiting = {
             name
             for found in [*(states["plates"][plate] for plate in plates), states["screen"]]
-            for name in _later(stage) & found.keys()
+            for name in later(stage) & found.keys()
             if found[name].state in FOLLOWS
         }
         key = (stage, state.state, state.reason)
@@ -276,14 +276,14 @@ def find_causes(states):
 def _was_there(states, plates, stage):
     """Whether something was made before of what is missing now."""
     found = [states["plates"][plate] for plate in plates] + [states["screen"]]
-    return any(stages[name].state == STALE for stages in found for name in _later(stage) & stages.keys())
+    return any(stages[name].state == STALE for stages in found for name in later(stage) & stages.keys())
 
 
 @functools.cache
-def _later(stage):
+def later(stage):
     """Names of all stages that a stage's result goes into."""
     direct = {name for name, found in STAGES.items() if stage in found.after}
-    return direct.union(*map(_later, direct))
+    return direct.union(*map(later, direct))
 
 
 def _walk(states):

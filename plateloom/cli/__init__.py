@@ -15,6 +15,7 @@ COMMANDS = {
     "check": "Check config, plates, maps and raw files before anything runs.",
     "preview": "Segment a few fields with the present settings, and write a page with outlines.",
     "run": "Run a screen through Snakemake.",
+    "rerun": "Make chosen results again: what has failed, a plate, a well, from a stage on.",
     "status": "Show what is done, failed, stale or missing, plate by plate.",
     "features": "List what would be measured of every cell, with counts, units and cost.",
     "evaluate": "Compare label images with the truth, object by object.",

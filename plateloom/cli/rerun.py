@@ -1,0 +1,105 @@
+"""`plateloom rerun`: make chosen results again, and what follows from them: what has failed, a plate, a well, a stage."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from plateloom.errors import ConfigError, did_you_mean
+
+
+@click.command()
+@click.argument("folder", metavar="SCREEN", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--failed", is_flag=True, help="What has failed or is quarantined. Default, where nothing else is chosen."
+)
+@click.option("--plate", "plates", multiple=True, help="Only this plate; may be repeated.")
+@click.option("--well", "wells", multiple=True, help="Only this well of the plates chosen; may be repeated.")
+@click.option(
+    "--from", "first", metavar="STAGE", help="From this stage on; default: all from the microscope's files on."
+)
+@click.option("--dry-run", "-n", is_flag=True, help="Only show what would be made again.")
+@click.option("--profile", default=None, metavar="NAME", help="As of `plateloom run`.")
+@click.option("--cores", default=None, metavar="N", help="As of `plateloom run`.")
+def command(folder, failed, plates, wells, first, dry_run, profile, cores):
+    """Make results of SCREEN again and everything that follows from them; the rest is not touched.
+
+    What a plain `plateloom run` does by itself needs no rerun: it goes on with what was interrupted, and notices mended
+    files and changed settings. Exit code: that of the run; with --dry-run 0; 2 if nothing was chosen that there is.
+
+    \b
+    plateloom rerun screens/mine                                    what has failed
+    plateloom rerun screens/mine --plate plate1 --well B03          one well, from its images on
+    plateloom rerun screens/mine --from segmentation                all plates, images kept
+    """
+    import contextlib
+
+    from plateloom.cli.run import check_screen
+    from plateloom.engine import locks
+    from plateloom.repair import list_failed, list_made, remove_damaged
+    from plateloom.status import find_causes, read_screen
+    from plateloom.wells import parse_well, well_name
+
+    check_screen(folder)
+    states = read_screen(folder)
+    _check_names("--plate", plates, states["plates"])
+    stages = states["screen"] | {name: state for found in states["plates"].values() for name, state in found.items()}
+    _check_names("--from", [first] if first else [], stages)
+    try:
+        wells = [well_name(*parse_well(well)) for well in wells]
+    except ValueError as error:
+        raise ConfigError([f"--well: {error}"]) from None
+    chosen = list(plates) or list(states["plates"])
+    with locks.hold(folder / ".plateloom.lock", wait=False) if not dry_run else contextlib.nullcontext():
+        if failed or not (plates or wells or first):
+            again = list_failed(folder, chosen, wells=wells, first=first)
+        else:
+            again = list_made(folder, chosen, wells=wells, first=first, shared=not plates and not wells)
+        if not again:
+            for cause in find_causes(states):
+                click.echo(f"{cause.stage} {cause.state}: {cause.reason}")
+            click.echo("nothing to remove; what is left, `plateloom run` does by itself")
+            sys.exit(_run(folder, profile, cores) if not dry_run else 0)
+        for line in _lines(again):
+            click.echo(line)
+        if dry_run:
+            sys.exit(0)
+        remove_damaged(folder, again)
+    sys.exit(_run(folder, profile, cores))
+
+
+def _check_names(option, names, known):
+    """Refuse names that are not there."""
+    if problems := [
+        f"{option}: there is no {name!r}.{did_you_mean(name, known)}" for name in names if name not in known
+    ]:
+        raise ConfigError(problems)
+
+
+def _lines(again):
+    """What is made again and why, a line per plate, stage and reason."""
+    from plateloom.planning import STAGES
+    from plateloom.status import shorten
+
+    grouped = {}
+    for one in again:
+        grouped.setdefault((one.plate, one.stage, one.reason), set()).add(one.well)
+    order = list(STAGES)
+    for plate, stage, reason in sorted(grouped, key=lambda key: (key[0] == "", key[0], order.index(key[1]))):
+        wells = sorted(filter(None, grouped[plate, stage, reason]))
+        which = f" ({len(wells)} wells: {shorten(wells)})" if len(wells) > 1 else f" ({wells[0]})" if wells else ""
+        yield f"{plate or 'the screen'}: {stage}{which}: {reason}"
+
+
+def _run(folder, profile, cores):
+    """Run the screen in this process, which so hears every signal; returns the exit code."""
+    from plateloom.cli.run import command as run
+
+    click.echo(f"plateloom run {shlex.quote(str(folder))}")
+    options = [*(["--profile", profile] if profile else []), *(["--cores", cores] if cores else [])]
+    try:
+        run.main([str(folder), *options], standalone_mode=False)
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0

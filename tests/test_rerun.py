@@ -1,0 +1,131 @@
+"""`plateloom rerun`: what is chosen is made again, with what follows; nothing else is touched."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import TRUNCATED, WITHOUT_GFP
+from in_process import run_stages
+
+from plateloom.cli import rerun
+from plateloom.errors import ConfigError, LockedError
+from plateloom.store.provenance import read_json
+
+TO_PROFILES = ("conversion", "assembly", "illumination", "quality", "flagging", "segmentation", "features", "profiling")
+PLATE = Path("results/plates/P1")
+
+
+@pytest.fixture(scope="module")
+def finished(raw_screen, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "screen"
+    shutil.copytree(raw_screen, folder)
+    run_stages(folder, TO_PROFILES)
+    return folder
+
+
+@pytest.fixture
+def done(finished, tmp_path, monkeypatch):
+    """A copy of a screen that ran up to its profiles; a rerun runs these stages in this process."""
+    folder = tmp_path / "screen"
+    shutil.copytree(finished, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(rerun, "_run", lambda *_: run_stages(folder, TO_PROFILES) or 0)
+    return folder
+
+
+def ask(*options):
+    done = CliRunner().invoke(rerun.command, [".", *options])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def forget():
+    """What a rerun computes is read from the records that it writes; those it does not write stay."""
+    return {path: path.read_bytes() for path in sorted(PLATE.glob("records/*/*.json"))}
+
+
+def computed(before):
+    """Wells that were computed since, by stage."""
+    return {
+        path.parent.name: sorted(read_json(path)["computed"])
+        for path, data in before.items()
+        if path.read_bytes() != data and read_json(path)["computed"]
+    }
+
+
+def tables():
+    return {path: path.read_bytes() for path in sorted(PLATE.rglob("*.parquet"))}
+
+
+def test_one_well_from_a_stage_on_and_nothing_else(done):
+    before, files = forget(), tables()
+    said = ask("--well", "a2", "--from", "segmentation")
+    assert "P1: segmentation (A02): asked for, from segmentation on" in said and "conversion" not in said
+    found = computed(before)
+    assert found["segmentation"] == found["features"] == ["A02"] and "conversion" not in found
+    assert tables() == files, "the same input gives the same bytes"
+
+
+def test_one_well_from_its_images_on(done):
+    before, files = forget(), tables()
+    ask("--plate", "P1", "--well", "B01")
+    found = computed(before)
+    assert {name: found[name] for name in ("conversion", "quality", "segmentation", "features")} == dict.fromkeys(
+        ("conversion", "quality", "segmentation", "features"), ["B01"]
+    )
+    assert tables() == files
+
+
+def test_all_wells_from_a_stage_on(done):
+    before = forget()
+    ask("--from", "features")
+    found = computed(before)
+    assert len(found["features"]) == 12 and not {"conversion", "segmentation"} & found.keys()
+
+
+def test_a_dry_run_removes_nothing(done):
+    before, files = forget(), tables()
+    said = ask("--from", "quality", "-n")
+    assert "P1: quality (12 wells: A01, A02" in said
+    assert forget() == before and tables() == files
+
+
+def test_by_default_what_has_failed_is_tried_again(done):
+    before = forget()
+    said = ask()
+    assert f"P1: conversion ({TRUNCATED}): a field failed: " in said and said.count("P1: ") == 2
+    assert computed(before)["conversion"] == sorted([WITHOUT_GFP, TRUNCATED])
+
+
+def test_a_quarantined_stage_is_tried_again_with_its_plate(done):
+    record = PLATE / "records/assembly/part-0.json"
+    text = record.read_text().replace('"status": "done"', '"status": "failed"')
+    record.write_text(text.replace('"reason": ""', '"reason": "too many fields failed"'))
+    before = forget()
+    said = ask("--failed", "--from", "assembly")
+    assert "P1: assembly: too many fields failed" in said and "conversion" not in said
+    assert read_json(record)["status"] == "done" and "conversion" not in computed(before)
+
+
+def test_what_is_not_there_is_refused_and_nothing_is_touched(done):
+    before = forget()
+    for options, said in {
+        ("--plate", "P2"): "there is no 'P2'",
+        ("--from", "segmentaton"): "Did you mean 'segmentation'",
+        ("--well", "7"): "--well: ",
+    }.items():
+        with pytest.raises(ConfigError) as refused:
+            ask(*options)
+        assert said in "\n".join(refused.value.problems)
+    assert "nothing to remove" in ask("--well", "H12", "-n")
+    assert forget() == before
+
+
+def test_a_screen_that_somebody_works_on_is_left_alone(done):
+    from plateloom.engine import locks
+
+    with locks.hold(done / ".plateloom.lock", wait=False), pytest.raises(LockedError):
+        ask("--from", "features")
