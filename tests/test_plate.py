@@ -285,6 +285,32 @@ def test_the_files_of_a_stitched_well_are_counted(tmp_path, format):
     assert len(files) == plate.count_files((2, 150, 97), 3, format=format)
 
 
+class Watched:
+    """Labels that remember how much of them was asked for at once."""
+
+    def __init__(self, labels):
+        self.labels, self.shape, self.dtype, self.largest = labels, labels.shape, labels.dtype, 0
+
+    def __getitem__(self, region):
+        found = self.labels[region]
+        self.largest = max(self.largest, found.size)
+        return found
+
+
+@pytest.mark.parametrize("format", SHARDED, ids=of_format)
+def test_labels_of_a_large_image_have_its_shards_and_are_never_asked_for_whole(tmp_path, format, monkeypatch):
+    monkeypatch.setattr(plate, "SHARD_PX", format.shard_px)  # NGFF 0.4 does not tell
+    write_field(tmp_path / "1", random_image((2, 150, 97)), format=format)
+    labels = Watched(random_image((150, 97), 1, np.uint32))
+    write_labels(tmp_path / "1", {"Nuclei": labels})
+    assert labels.largest < labels.labels.size / 2
+    np.testing.assert_array_equal(plate.read_labels(tmp_path / "1", "Nuclei"), labels.labels)
+    np.testing.assert_array_equal(plate.read_labels(tmp_path / "1", "Nuclei", level=2), labels.labels[::4, ::4])
+    if format.ngff == "0.5":
+        image, written = (zarr.open_array(tmp_path / "1" / name) for name in ("0", "labels/Nuclei/0"))
+        assert written.shards == image.shards[1:]
+
+
 @pytest.mark.parametrize("format", BOTH + SHARDED, ids=of_format)
 def test_the_same_pixels_give_the_same_bytes(tmp_path, format):
     image = random_image((2, 150, 97))

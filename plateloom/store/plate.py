@@ -31,6 +31,7 @@ TO_MICROMETER = {"angstrom": 1e-4, "nanometer": 1e-3, UNIT: 1.0, "millimeter": 1
 COLORED_LABELS = 255
 OPENED_ARRAYS = 64  # kept open by a process
 _OPENED = {}
+SHARD_PX = 2048  # in NGFF 0.4, which has none: what is in memory at once of large labels
 GROUP_KEYS = {"zarr_format", "node_type", "attributes", "consolidated_metadata"}
 
 # Threads inside blosc leave the blocks of a chunk in the order in which they finish: other bytes for the same pixels.
@@ -276,7 +277,7 @@ def write_labels(path, labels, *, pixel_size_um, levels, record, axes=None, posi
     position_um : tuple of float, optional
         As the image's, unless given: labels lie on the image's grid on every level.
     format : Format, optional
-        NGFF version as the image's, unless given; codec, chunks and shards by default.
+        NGFF version and chunks as the image's, unless given, and its shards where a plane has several; codec by default.
 
     Raises
     ------
@@ -285,7 +286,9 @@ def write_labels(path, labels, *, pixel_size_um, levels, record, axes=None, posi
     """
     path = Path(path)
     image = _read_finished(path) if group_version(path) else None
-    format = format or Format(ngff=group_version(path) or Format.ngff)
+    if format is None:
+        sides = {} if image is None else _sides(path, image)
+        format = Format(ngff=group_version(path) or Format.ngff, **sides)
     scale = {"y": pixel_size_um, "x": pixel_size_um}
     if image is not None:
         of_image = _geometry(image)
@@ -700,6 +703,13 @@ def _write_levels(store, image, axes, levels, shrink, format):
         )
         source = _fill(array, source, piece, shrink if level else None)
     return store.finish()
+
+
+def _sides(path, attributes):
+    """Sides of an image's chunks, and of its shards where a plane has several, as `Format` has them."""
+    array = _open(path, attributes, 0)
+    shard = SHARD_PX if array.shards is None else max(array.shards[-2:])
+    return {"chunk_px": max(array.chunks[-2:]), "shard_px": shard if shard < max(array.shape[-2:]) else None}
 
 
 def _encoding(format, axes, shard):
