@@ -17,6 +17,7 @@ COMMANDS = {
     "run": "Run a screen through Snakemake.",
     "rerun": "Make chosen results again: what has failed, a plate, a well, from a stage on.",
     "status": "Show what is done, failed, stale or missing, plate by plate.",
+    "trace": "Tell what a result was made from, down to the microscope's files.",
     "features": "List what would be measured of every cell, with counts, units and cost.",
     "evaluate": "Compare label images with the truth, object by object.",
     "verify": "Check that results are what was made, chunk by chunk, and make damaged wells again.",
