@@ -79,14 +79,32 @@ class Conversion(Section):
 class Illumination(Section):
     """One flat-field per plate and channel."""
 
-    method: str = Field("median", description="`median` of many fields, or `none`.")
-    parameters: dict = Field({}, description="The method's own parameters.")
+    method: str = Field(
+        "median",
+        description="`median` of many fields; `lowrank`, which is faster and needs background in every field; `vendor`: what "
+        "the microscope's own software says (Harmony's polynomials, the CellVoyager's shading images); or `none`.",
+    )
+    parameters: dict = Field({}, description="The method's own parameters; `plateloom config --methods` lists them.")
     fields: int = Field(
         64,
         ge=1,
         description="Fields that a flat-field is estimated from, of few wells, chosen by a hash of their position: a late "
         "well outside of the choice leaves the flat-field as it is.",
     )
+    late: Literal["follow", "keep"] = Field(
+        "follow",
+        description="What a late well inside the choice does: `follow` estimates again, which ends as a run that had all "
+        "images from the start and recomputes the plate; `keep` leaves the flat-field as it is while the fields that it was "
+        "made from are still there, unchanged, and as many as half of the present choice or 32.",
+    )
+
+
+class Restoration(Section):
+    """One step of the restoration of pixels."""
+
+    method: str = Field(description="`background`, `gaussian`, `median` or `non_local_means`.")
+    parameters: dict = Field({}, description="The method's own parameters; `plateloom config --methods` lists them.")
+    channels: list[str] | None = Field(None, description="Channels that it is done to; default: all.")
 
 
 class Quality(Section):
@@ -233,6 +251,12 @@ class Config(Section):
     channels: dict[str, Channel] = Field({}, description="The plates' channels: name -> source, color, window.")
     conversion: Conversion = Field(Conversion(), description="")
     illumination: Illumination = Field(Illumination(), description="")
+    restoration: list[Restoration] = Field(
+        [],
+        description="What is done to pixels after the correction of illumination whenever they are read, in this order; the "
+        "images stay as they are: `- {method: background, parameters: {radius_um: 25}, channels: [DNA]}` … (channels: null "
+        "means all); `background`, `gaussian`, `median`, `non_local_means`.",
+    )
     quality: Quality = Field(Quality(), description="")
     segmentation: Segmentation = Field(Segmentation(), description="")
     features: Features = Field(Features(), description="")
@@ -283,6 +307,7 @@ def load_config(settings):
             continue
         if not isinstance(holder, dict):
             holder.parameters = params.model_dump(mode="json")
+    problems += _check_restoration(config)
     for name, params in config.readers.items():
         if name not in READERS:
             problems.append(
@@ -310,6 +335,23 @@ def load_config(settings):
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _check_restoration(config):
+    """Mistakes in the steps of the restoration; fills in their methods' defaults."""
+    from plateloom.registry import load_method
+    from plateloom.restoration import METHODS
+
+    problems = []
+    for i, step in enumerate(config.restoration):
+        try:
+            params = load_method(METHODS, step.method, "restoration method").Params
+            step.parameters = params.model_validate(step.parameters).model_dump(mode="json")
+        except PlateloomError as error:
+            problems.append(f"restoration.{i}.method: {error}")
+        except ValidationError as error:
+            problems += explain(error, params, prefix=f"restoration.{i}.parameters.")
+    return problems
 
 
 def _check_readout(config):
@@ -434,6 +476,8 @@ def _without(settings, locations):
         if (key,) in locations:
             continue
         inside = [location[1:] for location in locations if location[0] == key]
+        if inside and isinstance(value, list):
+            continue
         kept[key] = _without(value, inside) if inside and isinstance(value, dict) else value
     return kept
 
@@ -451,6 +495,8 @@ def _channel_uses(config):
     for key in ("nuclei_channel", "cells_channel"):
         if parameters.get(key):
             yield f"segmentation.parameters.{key}", [parameters[key]]
+    for i, step in enumerate(config.restoration):
+        yield f"restoration.{i}.channels", step.channels or []
     yield "features.channels", config.features.channels or []
     yield "report.composite", config.report.composite or []
 
@@ -481,6 +527,7 @@ def _keys_at(model, location):
     for part in location:
         field = getattr(model, "model_fields", {}).get(part)
         if field is None:
-            return list(Channel.model_fields) if location[0] == "channels" else []
+            items = {"channels": Channel, "restoration": Restoration}.get(location[0])
+            return list(items.model_fields) if items else []
         model = field.annotation
     return [name for name in getattr(model, "model_fields", {}) if name != "complete_only"]

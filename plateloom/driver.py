@@ -11,14 +11,14 @@ import sys
 import threading
 from pathlib import Path
 
-from plateloom.engine import locks
-from plateloom.errors import ConfigError, LockedError
+from plateloom.engine import locks, schedulers
+from plateloom.errors import ConfigError, LockedError, SchedulerError
 from plateloom.planning import Screen
 from plateloom.store.provenance import PACKAGE, read_json, write_json
 
 log = logging.getLogger(__name__)
 
-LOCK = Path(".plateloom.lock")
+LOCK = locks.RUN
 FROZEN = Path(".plateloom/run.json")
 PHASE = "PLATELOOM_RUN"  # process that holds the lock, for the second phase that it starts
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -61,6 +61,8 @@ def _reach_interpreters():
     """Let the interpreters that jobs start, and Dask's workers, import this package without an install."""
     paths = [str(PACKAGE.parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    # For the commands of profiles, which must find our scripts, and the interpreter to run them with.
+    os.environ |= {"PLATELOOM_HOME": str(PACKAGE.parent), "PLATELOOM_PYTHON": sys.executable}
 
 
 def begin_run(screen):
@@ -74,7 +76,19 @@ def begin_run(screen):
             print(f"Another run works on this screen: {error}", file=sys.stderr, flush=True)
             os._exit(1)  # an exception here would be printed as if the workflow had a bug
         atexit.register(holder.close)
+        _cancel_orphans()
     write_json(FROZEN, screen.freeze())
+
+
+def _cancel_orphans():
+    """Cancel the cluster's jobs that a killed run has left, before their work is given to others."""
+    try:
+        cancelled = schedulers.cancel_orphans()
+    except SchedulerError as error:
+        print(f"{error}; nothing was started", file=sys.stderr, flush=True)
+        os._exit(1)
+    if cancelled:
+        print(f"Cancelled jobs of an earlier run: {', '.join(cancelled)}", file=sys.stderr, flush=True)
 
 
 def _listen():

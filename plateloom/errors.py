@@ -10,6 +10,7 @@ PlateloomError
 ├── TileOverlapError (ValueError)     an object is wider than a tile's halo
 ├── ModelMismatchError (ValueError)   a model and the data or file that it meets do not belong together
 ├── CorruptStoreError (OSError)       a plate no longer holds what was written into it: the job fails, nothing is recorded
+├── SchedulerError (RuntimeError)     a batch scheduler refuses a job, or does not answer
 └── LockedError (RuntimeError)        another run holds this screen
 
 Anything else that is raised in a job is an infrastructure fault: the job fails, is retried, and then fails its plate only.
@@ -89,6 +90,10 @@ class CorruptStoreError(PlateloomError, OSError):
 
     def __reduce__(self):
         return type(self), (self.file, self.reason)
+
+
+class SchedulerError(PlateloomError, RuntimeError):
+    """A batch scheduler (Slurm, LSF, SGE) refuses a job, or does not answer; the message is its own."""
 
 
 class LockedError(PlateloomError, RuntimeError):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -9,10 +10,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from plateloom import restoration
 from plateloom.config import load_config, method_modules
 from plateloom.errors import ConfigError, DataFault, PlateloomError, did_you_mean
 from plateloom.readers import READERS, load_reader
 from plateloom.readers.folders import digest_changes
+from plateloom.store.corrections import list_corrections
 from plateloom.store.layout import part_of, record_path, screen_record
 from plateloom.store.provenance import PACKAGE, code_digest, file_digest, read_json
 from plateloom.store.sheets import read_sheet
@@ -124,6 +127,7 @@ class Screen:
         else:
             rows = [Plate(**row) for row in frozen["plates"]]
             self._listings, self._deferrals = frozen["listings"], frozen["deferrals"]
+            self._corrections, self._weights = frozen["corrections"], frozen["weights"]
         self.plates = {plate.plate: plate for plate in rows}
 
     def freeze(self):
@@ -134,6 +138,8 @@ class Screen:
             "plates": plates,
             "listings": self._listings,
             "deferrals": self._deferrals,
+            "corrections": self._corrections,
+            "weights": self._weights,
         }
 
     @functools.cached_property
@@ -197,9 +203,10 @@ class Screen:
             params = self._reader_params(self.plates[plate].reader)
             return {"channels": config["channels"], "conversion": config["conversion"], "reader_params": params}
         chosen = {
-            "illumination": config["illumination"],
+            "illumination": config["illumination"]
+            | ({"restoration": config["restoration"]} if config["restoration"] else {}),
             "flagging": config["quality"],
-            "segmentation": config["segmentation"],
+            "segmentation": config["segmentation"] | ({"weights": self._weights} if self._weights else {}),
             "features": config["features"] | {"channels": config["features"]["channels"] or list(config["channels"])},
             "profiling": config["profiling"],
             "profiles": config["profiling"] | {"map": latent["maps"]["method"]},
@@ -245,11 +252,26 @@ class Screen:
         modules += [methods[section].__name__ for section in chosen.sections]
         if stage == "conversion":
             modules += sorted({READERS[plate.reader] for plate in self.plates.values()})
+        if stage == "illumination":  # whose fingerprint all have that read pixels
+            modules += sorted({restoration.METHODS[step.method] for step in self.config.restoration})
         if stage == "features":
             from plateloom.features import FAMILIES
 
             modules += [FAMILIES[name] for name in self.config.features.families or FAMILIES]
         return code_digest(*modules, str(PACKAGE.parent / "scripts" / f"{chosen.script}.py"))
+
+    @property
+    def segments_on_gpu(self):
+        """Whether segmentation runs a network of the user, which wants a GPU."""
+        return hasattr(self._methods["segmentation"], "PACKAGE")
+
+    @functools.cached_property
+    def _weights(self):
+        """Digests of the models of the user that segmentation reads, by path."""
+        files, problems = list_weights(self.config, self.folder)
+        if problems:
+            raise ConfigError(problems)
+        return {file: _digest_large(self.folder / file) for file in files}
 
     @functools.cached_property
     def _methods(self):
@@ -269,6 +291,25 @@ class Screen:
     def deferral(self, plate, part):
         """Which attempt a part was last deferred in: a value that makes it run again, and stays once it is done."""
         return self._deferrals[plate][part]
+
+    def size(self, plate):
+        """How large a plate is, as soon as it is assembled; before that, and without a plate, nothing is known.
+
+        Parameters
+        ----------
+        plate : str or None
+
+        Returns
+        -------
+        field_mb : float
+            One field in all channels [MB].
+        gigapixels : float
+            All fields in all channels [10⁹ px].
+        """
+        facts = (plate and read_json(self.folder / record_path(plate, "assembly")) or {}).get("facts", {})
+        height, width, *_ = facts.get("accepted") or (0, 0)
+        pixels = height * width * len(self.config.channels)
+        return 2e-6 * pixels, 1e-9 * pixels * facts.get("fields", 0)
 
     @functools.cached_property
     def _deferrals(self):
@@ -295,6 +336,16 @@ class Screen:
                 found[plate] = [record.get("facts", {}).get("listing", "no source folder") for record in records]
         return found | dict(zip(asked, _list_sources(list(asked.values())), strict=True))
 
+    def corrections(self, plate, part):
+        """Digests of the labels that people have corrected, by well and field of one part."""
+        found = self._corrections[plate]
+        return {well: fields for well, fields in found.items() if part_of(well, self.config.parts) == part}
+
+    @functools.cached_property
+    def _corrections(self):
+        """Digests by plate, well and field."""
+        return {plate: list_corrections(self.folder, plate) for plate in self.plates}
+
     def plate_map(self, plate):
         """Digest of a plate's map; empty where it has none."""
         name = self.plates[plate].plate_map
@@ -308,6 +359,36 @@ class Screen:
     def plate_table(self):
         """Plates that screen-level steps read, with batch and map, as JSON rows."""
         return [dataclasses.asdict(self.plates[plate]) for plate in self.complete_plates]
+
+
+def list_weights(config, folder):
+    """List the models of the user that a screen's segmentation reads.
+
+    Parameters
+    ----------
+    config : Config
+    folder : path
+        The screen's.
+
+    Returns
+    -------
+    files : list of str
+        Paths, as the config gives them.
+    problems : list of str
+        Those that are not there.
+    """
+    module = method_modules(config)["segmentation"]
+    if not hasattr(module, "weights_files"):
+        return [], []
+    files = module.weights_files(module.Params(**config.segmentation.parameters))
+    missing = [file for file in files if not Path(folder, file).is_file()]
+    return files, [f"segmentation.parameters: no weights at {file!r}; nothing is downloaded" for file in missing]
+
+
+def _digest_large(path):
+    """Digest of a file that need not fit into memory."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _list_sources(asked):

@@ -19,12 +19,16 @@ METRICS = (
     "p999",
     "mean",
     "std",
+    "artefact_fraction",
 )
 FLAGS = ("Flag_Blurred", "Flag_Saturated", "Flag_Empty", "Flag_Debris")
 
 _BAND = (0.02, 0.15)  # [cycles/px]: below are cells, above is noise
 _SIGMA = 1.5  # [px] of the Laplacian of Gaussian: a bare Laplacian measures noise
 _MIN_SIZE = 32  # [px]: a smaller plane has too few frequencies
+_BLOCKS = 8  # along each side: where an artefact is in less than a tenth of them, the others tell how bright cells are
+_ARTEFACT = 2.0  # times as bright as cells are, above background
+_SPECK = 20  # [px]: a smaller region is no artefact
 
 
 class Params(BaseModel):
@@ -77,7 +81,9 @@ def measure_plane(plane, *, saturation_level=None):
         (blurred), 0 for noise. ``focus_laplacian``: variance of the Laplacian of Gaussian over variance [1], larger is
         sharper. ``saturated_fraction`` [1]. ``background``: 5th percentile [counts]. ``noise``: standard deviation from
         pixel to pixel [counts]. ``contrast``: ``p999 - p50`` [noise]. ``p01``, ``p50``, ``p99``, ``p999`` (99.9 %),
-        ``mean``, ``std`` [counts]. NaN where undefined: focus of a constant plane or one below 32 px.
+        ``mean``, ``std`` [counts]. ``artefact_fraction``: share of the pixels in connected regions of at least 20 px that are
+        saturated, or more than twice as far above background as the brightest percent is in nine of ten parts of the plane
+        [1]. NaN where undefined: focus of a constant plane, or focus and artefacts of one below 32 px.
 
     Raises
     ------
@@ -94,12 +100,14 @@ def measure_plane(plane, *, saturation_level=None):
     p01, p05, p50, p99, p999 = (float(one) for one in np.percentile(values, (1, 5, 50, 99, 99.9)))
     mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
     noise, rise = _noise(values), p999 - p50
-    slope = sharpness = np.nan
+    slope = sharpness = artefacts = np.nan
+    if min(plane.shape) >= _MIN_SIZE:
+        artefacts = _artefact_fraction(values, p05, saturation_level)
     if std > 0 and min(plane.shape) >= _MIN_SIZE:
         slope = _spectral_slope(values - np.float32(mean))
         sharpness = float(ndimage.gaussian_laplace(values, _SIGMA).var(dtype=np.float64)) / std**2
     contrast = (rise / noise if noise > 0 else np.inf) if rise > 0 else 0.0
-    values = (slope, sharpness, saturated, p05, noise, contrast, p01, p50, p99, p999, mean, std)
+    values = (slope, sharpness, saturated, p05, noise, contrast, p01, p50, p99, p999, mean, std, artefacts)
     return dict(zip(METRICS, values, strict=True))
 
 
@@ -122,7 +130,8 @@ def flag_fields(table, params=None):
     Notes
     -----
     Only fields of the same plate and channel are compared. A field is an outlier if it is beyond ``max_deviation`` MADs
-    *and* beyond a factor, for on an even plate the MADs alone would flag what no eye sees. Brightness in one channel is
+    *and* beyond a factor, for on an even plate the MADs alone would flag what no eye sees. Debris is looked for against the
+    fields that are neither blurred, saturated nor empty. Brightness in one channel is
     what a phenotype looks like; debris shines in most.
     """
     import pandas as pd
@@ -141,10 +150,11 @@ def flag_fields(table, params=None):
     if params.min_focus_slope is not None:
         blurred |= slope < params.min_focus_slope
     blurred &= ~empty
-    excess = bright - bright.groupby(plate).transform("median")
+    usual = ~(saturated | empty | blurred)  # else the defects of some widen what is usual of all
+    excess = bright - bright.where(usual).groupby(plate).transform("median")
     shared = _shared(excess, [table[name] for name in ("Metadata_Plate", "Metadata_Well", "SourceField")])
     limit = np.log(params.max_brightness)
-    debris = _outliers(shared, plate[:1], params.max_deviation, limit) & (excess > limit) & ~saturated
+    debris = _outliers(shared, plate[:1], params.max_deviation, limit, usual) & (excess > limit) & ~saturated
 
     table["Flag_Blurred"], table["Flag_Saturated"], table["Flag_Empty"], table["Flag_Debris"] = (
         flag.to_numpy(dtype=bool) for flag in (blurred, saturated, empty, debris)
@@ -158,7 +168,11 @@ def flag_fields(table, params=None):
         ),
         "Flag_Saturated": ("saturated: {:.2%} of pixels", table["saturated_fraction"]),
         "Flag_Empty": ("empty: contrast {:.1f} of the noise", contrast),
-        "Flag_Debris": ("debris: {:.1f} times the plate's median brightness", np.exp(bright - typical["bright"])),
+        "Flag_Debris": (
+            "debris: {:.1f} times the plate's median brightness, {:.1%} of the area",
+            np.exp(bright - typical["bright"]),
+            table["artefact_fraction"],
+        ),
     }
     reasons = [[] for _ in range(len(table))]
     for flag, (text, *numbers) in parts.items():
@@ -166,6 +180,49 @@ def flag_fields(table, params=None):
             reasons[row].append(text.format(*(one.iloc[row] for one in numbers)))
     table["Reason"] = pd.Series(["; ".join(one) for one in reasons], index=table.index, dtype=object)
     return table
+
+
+def find_unlike_counts(counts, *, max_deviation=5.0, factor=4.0, least=10):
+    """Find the fields whose number of cells is unlike that of the other fields of their well.
+
+    Parameters
+    ----------
+    counts : DataFrame
+        One row per field of a plate: ``Metadata_Well``, ``Metadata_Field`` and ``Count`` (int).
+    max_deviation : float
+        So many standard deviations of the square root of the count, that of Poisson's distribution or the plate's own
+        (scaled MAD), whichever is larger.
+    factor : float
+        And so many times fewer or more.
+    least : int
+        And in wells whose other fields have so many cells at least, in the median.
+
+    Returns
+    -------
+    DataFrame
+        Those rows, with ``Usual``, the median of the other fields. Wells of fewer than four fields say nothing.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> counts = pd.DataFrame({"Metadata_Well": "A01", "Metadata_Field": range(1, 6), "Count": [40, 45, 1, 38, 42]})
+    >>> find_unlike_counts(counts)
+      Metadata_Well  Metadata_Field  Count  Usual
+    2           A01               3      1   41.0
+    """
+    usual, above = np.full(len(counts), np.nan), np.full(len(counts), np.nan)
+    values = counts["Count"].to_numpy(float)
+    for members in counts.groupby("Metadata_Well", sort=False).indices.values():
+        if len(members) < 4:
+            continue
+        for i, member in enumerate(members):
+            usual[member] = np.median(values[np.delete(members, i)])
+            above[member] = 2 * (np.sqrt(values[member]) - np.sqrt(usual[member]))
+    known = above[np.isfinite(above)]
+    spread = max(1.0, 1.4826 * float(np.median(np.abs(known)))) if len(known) else 1.0
+    unlike = (np.abs(above) > max_deviation * spread) & (usual >= least)
+    unlike &= (values * factor < usual) | (values > factor * usual)
+    return counts.assign(Usual=usual)[unlike]
 
 
 def _full_scale(plane):
@@ -177,6 +234,16 @@ def _full_scale(plane):
     if plane.dtype.itemsize > 1:
         scales = scales[1:]  # 8 bits in a wider type is a dark image
     return largest if largest in scales else np.iinfo(plane.dtype).max
+
+
+def _artefact_fraction(values, background, saturation_level):
+    """Share of the pixels in regions that are saturated, or far brighter than most of the plane's brightest ones."""
+    smooth = ndimage.gaussian_filter(values, 1.0)
+    parts = [part for rows in np.array_split(smooth, _BLOCKS) for part in np.array_split(rows, _BLOCKS, axis=1)]
+    bright = np.quantile([np.percentile(part, 99) for part in parts], 0.9)
+    region, _ = ndimage.label((smooth > background + _ARTEFACT * (bright - background)) | (values >= saturation_level))
+    sizes = np.bincount(region.ravel())[1:]
+    return float(sizes[sizes >= _SPECK].sum() / values.size)
 
 
 def _noise(values):
@@ -225,8 +292,9 @@ def _shared(excess, field):
     return excess.where(fields.rank(ascending=False, method="first") == enough).groupby(field).transform("max")
 
 
-def _outliers(values, groups, deviation, least):
-    """Which values exceed their group's median by so many scaled MADs and by at least so much; NaN does not."""
-    above = values - values.groupby(groups).transform("median")
-    spread = 1.4826 * above.abs().groupby(groups).transform("median")
+def _outliers(values, groups, deviation, least, usual=None):
+    """Which values exceed the median of their group's usual ones by so many scaled MADs and by so much; NaN does not."""
+    usual = values.notna() if usual is None else usual
+    above = values - values.where(usual).groupby(groups).transform("median")
+    spread = 1.4826 * above.where(usual).abs().groupby(groups).transform("median")
     return (above > deviation * spread) & (above > least)

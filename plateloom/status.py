@@ -207,6 +207,9 @@ def _changed(screen, stage, plate, part, record, code):
         return "at least one source file has changed, come or gone; only the wells concerned are made anew"
     if STAGES[stage].scope == "part" and record["parts"] != screen.config.parts:
         return "the plate is cut into another number of parts"
+    taken = record["facts"].get("corrections", {})
+    if stage == "segmentation" and record["status"] == "done" and taken != screen.corrections(plate, part):
+        return "corrected labels have changed, come or gone; only the wells concerned are made anew"
     if record["settings"] != digest(screen.recorded_settings(stage, plate)):
         return "settings have changed"
     if record["code"] != code(stage):

@@ -53,11 +53,11 @@ def cut_tiles(shape, tile_px=None, *, halo_px=0):
         for y in range(0, height, step)
         for x in range(0, width, step)
     ]
-    return [_with_halo(core, shape, halo_px) for core in cores]
+    return [with_halo(core, shape, halo_px) for core in cores]
 
 
-def _with_halo(core, shape, halo_px):
-    """Widen a core by its halo as far as the image goes."""
+def with_halo(core, shape, halo_px):
+    """Widen a core, slices that have start and stop, by its halo as far as the image goes: a `Tile`."""
     starts = tuple(max(part.start - halo_px, 0) for part in core)
     stops = [min(part.stop + halo_px, size) for part, size in zip(core, shape, strict=True)]
     window = tuple(slice(start, stop) for start, stop in zip(starts, stops, strict=True))

@@ -76,6 +76,11 @@ def listing_of(wildcards):
     return SCREEN.listing(wildcards.plate, int(wildcards.part))
 
 
+def corrections_of(wildcards):
+    """Digests of the labels of a part that people have corrected, by well and field."""
+    return SCREEN.corrections(wildcards.plate, int(wildcards.part))
+
+
 def deferral_of(wildcards):
     """When a part was last put off because its files were still on their way."""
     return SCREEN.deferral(wildcards.plate, int(wildcards.part))
@@ -102,23 +107,27 @@ def batch_of(wildcards):
 
 
 def memory_for(gigabytes):
-    """Memory of a job [MB]: more with each attempt."""
+    """Memory of a job [MB]: with four copies of one of the plate's fields per thread, and more with each attempt."""
 
-    def memory(wildcards, attempt):
-        return int(gigabytes * 1000 * attempt)
+    def memory(wildcards, threads, attempt):
+        field_mb, _ = SCREEN.size(wildcards.get("plate"))
+        return int((1000 * gigabytes + 4 * threads * field_mb) * attempt)
 
     return memory
 
 
 def runtime_for(minutes):
-    """Time limit of a job [min]: more with each attempt."""
+    """Time limit of a job [min]: that of ten gigapixels, or in proportion for a larger part; more with each attempt."""
 
     def runtime(wildcards, attempt):
-        return minutes * attempt
+        _, gigapixels = SCREEN.size(wildcards.get("plate"))
+        return int(minutes * max(1, gigapixels / len(PARTS) / 10) * attempt)
 
     return runtime
 
 
 def gpus_for(stage):
-    """GPUs that a job asks for: one, unless the config says `cpu`."""
-    return 0 if SCREEN.config.engine.device == "cpu" else 1
+    """GPUs that a job asks for: one, unless the config says `cpu` or the method of segmentation cannot use it."""
+    if SCREEN.config.engine.device == "cpu":
+        return 0
+    return int(stage != "segmentation" or SCREEN.segments_on_gpu)

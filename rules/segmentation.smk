@@ -12,14 +12,16 @@ rule segment_plate:
     benchmark:
         "benchmarks/segment_plate/{plate}/part-{part}.tsv"
     conda:
-        "../envs/core.yaml"
+        "../envs/torch.yaml"
     threads: 2
     resources:
+        gpu=gpus_for("segmentation"),
         mem_mb=memory_for(6),
         runtime=runtime_for(240),
     params:
         parts=len(PARTS),
         settings=settings_of("segmentation"),
+        corrections=corrections_of,
         code=code_of("segmentation"),
     message:
         "Segmenting {wildcards.plate}, part {wildcards.part}"

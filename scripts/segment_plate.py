@@ -10,6 +10,7 @@ if __name__ == "__main__":  # Dask's worker processes import this file
         part=int(snakemake.wildcards.part),
         parts=snakemake.params.parts,
         settings=snakemake.params.settings,
+        corrections=snakemake.params.corrections,
         code=snakemake.params.code,
         converted=snakemake.input.converted,
         illuminated=snakemake.input.illuminated,

@@ -118,7 +118,15 @@ class _Run:
         self.go(quality.measure_part, "quality", plate, part=True, settings=False, **one)
         self.go(quality.flag_plate, "flagging", plate, measured=[of["quality"]])
         light = {"illuminated": of["illumination"]}
-        self.go(segmentation.segment_part, "segmentation", plate, part=True, converted=of["conversion"], **light)
+        self.go(
+            segmentation.segment_part,
+            "segmentation",
+            plate,
+            part=True,
+            corrections=self.screen.corrections(plate, 0),
+            converted=of["conversion"],
+            **light,
+        )
         self.go(features.measure_part, "features", plate, part=True, segmented=of["segmentation"], **light)
         self.go(
             profiling.profile_plate,

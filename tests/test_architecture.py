@@ -15,7 +15,7 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 
 # From the top down; a module imports from its own wing and from those below it.
 WINGS = [
-    {"cli", "status", "driver", "planning", "config", "repair", "export"},
+    {"cli", "status", "driver", "planning", "config", "repair", "lineage", "export"},
     {"stages"},
     {
         "engine",
@@ -23,22 +23,25 @@ WINGS = [
         "projection",
         "stitching",
         "illumination",
+        "restoration",
         "quality",
         "segmentation",
         "features",
         "profiling",
+        "plate_effects",
         "latent",
         "classification",
         "report",
         "simulation",
     },
     {"store"},
-    {"errors", "registry", "schema", "tiling", "wells"},
+    {"devices", "errors", "registry", "schema", "tiling", "wells"},
 ]
 COMPUTE = WINGS[2] - {"engine", "readers"}
 REGISTRIES = [
     "plateloom.readers",
     "plateloom.illumination",
+    "plateloom.restoration",
     "plateloom.segmentation",
     "plateloom.features",
     "plateloom.latent",

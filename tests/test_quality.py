@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 from scipy.stats import rankdata
 
-from plateloom.quality import FLAGS, METRICS, Params, flag_fields, measure_plane
+from plateloom.quality import FLAGS, METRICS, Params, find_unlike_counts, flag_fields, measure_plane
 from plateloom.simulation import ScreenDesign, all_defects, all_fields, plate_map, render_field
 
 KEYS = ["Metadata_Plate", "Metadata_Well", "Metadata_Field", "Channel"]
@@ -24,11 +24,11 @@ DESIGN = ScreenDesign(
 
 
 @cache
-def measured():
+def measured(design=DESIGN):
     rows = []
-    for plate, well, field in all_fields(DESIGN):
-        image = render_field(DESIGN, plate, well, field).image
-        for name, plane in zip(DESIGN.channel_names, image, strict=True):
+    for plate, well, field in all_fields(design):
+        image = render_field(design, plate, well, field).image
+        for name, plane in zip(design.channel_names, image, strict=True):
             rows.append(
                 dict(zip(KEYS, (plate, well, field, name), strict=True)) | {"SourceField": field} | measure_plane(plane)
             )
@@ -36,10 +36,10 @@ def measured():
 
 
 @cache
-def flagged():
-    table = flag_fields(measured())
-    defects = all_defects(DESIGN)
-    empty = {row["well"] for row in plate_map(DESIGN, "P1") if row["control"] == "empty"}
+def flagged(design=DESIGN):
+    table = flag_fields(measured(design))
+    defects = all_defects(design)
+    empty = {row["well"] for row in plate_map(design, "P1") if row["control"] == "empty"}
     table["truth"] = [
         "empty" if well in empty else defects.get((plate, well, field), ("good",))[0]
         for plate, well, field in table[KEYS[:3]].itertuples(index=False)
@@ -62,6 +62,7 @@ def rows(count, **columns):
         "contrast": 80.0,
         "background": 100.0,
         "p999": 1000.0,
+        "artefact_fraction": 0.0,
     }
     table = pd.DataFrame([typical] * count)
     table.insert(0, "Metadata_Plate", "P1")
@@ -72,22 +73,41 @@ def rows(count, **columns):
     return table.assign(**columns)
 
 
-@pytest.mark.parametrize("channel", DESIGN.channel_names)
-@pytest.mark.parametrize(
-    ("kind", "metric", "sign"),
-    [
-        ("blurred", "focus_laplacian", -1),
-        ("blurred", "focus_slope", -1),
-        ("saturated", "saturated_fraction", 1),
-        ("empty", "contrast", -1),
-        ("debris", "p999", 1),
-    ],
-)
-def test_each_metric_separates_its_defect_from_good_fields(kind, metric, sign, channel):
-    table = flagged()
+SIGNS = [
+    ("blurred", "focus_laplacian", -1),
+    ("blurred", "focus_slope", -1),
+    ("saturated", "saturated_fraction", 1),
+    ("empty", "contrast", -1),
+    ("debris", "p999", 1),
+]
+
+
+def separation(table, kind, metric, sign, channel):
+    """Area under the ROC curve of a metric, defective against good fields."""
     table = table[(table["Channel"] == channel) & table["truth"].isin(["good", kind])]
-    positive = (table["truth"] == kind).to_numpy()
-    assert area_under_curve(sign * table[metric].to_numpy(), positive) >= 0.95
+    return area_under_curve(sign * table[metric].to_numpy(), (table["truth"] == kind).to_numpy())
+
+
+@pytest.mark.parametrize("channel", DESIGN.channel_names)
+@pytest.mark.parametrize(("kind", "metric", "sign"), SIGNS)
+def test_each_metric_separates_its_defect_from_good_fields(kind, metric, sign, channel):
+    assert separation(flagged(), kind, metric, sign, channel) >= 0.95
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_each_metric_does_so_on_other_screens_with_small_fields(seed):
+    defects = {"blurred": 6, "debris": 6, "saturated": 5, "empty": 5}
+    design = ScreenDesign(
+        plates=("P1",), rows=6, columns=8, size_px=256, fields=1, cells_per_field=12.0, defects=defects, seed=seed
+    )
+    table = flagged(design)
+    for kind, metric, sign in SIGNS:
+        for channel in design.channel_names:
+            assert separation(table, kind, metric, sign, channel) >= 0.95, (kind, metric, channel)
+    found = table.groupby([*KEYS[:3], "truth"])[list(FLAGS)].any().groupby("truth").mean()
+    for kind in defects:  # though nearly half of the fields are defective
+        assert found.loc[kind, f"Flag_{kind.capitalize()}"] >= 0.95
+    assert found.loc["good"].max() <= 0.02
 
 
 @pytest.mark.parametrize(
@@ -186,6 +206,7 @@ def test_a_constant_plane_is_empty_and_has_no_focus(value):
     assert np.isnan(found["focus_laplacian"])
     assert found["noise"] == found["contrast"] == found["std"] == 0
     assert found["mean"] == found["p01"] == found["p999"] == found["background"] == value
+    assert found["artefact_fraction"] == (value == 65535)
     assert found["saturated_fraction"] == (value == 65535)
     table = flag_fields(
         pd.DataFrame([dict(zip(KEYS, ("P", "A01", k, "DNA"), strict=True)) | found for k in range(3)]).assign(
@@ -201,7 +222,7 @@ def test_planes_of_any_size_are_measured(shape):
     found = measure_plane(np.random.default_rng(0).integers(100, 140, shape, dtype=np.uint16))
     assert list(found) == list(METRICS)
     assert all(isinstance(one, float) for one in found.values())
-    assert np.isnan(found["focus_slope"]) == (min(shape) < 32)
+    assert np.isnan(found["focus_slope"]) == np.isnan(found["artefact_fraction"]) == (min(shape) < 32)
 
 
 def test_the_noise_is_that_of_the_pixels_and_not_of_the_shading():
@@ -243,6 +264,37 @@ def test_no_pixel_is_saturated_below_full_scale_unless_the_level_is_given():
     assert measure_plane(plane.astype(np.float32))["saturated_fraction"] == 0
 
 
+def field_of_cells(seed=0):
+    """Cells of several brightnesses on noise, 400 x 400."""
+    rng = np.random.default_rng(seed)
+    plane = 100 + rng.normal(0, 3, (400, 400))
+    y, x = np.mgrid[:400, :400]
+    for cy, cx in rng.uniform(10, 390, (60, 2)):
+        plane += rng.uniform(300, 500) * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / 2 / 6**2)
+    return plane
+
+
+def test_the_area_of_an_artefact_is_measured_and_cells_are_none():
+    plane = field_of_cells()
+    assert measure_plane(plane.astype(np.uint16))["artefact_fraction"] == 0
+    plane[100:140, 200:230] += 3000
+    found = measure_plane(plane.astype(np.uint16))["artefact_fraction"]
+    assert found == pytest.approx(40 * 30 / 400**2, rel=0.15)
+    plane[50, 60] = 9000  # too small
+    assert measure_plane(plane.astype(np.uint16))["artefact_fraction"] == found
+    dull = np.minimum(field_of_cells(), 255)
+    assert measure_plane(dull.astype(np.uint8))["artefact_fraction"] > 0.03, "saturated cells"
+
+
+def test_artefacts_are_where_the_debris_is():
+    table = flagged()
+    mean = table.groupby("truth")["artefact_fraction"].mean()
+    assert mean["debris"] > 10 * max(mean["good"], mean["blurred"], mean["empty"])
+    assert table.loc[table["truth"] == "good", "artefact_fraction"].quantile(0.95) < 0.002
+    reason = table.loc[table["Flag_Debris"], "Reason"]
+    assert reason.str.contains(r"debris: \d.* brightness, \d+\.\d% of the area").all()
+
+
 @pytest.mark.parametrize("shape", [(0, 4), (3,), (2, 3, 4)])
 def test_what_is_no_plane_is_refused(shape):
     with pytest.raises(ValueError, match="Expected a plane"):
@@ -252,3 +304,45 @@ def test_what_is_no_plane_is_refused(shape):
 def test_unknown_thresholds_are_refused():
     with pytest.raises(ValidationError):
         Params(max_blur=1)
+
+
+def counted(wells=96, fields=6, seed=0, mean=40):
+    """A plate's numbers of cells: wells differ, and fields of a well by more than chance."""
+    rng = np.random.default_rng(seed)
+    expected = rng.lognormal(np.log(mean), 0.4, wells)[:, None] * rng.lognormal(0, 0.2, (wells, fields))
+    table = pd.DataFrame({"Metadata_Well": np.repeat(np.arange(wells), fields)})
+    return table.assign(Metadata_Field=np.tile(np.arange(1, fields + 1), wells), Count=rng.poisson(expected).ravel())
+
+
+def test_a_field_without_the_cells_of_its_well_is_found_and_one_with_many_more():
+    counts = counted(mean=80)
+    counts.loc[[50, 300, 400], "Count"] = 1, 0, 900
+    found = find_unlike_counts(counts)
+    assert list(found.index) == [50, 300, 400]
+    others = counts.loc[[300 + i for i in range(1, 6)], "Count"]
+    assert found.loc[300, "Usual"] == others.median()
+
+
+def test_fields_that_differ_by_chance_are_not_unlike():
+    alarms = [len(find_unlike_counts(counted(seed=seed, mean=5 + seed))) > 0 for seed in range(60)]
+    assert np.mean(alarms) <= 0.05
+
+
+def test_wells_of_few_fields_or_few_cells_say_nothing_of_their_counts():
+    few = counted(fields=3)
+    few.loc[4, "Count"] = 0
+    assert not len(find_unlike_counts(few)) and not len(find_unlike_counts(few[:0]))
+    sparse = counted(mean=3)
+    sparse["Count"] = np.where(np.arange(len(sparse)) % 6 == 2, 0, 4)
+    assert not len(find_unlike_counts(sparse))
+
+
+def test_fields_unlike_the_others_are_told_but_for_those_that_are_flagged_anyway():
+    from plateloom.stages.report import _unlike_fields
+
+    objects = counted(wells=4, mean=80).rename(columns={"Count": "Count_Nuclei"}).assign(Status="done")
+    objects.loc[[1, 9], "Count_Nuclei"] = 0
+    quality = pd.DataFrame({"Metadata_Well": [1], "Metadata_Field": [4], "Reason": ["blurred"]})
+    (notice,) = _unlike_fields(objects, quality)
+    assert notice.kind == "fields" and "0 field 2 (0; others " in notice.text and "1 field 4" not in notice.text
+    assert _unlike_fields(objects.drop(index=1), quality) == [] == _unlike_fields(objects[:0], quality)

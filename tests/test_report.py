@@ -943,6 +943,7 @@ def a_plate_with_an_empty_well(tmp_path, monkeypatch):
             "SourceField": 1,
             "Channel": "DNA",
             "focus_slope": [-3.0, -2.5, 0.1],
+            "focus_laplacian": [0.004, 0.005, 0.0001],
             "background": [140.0, 141.0, 139.0],
             "Reason": ["", "", "empty: contrast 3.3 of the noise"],
             "Flag_Empty": [False, False, True],

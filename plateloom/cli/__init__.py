@@ -20,6 +20,8 @@ COMMANDS = {
     "trace": "Tell what a result was made from, down to the microscope's files.",
     "features": "List what would be measured of every cell, with counts, units and cost.",
     "evaluate": "Compare label images with the truth, object by object.",
+    "labels": "Correct labels by hand: export them as TIFF, import them, withdraw them.",
+    "train-segmenter": "Train the network of the segmentation method unet on your own annotated fields.",
     "verify": "Check that results are what was made, chunk by chunk, and make damaged wells again.",
     "export": "Put a finished screen together as one folder to hand on.",
     "config": "Show every setting with default, unit and meaning.",
@@ -35,7 +37,7 @@ class Commands(click.Group):
     def get_command(self, context, name):
         if name not in COMMANDS:
             context.fail(f"No such command {name!r}.{did_you_mean(name, COMMANDS)} See `plateloom --help`.")
-        return importlib.import_module(f"plateloom.cli.{name}").command
+        return importlib.import_module(f"plateloom.cli.{name.replace('-', '_')}").command
 
     def format_commands(self, context, formatter):
         with formatter.section("Commands"):

@@ -66,6 +66,8 @@ def find_problems(folder, *, files, decode=True):
         problems += [
             problem if problem.startswith(str(folder)) else f"config.yaml: {problem}" for problem in error.problems
         ]
+    if config:
+        _check_network(folder, config, problems, notes)
     table = folder / (config.plates if config else "plates.tsv")
     numbered, found = number_plates(table)
     problems += found
@@ -82,6 +84,25 @@ def find_problems(folder, *, files, decode=True):
     if config and plates and config.classification.labels not in ("", "controls"):
         _check_labels(folder, config.classification.labels, list(plates), imaged, problems, notes)
     return problems, notes
+
+
+def _check_network(folder, config, problems, notes):
+    """Look for the models and the package of a segmentation method of other people."""
+    import importlib.util
+
+    from plateloom.config import method_modules
+    from plateloom.planning import list_weights
+
+    module, method = method_modules(config)["segmentation"], config.segmentation.method
+    problems += [f"config.yaml: {problem}" for problem in list_weights(config, folder)[1]]
+    package = getattr(module, "PACKAGE", None)
+    if package and importlib.util.find_spec(package) is None:
+        problems.append(
+            f"config.yaml: segmentation.method {method}: the package {package!r} is not installed: {module.INSTALL}"
+        )
+    if hasattr(module, "notices"):
+        params = module.Params(**config.segmentation.parameters)
+        notes += [f"config.yaml: warning: {notice}" for notice in module.notices(params)]
 
 
 def _read_map(folder, plate, where, problems, notes):

@@ -58,13 +58,14 @@ def describe_methods():
     """Parameters of every registered method, section by section."""
     from importlib import import_module
 
-    from plateloom import classification, illumination, latent, segmentation
+    from plateloom import classification, illumination, latent, restoration, segmentation
     from plateloom.readers import READERS
 
     modules = {"quality.parameters": "plateloom.quality", "profiling.parameters": "plateloom.profiling"}
     modules |= {"latent.autoencoder.parameters": "plateloom.latent.autoencoder"}
     for section, methods in (
         ("illumination", illumination.METHODS),
+        ("restoration", restoration.METHODS),
         ("segmentation", segmentation.METHODS),
         ("latent.maps", latent.MAPS),
         ("classification", classification.METHODS),

@@ -1,5 +1,6 @@
 """`plateloom run`: the snakemake command that runs a screen, printed and executed; its exit code says how it ended."""
 
+import contextlib
 import os
 import shlex
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from plateloom.errors import INTERRUPTION, ConfigError, LockedError, did_you_mean
+from plateloom.errors import INTERRUPTION, ConfigError, LockedError, SchedulerError, did_you_mean
 
 SNAKEFILE = Path(__file__).resolve().parents[2] / "Snakefile"
 PROFILES = sorted(path.parent.name for path in SNAKEFILE.parent.glob("profiles/*/profile.yaml"))
@@ -23,9 +24,11 @@ GRACE = 5.0  # [s] for jobs to end after Snakemake has
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "--profile",
-    default=None,
+    "profiles",
+    multiple=True,
     metavar="NAME",
-    help=f"A profile of Plateloom ({', '.join(PROFILES)}), or the path or the name of one of your own; default: this machine.",
+    help=f"A profile of Plateloom ({', '.join(PROFILES)}), or the path or the name of one of your own, or one of each; "
+    "default: this machine.",
 )
 @click.option("--cores", default=None, metavar="N", help="Cores to use on this machine, or `all` (default).")
 @click.option(
@@ -33,7 +36,7 @@ GRACE = 5.0  # [s] for jobs to end after Snakemake has
 )
 @click.option("--dry-run", "-n", is_flag=True, help="Show what would run.")
 @click.argument("snakemake_options", nargs=-1, type=click.UNPROCESSED)
-def command(folder, profile, cores, until, dry_run, snakemake_options):
+def command(folder, profiles, cores, until, dry_run, snakemake_options):
     """Run the screen in FOLDER; more options go to snakemake as they are.
 
     Exit code: 0 complete; 1 work is left that the same command does later (an infrastructure failure, or another run
@@ -45,13 +48,14 @@ def command(folder, profile, cores, until, dry_run, snakemake_options):
     plateloom run screens/demo
     plateloom run screens/demo --until segmentation
     plateloom run screens/demo --cores 4 --dry-run
+    plateloom run screens/demo --profile slurm --profile ~/mysite
     """
     from plateloom.driver import FROZEN
     from plateloom.planning import STAGES
     from plateloom.status import read_screen, screen_state, states_until, warning_lines
     from plateloom.store.provenance import read_json
 
-    options = [*_profile_options(profile), *_cores_options(cores), *(["--dry-run"] if dry_run else [])]
+    options = [*_profile_options(profiles), *_cores_options(cores), *(["--dry-run"] if dry_run else [])]
     _check_options(snakemake_options)
     if not dry_run:
         _look_at_lock(folder)
@@ -66,6 +70,8 @@ def command(folder, profile, cores, until, dry_run, snakemake_options):
     earlier = _time_of(folder / FROZEN)
     code = run_group(arguments)
     if code > 128:
+        if not dry_run:
+            _cancel_jobs(folder)
         click.echo(INTERRUPTION, err=True)
         sys.exit(code)
     if dry_run:
@@ -87,25 +93,43 @@ def command(folder, profile, cores, until, dry_run, snakemake_options):
     sys.exit(3 if any(state[name] for name in ("with_failures", "quarantined", "deferred", "not_made")) else 0)
 
 
+def _cancel_jobs(folder):
+    """Cancel the cluster's jobs that an interrupted Snakemake had no time to cancel; else the next run does."""
+    from plateloom.engine import locks, schedulers
+
+    if locks.is_held(folder / locks.RUN):  # by another run, whose jobs they are
+        return
+    with contextlib.suppress(SchedulerError):
+        schedulers.cancel_orphans(folder, patience=GRACE, completing=GRACE)
+
+
 def _time_of(path):
     """When a file was written [ns]; 0 where it is not there."""
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def _profile_options(name):
-    """Snakemake's options for a profile: one of ours in place of `default`, a foreign one below it."""
-    if name is None:
+def _profile_options(names):
+    """Snakemake's options for profiles: one of ours in place of `default`, a foreign one below it."""
+    if not names:
         return []
-    if name in PROFILES:
-        return ["--workflow-profile", str(SNAKEFILE.parent / "profiles" / name)]
     from snakemake.cli import get_profile_dir
 
-    if not name or get_profile_dir(name) is None:
-        raise ConfigError(
-            f"--profile {name!r}: no such profile.{did_you_mean(name, PROFILES)} Plateloom has: {', '.join(PROFILES)}. Else "
-            "give the path of a folder that holds a profile.yaml, or the name of such a folder in ~/.config/snakemake"
-        )
-    return ["--profile", name]
+    options = {}
+    for name in names:
+        own = name in PROFILES
+        if not own and (not name or get_profile_dir(name) is None):
+            raise ConfigError(
+                f"--profile {name!r}: no such profile.{did_you_mean(name, PROFILES)} Plateloom has: {', '.join(PROFILES)}. "
+                "Else give the path of a folder that holds a profile.yaml, or the name of such a folder in "
+                "~/.config/snakemake"
+            )
+        option = "--workflow-profile" if own else "--profile"
+        if option in options:
+            raise ConfigError(
+                f"--profile {name!r}: one profile of Plateloom and one of your own is the most there can be"
+            )
+        options[option] = str(SNAKEFILE.parent / "profiles" / name) if own else name
+    return [text for option in options.items() for text in option]
 
 
 def _cores_options(cores):
@@ -136,7 +160,6 @@ def _check_options(options):
     """Refuse what Snakemake's command line would: it says so with code 1 or 2, and at length."""
     if not options:
         return
-    import contextlib
     import io
 
     from snakemake.cli import get_argument_parser

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from plateloom.errors import LockedError
 
+RUN = Path(".plateloom.lock")  # of a whole run, in the screen's folder
+
 
 @contextlib.contextmanager
 def hold(path, *, wait):

@@ -61,6 +61,7 @@ COLUMNS = {
     "p999": "99.9th percentile [counts].",
     "mean": "Mean [counts].",
     "std": "Standard deviation [counts].",
+    "artefact_fraction": "Fraction of pixels in saturated regions, or in regions far brighter than cells are.",
     "Class": "The likeliest class.",
     "Novelty": "How far the cell lies from the cells that the classifier was trained on.",
     "ec50": "Dose of half the effect [Metadata_Unit].",

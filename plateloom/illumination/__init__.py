@@ -1,14 +1,18 @@
 """Illumination: one flat-field per plate and channel, estimated from the plate's own fields.
 
-A method is a module with `Params`; ``shrink(plane, params)``, a small float32 thumbnail of one field, made where the
-field is read; and ``estimate(thumbnails, shape, params)``, which returns the flat-field and a reason, empty unless it
-fell back to 1.
+A method is a module with `Params`, and one of two things. Either it looks at fields: ``shrink(plane, params)`` gives a
+small float32 thumbnail of one field, made where the field is read, and ``estimate(thumbnails, shape, params)`` the
+flat-field. Or it looks at none: ``evaluate(said, shape, params)`` gives the flat-field by what the source says of the
+channel, and ``offset_of(said, params)`` what the camera reads in the dark. Both return the flat-field and a reason, empty
+unless they fell back to 1.
 """
 
 import numpy as np
 
 METHODS = {
     "median": "plateloom.illumination.median",
+    "lowrank": "plateloom.illumination.lowrank",
+    "vendor": "plateloom.illumination.vendor",
     "none": "plateloom.illumination.none",
 }
 
@@ -22,7 +26,7 @@ def correct(image, flatfield, *, offset=0.0):
         Integers [counts] are divided by the largest value of their type; floats are taken as they are.
     flatfield : ndarray of float32, shape (C, Y, X) or (Y, X)
         Mean 1, positive.
-    offset : float
+    offset : float or ndarray of float, shape (C, 1, 1)
         What the camera reads in the dark, in the unit of the image; taken off before the division. Left in, it makes
         the background of dark corners too bright.
 
@@ -42,7 +46,7 @@ def correct(image, flatfield, *, offset=0.0):
         raise ValueError(f"Image of {image.shape[-2:]} px and flat-field of {flatfield.shape[-2:]} px do not match.")
     scale = np.iinfo(image.dtype).max if image.dtype.kind in "ui" else 1
     scaled = image.astype(np.float32)
-    if offset:
-        scaled -= np.float32(offset)
+    if np.any(offset):
+        scaled -= np.asarray(offset, dtype=np.float32)
     scaled /= flatfield * np.float32(scale)
     return np.clip(scaled, 0, 1, out=scaled)

@@ -3,12 +3,21 @@
 A plain median over fields fails where cells cover about half of them: it jumps between background and cells. Here the
 logs of the fields are aligned instead: that smooth surface is looked for after whose removal the brightness has the
 same distribution everywhere. Like a median, it does not mind the few fields that are unlike the others.
+
+The plain statistics are there too (`statistic`), for plates without cells and for comparisons: the mean or median of all
+fields, smoothed, is what CellProfiler calls an illumination function.
 """
+
+import warnings
+from typing import Literal
 
 import numpy as np
 from numpy.polynomial import legendre
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.ndimage import gaussian_filter1d
+
+from plateloom.illumination.plausibility import doubt_flatfield
+from plateloom.illumination.thumbnails import is_even, shrink_plane, sort_fields
 
 _BANDWIDTHS = (
     0.4,
@@ -30,11 +39,21 @@ class Params(BaseModel):
 
     thumbnail: int = Field(64, ge=8, le=256, description="Width and height of a field's thumbnail [blocks].")
     degree: int = Field(4, ge=1, le=6, description="Degree of the polynomial in y and x that the log flat-field is.")
+    statistic: Literal["alignment", "median", "mean"] = Field(
+        "alignment",
+        description="What fields have in common: the shading after whose removal brightness has the same distribution "
+        "everywhere; or the plain `median` or `mean` at each place, made smooth.",
+    )
     min_fields: int = Field(4, ge=2, description="From fewer fields no flat-field is estimated: it is 1.")
     max_range: float = Field(
         4.0,
         gt=1,
         description="Brightest over darkest place; a flat-field beyond is implausible, and 1 is taken instead.",
+    )
+    max_error: float = Field(
+        0.05,
+        gt=0,
+        description="Standard error, as two halves of the fields tell it, of a flat-field that is taken; else it is 1.",
     )
     camera_offset: float | None = Field(
         None, ge=0, description="What the camera reads in the dark [counts]; default: estimated."
@@ -47,23 +66,15 @@ def shrink(plane, params):
     Parameters
     ----------
     plane : ndarray of integer or float, shape (Y, X)
-        Raw [counts].
+        Raw [counts]; NaN where a pixel is not the field's own.
     params : Params
 
     Returns
     -------
     ndarray of float32, shape (G, G)
-        Means of G × G blocks [counts], G being ``params.thumbnail``; a plane of fewer pixels repeats them.
+        Means of G × G blocks [counts], G being ``params.thumbnail`` (see `shrink_plane`).
     """
-    total = np.asarray(plane)
-    count = 1
-    for axis in (0, 1):
-        size = total.shape[axis]
-        starts = np.arange(params.thumbnail) * size // params.thumbnail
-        total = np.add.reduceat(total, starts, axis=axis, dtype=np.float64)
-        widths = np.maximum(np.diff(starts, append=size), 1)
-        count = count * (widths[:, None] if axis == 0 else widths)
-    return (total / count).astype(np.float32)
+    return shrink_plane(plane, params.thumbnail)
 
 
 def estimate(thumbnails, shape, params):
@@ -72,8 +83,8 @@ def estimate(thumbnails, shape, params):
     Parameters
     ----------
     thumbnails : ndarray of float32, shape (K, G, G)
-        As `shrink` made them [counts]. Their order has no influence, to the last bit. Those with a value that is not
-        finite are left out.
+        As `shrink` made them [counts]. Their order has no influence, to the last bit. What is not finite is not known,
+        and has no influence either.
     shape : tuple of int (Y, X)
         Of the flat-field [px].
     params : Params
@@ -94,28 +105,28 @@ def estimate(thumbnails, shape, params):
     set ``camera_offset``: the error halves.
 
     From few fields the estimate is noisy; the log flat-field is multiplied by ``1 - noise / total`` variance, the noise
-    being seen where two halves of the fields disagree. So it fades to 1 where the fields do not tell more.
+    being seen where two halves of the fields disagree. So it fades to 1 where the fields do not tell more. Where they
+    disagree by more than ``max_error``, it is refused.
     """
     flat = np.ones(shape, dtype=np.float32)
-    stack = _sorted_fields(thumbnails)
+    stack = sort_fields(thumbnails)
     if len(stack) < params.min_fields:
         return flat, f"only {len(stack)} fields, at least {params.min_fields} are needed"
-    if np.ptp(stack, axis=(1, 2)).max() <= 1e-6 * np.abs(stack).max():
+    if is_even(stack):
         return flat, ""
     surface = _Surface(stack.shape[1:], params.degree)
-    offset = _offset(stack, params)
-    counts = _above(stack, offset)
-    coefficients = _align(counts, surface)[0]
-    first, second = (_align(counts[half::2], surface)[0] for half in (0, 1))
+    counts = _above(stack, _offset(stack, params))
+    fit = _align if params.statistic == "alignment" else _average
+    coefficients = fit(counts, surface, params)[0]
+    first, second = (fit(counts[half::2], surface, params)[0] for half in (0, 1))
     total, noise = (coefficients**2).sum(), ((first - second) ** 2).sum() / 4
     coefficients = coefficients * max(0.0, 1 - noise / max(total, 1e-12))
 
-    flat = np.exp(surface.at(shape, coefficients))
-    reach = flat.max() / flat.min()
-    if not reach <= params.max_range:
-        reason = f"implausible flat-field: brightest over darkest place is {reach:.3g}, at most {params.max_range:g}"
-        return np.ones(shape, dtype=np.float32), reason
-    return (flat / flat.mean()).astype(np.float32), ""
+    found = np.exp(surface.at(shape, coefficients))
+    error = float(np.sqrt(noise / counts.shape[1]))
+    if reason := doubt_flatfield(found, max_range=params.max_range, error=error, max_error=params.max_error):
+        return flat, reason
+    return (found / found.mean()).astype(np.float32), ""
 
 
 def estimate_offset(thumbnails, params):
@@ -133,20 +144,13 @@ def estimate_offset(thumbnails, params):
         Somewhat above half of the darkest block where the light is too even, or cells too few, to tell more;
         ``params.camera_offset`` if that is set.
     """
-    return _offset(_sorted_fields(thumbnails), params)
-
-
-def _sorted_fields(thumbnails):
-    """The usable fields as float64, in an order that follows from their content alone."""
-    stack = [np.ascontiguousarray(one, dtype=np.float32) for one in thumbnails if np.isfinite(one).all()]
-    stack.sort(key=lambda one: one.tobytes())
-    return np.array(stack, dtype=np.float64)
+    return _offset(sort_fields(thumbnails), params)
 
 
 def _above(stack, offset):
-    """Log of the counts above the offset, shape (K, blocks); what lies at or below it is lifted to a floor."""
+    """Log of the counts above the offset, shape (K, blocks); what lies at or below it is lifted to a floor, NaN stays."""
     counts = stack.reshape(len(stack), -1) - offset
-    return np.log(np.maximum(counts, max(1e-3 * np.median(counts), 1e-9)))
+    return np.log(np.maximum(counts, max(1e-3 * np.nanmedian(counts), 1e-9)))
 
 
 class _Surface:
@@ -182,17 +186,19 @@ class _Surface:
         return np.einsum("yi,ix->yx", rows, np.einsum("ij,xj->ix", square, columns))
 
 
-def _align(values, surface):
+def _align(values, surface, params=None):
     """Coefficients of the log flat-field, and the log content left without it and without the fields' levels."""
     coefficients = np.zeros(len(surface.pairs))
     levels = np.zeros((len(values), 1))
+    known = ~np.isnan(values)
+    seen = [np.maximum(known.sum(axis, keepdims=True), 1) for axis in (0, 1)]
     content = values
     for bandwidth in _BANDWIDTHS:
         for _ in range(_STEPS):
             score, information = _score(content, bandwidth)
-            step = surface.project(score.mean(0)) / information
+            step = surface.project((score / seen[0]).sum(0)) / information
             coefficients = coefficients + step
-            pull = _PATCHES * score.mean(1, keepdims=True) - levels / _LEVEL_SPREAD**2
+            pull = _PATCHES * (score / seen[1]).sum(1, keepdims=True) - levels / _LEVEL_SPREAD**2
             levels = levels + pull / (_PATCHES * information + 1 / _LEVEL_SPREAD**2)
             levels -= np.median(levels)
             content = values - surface.on_blocks(coefficients) - levels
@@ -201,27 +207,45 @@ def _align(values, surface):
     return coefficients, content
 
 
+def _average(values, surface, params):
+    """Coefficients of the log of the fields' mean or median; as `_align`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a block that no field shows
+        each = np.exp(values - np.nanmedian(values, axis=1, keepdims=True))
+        typical = np.log((np.nanmean if params.statistic == "mean" else np.nanmedian)(each, axis=0))
+    seen = ~np.isnan(typical)
+    basis = np.vstack([np.ones(seen.sum()), surface.basis[:, seen]])
+    products = np.einsum("pn,qn->pq", basis, basis)
+    coefficients = np.linalg.solve(products, np.einsum("pn,n->p", basis, typical[seen]))[1:]
+    return coefficients, values - surface.on_blocks(coefficients)
+
+
 def _score(content, bandwidth):
     """Derivative of the negative log density at each value, the density being that of all, smoothed; its information.
 
+    0 where a value is not known.
     The information is the smoothed density's own: with that of the values, which are far sharper than a wide bandwidth,
     steps overshoot.
     """
-    low, high = np.quantile(content, [0.001, 0.999]) + np.array([-3, 3]) * bandwidth
+    known = ~np.isnan(content)
+    values = content[known]
+    low, high = np.quantile(values, [0.001, 0.999]) + np.array([-3, 3]) * bandwidth
     count = int((high - low) / (bandwidth / 4)) + 1
     width = (high - low) / count
-    density = np.histogram(content, count, (low, high))[0].astype(np.float64)
-    density = gaussian_filter1d(density, bandwidth / width, mode="constant") + 1e-3 * width * content.size
+    density = np.histogram(values, count, (low, high))[0].astype(np.float64)
+    density = gaussian_filter1d(density, bandwidth / width, mode="constant") + 1e-3 * width * values.size
     slope = -np.gradient(np.log(density), width)
     information = (density * slope**2).sum() / density.sum()
-    return np.interp(content, low + (np.arange(count) + 0.5) * width, slope), max(information, 1e-9)
+    score = np.zeros(content.shape)
+    score[known] = np.interp(values, low + (np.arange(count) + 0.5) * width, slope)
+    return score, max(information, 1e-9)
 
 
 def _offset(stack, params):
     """Offset [counts]: posterior mean over a grid, given that cells should show the shading of everything."""
     if params.camera_offset is not None:
         return params.camera_offset
-    darkest = np.quantile(stack, 0.0005)
+    darkest = np.nanquantile(stack, 0.0005)
     if len(stack) < params.min_fields or darkest <= 0:
         return 0.0
     surface = _Surface(stack.shape[1:], params.degree)
@@ -235,11 +259,14 @@ def _offset(stack, params):
 def _misfit(stack, offset, surface):
     """Shading left in cells less that left in background, in standard errors; 0 where no cells stand out."""
     coefficients, content = _align(_above(stack, offset), surface)
-    cells = content > _threshold(np.clip(content, *np.quantile(content, [0.001, 0.995])))
-    if not cells.any() or cells.all() or np.median(content[cells]) - np.median(content[~cells]) < 0.25:
+    known = ~np.isnan(content)
+    values = content[known]
+    cells = content > _threshold(np.clip(values, *np.quantile(values, [0.001, 0.995])))
+    others = known & ~cells
+    if not cells.any() or not others.any() or np.median(content[cells]) - np.median(content[others]) < 0.25:
         return 0.0
     shading = surface.on_blocks(coefficients)
-    (slope, variance), (other, its_variance) = (_slope(content, shading, part) for part in (cells, ~cells))
+    (slope, variance), (other, its_variance) = (_slope(content, shading, part) for part in (cells, others))
     return float((slope - other) / np.sqrt(max(variance + its_variance, 1e-12)))
 
 

@@ -90,7 +90,9 @@ class Source:
     shape : tuple of int or None
         Rows and columns of the physical plate.
     channels : dict of str to dict
-        What metadata say of a channel, by its name in `images`: `name`, `color` (RRGGBB), each only where known.
+        What metadata say of a channel, by its name in `images`: `name`, `color` (RRGGBB); of its light `flatfield` (the
+        dict of `plateloom.readers.harmony.read_flatfield`), or the files, relative to the source folder, of a shading
+        image, `correction`, and of a `dark` image of its camera. Each only where known.
     finished : bool or None
         Whether the microscope's own end marker is there; None where the layout has none.
     notes : list of str

@@ -50,6 +50,7 @@ NAME = re.compile(
 )
 NUMBER = re.compile("[0-9]{1,6}")
 CORRECTION = re.compile(r"[DS]C_.*", re.IGNORECASE)
+DARK = re.compile(r"dc_.*_cam0*([0-9]+)")  # without the suffix, in small letters
 BAND = re.compile(r"BP ?([0-9]{3,4}(?:\.[0-9]+)?)[/-][0-9]")  # center and width of a band-pass filter [nm]
 COLOR = re.compile(r"#?(?:[0-9A-Fa-f]{2})?([0-9A-Fa-f]{6})")  # opacity first, where there are eight digits
 METADATA = (".mlf", ".mrf", ".mes", ".wpi", ".wpp")
@@ -102,7 +103,7 @@ class Record(NamedTuple):
 
 
 class Detail(NamedTuple):
-    """What a .mrf file says; pixel sizes [µm/px] and names of correction images by channel."""
+    """What a .mrf file says; pixel sizes [µm/px], names of correction images and numbers of cameras by channel."""
 
     shape: tuple | None
     finished: bool | None
@@ -111,6 +112,7 @@ class Detail(NamedTuple):
     product: str
     pixel_size_um: dict
     correction: dict
+    camera: dict
 
 
 def scan(source, params):
@@ -124,8 +126,8 @@ def scan(source, params):
     Returns
     -------
     Source
-        `channels` have, where known, `name`, `color`, and `correction`: the shading correction's file, relative to the
-        source folder.
+        `channels` have, where known, `name`, `color`, and `correction` and `dark`: the files of the shading correction
+        and of the camera's dark image, relative to the source folder.
 
     Raises
     ------
@@ -143,7 +145,7 @@ def scan(source, params):
         folder = detail_file.rpartition("/")[0]
     else:
         notes.append("no MeasurementDetail.mrf: pixel size and end of the measurement are unknown")
-        detail = Detail(None, None, "", "", "", {}, {})
+        detail = Detail(None, None, "", "", "", {}, {}, {})
     settings = _read_settings(source, _beside(files, folder, detail.settings, ".mes"), notes)
     corrections = _corrections(files, detail)
     if records_file:
@@ -319,7 +321,7 @@ def _read_detail(source, file, notes):
     """A .mrf file as a `Detail`."""
     read = _elements(source, file, "MeasurementChannel", "MeasurementSamplePlate", root="MeasurementDetail")
     facts = dict(next(read).attrib)
-    plate, sizes, correction = {}, {}, {}
+    plate, sizes, correction, camera = {}, {}, {}, {}
     for element in read:
         if element.tag == "MeasurementSamplePlate":
             plate = dict(element.attrib)
@@ -334,6 +336,7 @@ def _read_detail(source, file, notes):
                     f"pixels of channel {channel} are {width} × {height} µm: taken as {width} µm wide and high"
                 )
         correction[channel] = element.get("ShadingCorrectionSource", "").replace("\\", "/").rpartition("/")[2]
+        camera[channel] = (element.get("CameraNumber") or "").strip().lstrip("0")
     begin, end = _seconds(facts.get("BeginTime")), _seconds(facts.get("EndTime"))
     finished = end is not None and (begin is None or end > begin)
     if not finished:
@@ -346,6 +349,7 @@ def _read_detail(source, file, notes):
         plate.get("WellPlateProductFileName", ""),
         sizes,
         correction,
+        camera,
     )
 
 
@@ -715,10 +719,12 @@ def _on_plate(well, shape):
 
 def _describe(files, channel_of, settings, detail):
     """`Source.channels`."""
-    by_name = {name.rpartition("/")[2].lower(): name for name in sorted(files, reverse=True)}
+    by_stem = {_stem(name): name for name in sorted(files, reverse=True) if name.lower().endswith(IMAGES)}
+    dark = {found[1]: file for stem, file in by_stem.items() if (found := DARK.fullmatch(stem))}
     channels = {}
     for (channel, _, _), name in sorted(channel_of.items()):
         facts = {key: settings.get(channel, {}).get(key) for key in ("name", "color")}
-        facts["correction"] = by_name.get(detail.correction.get(channel, "").lower())
+        facts["correction"] = by_stem.get(_stem(detail.correction.get(channel, "")))
+        facts["dark"] = dark.get(detail.camera.get(channel))
         channels[name] = {key: value for key, value in facts.items() if value}
     return channels

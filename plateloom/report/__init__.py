@@ -17,7 +17,7 @@ from plateloom.report.montage import (
 )
 from plateloom.report.notices import NOTICES, Notice, find_losses
 from plateloom.report.plate import PLATE_SECTIONS, PlateReport, render_plate
-from plateloom.report.plausibility import doubt_pixel_size, doubt_segmentation
+from plateloom.report.plausibility import doubt_light, doubt_pixel_size, doubt_segmentation
 from plateloom.report.preview import PREVIEW_SECTIONS, PreviewReport, render_preview
 from plateloom.report.quarantine import QUARANTINE_SECTIONS, QuarantineReport, render_quarantined
 from plateloom.report.screen import (
@@ -51,6 +51,7 @@ __all__ = [
     "Tile",
     "choose_tiles",
     "composite_image",
+    "doubt_light",
     "doubt_pixel_size",
     "doubt_segmentation",
     "explain_hits",

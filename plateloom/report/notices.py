@@ -16,8 +16,10 @@ NOTICES = {  # what a plate's page warns of -> how the screen's page sums it up
     "fields": "Fields failed",
     "controls": "Control wells are lost",
     "normalization": "Values are not normalized",
+    "illumination": "The light is not corrected",
     "segmentation": "The segmentation is doubtful",
     "pixel_size": "The pixel size is doubtful",
+    "position": "The position on the plate shows",
     "flagged": "Flagged fields are left out of profiles",
 }
 MOST_NAMES = 8

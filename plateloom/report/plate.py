@@ -54,6 +54,7 @@ PLATE_SECTIONS = {
     "flagged": "Fields flagged by quality control",
     "quality": "Assay quality",
     "heat_maps": "Plate maps",
+    "position": "Effects of the position on the plate",
     "montage": "Segmentation, seen",
     "dose_response": "Dose-response",
     "cell_maps": "Maps of cells",
@@ -100,6 +101,8 @@ class PlateReport:
         ``positives`` (int, control wells used), ``reason`` (str, why a value is not defined); others are shown too.
     quality_note : str, optional
         What the intervals are.
+    position : DataFrame, optional
+        What `plateloom.plate_effects.find_effects` gives.
     montage : sequence of Tile, optional
     montage_colors, montage_outlines : mapping of str to str, optional
         Name of each channel, and of each outline, to its ``#rrggbb``: the legend (see `montage.named_colors`).
@@ -137,6 +140,7 @@ class PlateReport:
     heat_maps: tuple[HeatMap, ...] = ()
     quality: "pd.DataFrame | None" = None
     quality_note: str = ""
+    position: "pd.DataFrame | None" = None
     montage: tuple[Tile, ...] = ()
     montage_colors: Mapping = field(default_factory=dict)
     montage_outlines: Mapping = field(default_factory=dict)
@@ -175,6 +179,7 @@ def render_plate(report):
         "flagged": excluded(report.flagged, "No field was flagged.", note=report.flagged_note),
         "heat_maps": heat_maps_section(report),
         "quality": quality_section(report.quality, report.quality_note),
+        "position": position_section(report.position),
         "montage": montage_section(report),
         "dose_response": dose_section(report.dose_response, report.dose_note),
         "cell_maps": maps_section(report.cell_maps),
@@ -347,6 +352,27 @@ def quality_section(quality, note=""):
         *(paragraph(line) for line in undefined_lines(quality)),
         grid(figures) if figures else None,
         quality_table(quality),
+    )
+
+
+def position_section(effects):
+    """What was found of edge, rows, columns and drift, in words and as a table."""
+    if effects is None or not len(effects):
+        return None
+    said = list(effects.loc[effects["found"], "text"])
+    words = "; ".join(said) or "no effect of edge, rows, columns or order was found"
+    note = (
+        "Wells are compared with those that hold the same. Change: the median of edge wells against inner ones, the row or "
+        "column that differs most, or from the first well to the last. p by 2 sides of a permutation test within wells that "
+        "hold the same, q with all tests of this plate corrected for (Benjamini-Hochberg)."
+    )
+    names = {"where": "row or column", "size": "change [%]"}
+    shown = effects.assign(size=(100 * effects["size"]).round(1)).drop(columns=["found", "text"]).rename(columns=names)
+    shown["verdict"] = [text if found else "" for text, found in zip(effects["text"], effects["found"], strict=True)]
+    return join(
+        paragraph(f"{words[0].upper()}{words[1:]}."),
+        paragraph(note, "quiet"),
+        details("All tests", table(shown, empty="")),
     )
 
 

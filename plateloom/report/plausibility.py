@@ -86,6 +86,30 @@ def doubt_segmentation(
     return said
 
 
+def doubt_light(refused):
+    """Say which channels are not corrected for the light, and why.
+
+    Parameters
+    ----------
+    refused : dict of str to str
+        Reason, by channel.
+
+    Returns
+    -------
+    list of str
+        Whole sentences, one per reason.
+
+    Examples
+    --------
+    >>> doubt_light({"DNA": "only 2 fields, at least 4 are needed"})
+    ['Uneven light is not corrected in DNA: only 2 fields, at least 4 are needed.']
+    """
+    channels = {}
+    for channel, reason in refused.items():
+        channels.setdefault(reason, []).append(channel)
+    return [f"Uneven light is not corrected in {', '.join(names)}: {reason}." for reason, names in channels.items()]
+
+
 def doubt_pixel_size(pixel_size_um, given):
     """Say that a pixel of exactly 1 µm is what stands in a config that nobody has filled in.
 

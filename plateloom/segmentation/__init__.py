@@ -14,17 +14,28 @@ made once per image and pickles small::
 
 A *view* is a tile with its halo, float32 (C, H, W); *origin* is where it begins in the image [px]; *core* is the part
 of it that the tile answers for. Views end at the edge of the image.
+
+A method that computes on a GPU takes ``device`` as well (`make_method`). One that reads models of the user names them in
+the module's ``weights_files(params)``, so that their content is part of the labels' fingerprint. One that needs a package
+of other people names it in ``PACKAGE``, the command that installs it in ``INSTALL``, and says in ``notices(params)`` what a
+person must know before using it.
 """
 
 from plateloom.registry import load_method
 from plateloom.tiling import cut_tiles
 
-METHODS = {"watershed": "plateloom.segmentation.watershed"}
+METHODS = {
+    "watershed": "plateloom.segmentation.watershed",
+    "unet": "plateloom.segmentation.unet",
+    "cellpose": "plateloom.segmentation.cellpose",
+    "instanseg": "plateloom.segmentation.instanseg",
+    "stardist": "plateloom.segmentation.stardist",
+}
 
 COMPARTMENTS = ("Nuclei", "Cells", "Cytoplasm")
 
 
-def segment_image(image, channels, *, method="watershed", params=None, pixel_size_um, tile_px=None):
+def segment_image(image, channels, *, method="watershed", params=None, pixel_size_um, tile_px=None, device="prefer"):
     """Find the nuclei and cells of an image.
 
     Parameters
@@ -41,6 +52,8 @@ def segment_image(image, channels, *, method="watershed", params=None, pixel_siz
         Width of a pixel [µm/px].
     tile_px : int, optional
         Work tile by tile, in squares of this width [px]. The labels are the same.
+    device : {'require', 'prefer', 'cpu'}
+        Whether to use a GPU, where the method can.
 
     Returns
     -------
@@ -66,7 +79,7 @@ def segment_image(image, channels, *, method="watershed", params=None, pixel_siz
     if not isinstance(params, module.Params):
         params = module.Params(**(params or {}))
     shape = image.shape[1:]
-    work = module.Method(params, channels, pixel_size_um=pixel_size_um, shape=shape)
+    work = make_method(module, params, channels, pixel_size_um=pixel_size_um, shape=shape, device=device)
 
     tiles = {phase: cut_tiles(shape, tile_px, halo_px=halo) for phase, halo in work.halo_px.items()}
     thresholds = work.combine(
@@ -80,6 +93,14 @@ def segment_image(image, channels, *, method="watershed", params=None, pixel_siz
     for tile in tiles["grow"]:
         cells[tile.core] = work.grow(image[:, *tile.window], nuclei[tile.window], tile.origin, tile.inner, thresholds)
     return {"Nuclei": nuclei, "Cells": cells, "Cytoplasm": subtract_nuclei(cells, nuclei)}
+
+
+def make_method(module, params, channels, *, pixel_size_um, shape, device):
+    """Make a method for one image; `device` goes to those that take it."""
+    import inspect
+
+    more = {"device": device} if "device" in inspect.signature(module.Method).parameters else {}
+    return module.Method(params, channels, pixel_size_um=pixel_size_um, shape=shape, **more)
 
 
 def number(ids):
@@ -152,4 +173,4 @@ def subtract_nuclei(cells, nuclei):
     """
     import numpy as np
 
-    return np.where(nuclei == 0, cells, 0).astype(np.uint32)
+    return np.where(nuclei == 0, cells, 0).astype(np.uint32, copy=False)

@@ -114,6 +114,42 @@ def find_background(histogram, values, *, fraction=0.25):
     return float(values[at]), float(values[at] - values[low])
 
 
+def leave_out_glare(histogram, excess, lowest, *, ratio=8.0, most_edge=0.1):
+    """Leave out what is far brighter than all the rest and has too little edge to be made of nuclei.
+
+    Where a bright region ends, intensity falls through all that lies between it and its surroundings: an image that was
+    smoothed in proportion to its nuclei has at least so many pixels there, for any object as small as the largest nucleus.
+    What has fewer is wider: dirt, a fiber, a saturated patch.
+
+    Parameters
+    ----------
+    histogram : ndarray of int64, shape (B,)
+        Of the smoothed image.
+    excess : ndarray of float64, shape (B,)
+        Intensity of each bin above background, ascending.
+    lowest : float
+        Excess that the range begins with at least; positive.
+    ratio : float
+        The range of intensities that must be nearly empty, as a factor.
+    most_edge : float
+        Pixels in this range, as a fraction of those above it.
+
+    Returns
+    -------
+    ndarray of int64, shape (B,)
+        The histogram, 0 from the lowest nearly empty range on; as it was if there is none.
+
+    Examples
+    --------
+    >>> leave_out_glare(np.array([90, 5, 5, 0, 0, 0, 2]), np.array([0.0, 1, 2, 4, 8, 16, 64]), 1)
+    array([90,  5,  5,  0,  0,  0,  0])
+    """
+    above = np.append(np.cumsum(histogram[::-1])[::-1], 0)
+    beyond = above[np.searchsorted(excess, ratio * excess, side="left")]
+    empty = (excess >= lowest) & (beyond > 0) & (above[:-1] - beyond <= most_edge * beyond)
+    return np.where(np.arange(len(histogram)) < np.argmax(empty), histogram, 0) if empty.any() else histogram
+
+
 def otsu(histogram, values):
     """Find the intensity that splits the pixels into the two classes of least variance (Otsu).
 

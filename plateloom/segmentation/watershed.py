@@ -19,6 +19,7 @@ from plateloom.segmentation.thresholds import (
     bin_values,
     count_intensities,
     find_background,
+    leave_out_glare,
     minimum_cross_entropy,
     otsu,
     quantile,
@@ -275,12 +276,12 @@ class Watershed:
                 raw[0] = 0
                 spread = max(spread, 0.2 * quantile(raw, values, 0.05))
             correction = params.threshold_correction if name == "nuclei" else params.cells_threshold_correction
-            split = background
-            if params.threshold == "otsu":
-                split = otsu(histogram, values)
-            elif params.threshold == "minimum_cross_entropy":
-                split = background + minimum_cross_entropy(histogram, values - background)
-            threshold = max(background + correction * (split - background), background + params.min_contrast * spread)
+            threshold = self._threshold(histogram, values, background, spread, correction)
+            # One saturated patch of a stitched well must not hide the nuclei of all its fields.
+            rest = leave_out_glare(histogram, values - background, max(params.min_contrast * spread, values[1]))
+            without = self._threshold(rest, values, background, spread, correction)
+            if rest[values > without].sum() > histogram.sum() - rest.sum() > 0:
+                histogram, threshold = rest, without
             above = np.where(values > threshold, histogram, 0)
             foreground = float((above * values).sum() / above.sum()) if above.any() else threshold
             thresholds[name] = {
@@ -290,6 +291,15 @@ class Watershed:
                 "foreground": foreground,
             }
         return thresholds
+
+    def _threshold(self, histogram, values, background, spread, correction):
+        """The global threshold of a histogram [intensity]."""
+        split = background
+        if self.params.threshold == "otsu":
+            split = otsu(histogram, values)
+        elif self.params.threshold == "minimum_cross_entropy":
+            split = background + minimum_cross_entropy(histogram, values - background)
+        return max(background + correction * (split - background), background + self.params.min_contrast * spread)
 
     def seed(self, view, origin, core, thresholds):
         """Find the nuclei of the core.
@@ -335,23 +345,7 @@ class Watershed:
             self.flood_px,
             self.reach_px,
         )
-        ids = finish_nuclei(
-            peak_of,
-            smooth,
-            background,
-            params.outline,
-            params.min_contrast * known["spread"],
-            self.ring_px,
-            max(1, round(math.pi / 4 * self.min_diameter_px**2)),
-            round(math.pi / 4 * self.max_diameter_px**2),
-        )
-        if params.border == "drop":
-            ids[np.isin(ids, self._at_border(ids, origin))] = 0
-        ids = ids[core].astype(np.int64)
-        inside = ids != 0
-        y, x = np.divmod(ids[inside] - 1, smooth.shape[1])
-        ids[inside] = (y + origin[0]) * self.shape[1] + x + origin[1] + 1
-        return ids
+        return self._finish(peak_of, smooth, known, params.outline, origin, core)
 
     def grow(self, view, nuclei, origin, core, thresholds):
         """Grow the cells of the core from the nuclei.
@@ -397,6 +391,26 @@ class Watershed:
             step = max(self.params.cells_regularization * (known["foreground"] - known["background"]), 1e-9)
             max_cost = 2 * UNIT * cap
         return propagate_labels(nuclei, allowed, smooth, step, max_cost)[core]
+
+    def _finish(self, peak_of, smooth, known, outline, origin, core):
+        """Make nuclei of the pixels of each peak; returns the core's ids in the whole image."""
+        ids = finish_nuclei(
+            peak_of,
+            smooth,
+            known["background"],
+            outline,
+            self.params.min_contrast * known["spread"],
+            self.ring_px,
+            max(1, round(math.pi / 4 * self.min_diameter_px**2)),
+            round(math.pi / 4 * self.max_diameter_px**2),
+        )
+        if self.params.border == "drop":
+            ids[np.isin(ids, self._at_border(ids, origin))] = 0
+        ids = ids[core].astype(np.int64)
+        inside = ids != 0
+        y, x = np.divmod(ids[inside] - 1, smooth.shape[1])
+        ids[inside] = (y + origin[0]) * self.shape[1] + x + origin[1] + 1
+        return ids
 
     def _roles(self):
         """Pairs of role and channel index in use."""

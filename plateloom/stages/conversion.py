@@ -14,9 +14,11 @@ from plateloom import projection, stitching
 from plateloom.engine import parts as engine
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
 from plateloom.errors import DeferredError, PlateLayoutError, UnreadableImageError
-from plateloom.readers import load_reader
+from plateloom.readers import SourceImage, load_reader
 from plateloom.readers.folders import digest_changes
+from plateloom.readers.planes import load_plane
 from plateloom.store import plate as store
+from plateloom.store.flatfields import read_shadings, shadings_path, write_shadings
 from plateloom.store.layout import part_of, plate_folder, plate_store, well_table
 from plateloom.store.provenance import digest, read_json, recipe, write_json
 from plateloom.store.tables import read_record, read_tables
@@ -74,6 +76,8 @@ def convert_part(*, plate, part, parts, source, reader, listing, settings, code,
         _refuse_unfinished(source, found, wells)
         if listing and digest_changes(module, source, params, part_of, parts)[part] != listing:
             raise DeferredError(f"files in {source!r} have changed since the run was planned")
+        if part == 0 and (shadings := keep_shadings(plate, source, found.channels, settings, code)):
+            facts["shadings"] = shadings
         parameters = {name: settings[name] for name in ("channels", "conversion")} | described
         return [
             _unit(plate, well, images, source, reader, parameters, settings, code) for well, images in wells.items()
@@ -150,6 +154,53 @@ def describe_source(images, settings):
     # Of equally frequent numbers the larger: what is missing is to be noticed.
     planes = {channel: max(found, key=lambda n, found=found: (found[n], n)) for channel, found in sorted(usual.items())}
     return {"images": images, "pixel_size_um": size, "planes": planes}
+
+
+def keep_shadings(plate, source, described, settings, code):
+    """Keep what a source says of the light of its channels beside the plate: later stages do not need the source.
+
+    Parameters
+    ----------
+    plate, source : str
+    described : dict of str to dict
+        `Source.channels`.
+    settings : dict
+        `channels` of the config.
+    code : str
+
+    Returns
+    -------
+    str
+        Fingerprint of what lies there now; empty where the source says nothing.
+    """
+    said, contents = {}, {}
+    for name, channel in settings["channels"].items():
+        known = described.get(str(channel["source"]), {})
+        if "flatfield" in known:
+            said[name] = {"profiles": known["flatfield"]}
+        elif "correction" in known:
+            said[name] = {}
+            try:
+                said[name]["image"] = _read_shading(source, known["correction"], contents)
+                if "dark" in known:
+                    said[name]["dark"] = float(np.median(_read_shading(source, known["dark"], contents)))
+            except UnreadableImageError as error:
+                said[name] = {"reason": str(error)}
+    if not said:
+        return ""
+    described = {name: {key: value for key, value in found.items() if key != "image"} for name, found in said.items()}
+    made = recipe("shadings", parameters=described, code=code, inputs=contents)
+    try:
+        read_shadings(shadings_path(plate), made["fingerprint"])
+    except PlateLayoutError:
+        write_shadings(shadings_path(plate), said, made)
+    return made["fingerprint"]
+
+
+def _read_shading(source, file, contents):
+    """Pixels of a file that is no image of a field; its digest is added to the contents."""
+    pixels, contents[file] = load_plane(source, SourceImage("", 0, "", 0, 0, file, 0, 0))
+    return pixels
 
 
 def _refuse_unfinished(source, found, wells):

@@ -4,66 +4,95 @@ import hashlib
 
 import numpy as np
 
-from plateloom import illumination
-from plateloom.engine.parts import Outcome, Unit, run_job
+from plateloom import illumination, restoration
+from plateloom.engine.parts import Outcome, Unit, artefact_record, run_job
 from plateloom.errors import PlateLayoutError
 from plateloom.registry import load_method
 from plateloom.stitching import Mosaic
 from plateloom.store import plate as store
-from plateloom.store.flatfields import read_flatfields, write_flatfields
+from plateloom.store.flatfields import read_flatfields, read_restoration, read_shadings, shadings_path, write_flatfields
 from plateloom.store.layout import plate_folder, plate_store, well_table
 from plateloom.store.provenance import recipe
 from plateloom.store.tables import read_tables
+from plateloom.tiling import with_halo
 
 FIELDS_AT_ONCE = 4  # of a well, before the next well's turn
 ENOUGH_FIELDS = 32  # for a flat-field; from fewer, no wells are spared
 
 
 def estimate_plate(*, plate, settings, code, assembled, converted, record):
-    """Estimate a plate's flat-fields from a bounded choice of its fields.
+    """Make a plate's flat-fields: from a bounded choice of its fields, or from what its source says.
 
     Parameters
     ----------
     plate : str
     settings : dict
-        `method`, `parameters` and `fields` of the config's section.
+        `method`, `parameters`, `fields` and `late` of the config's section; `restoration`, if the config has any.
     code : str
     assembled, converted : str and list of str
         Records.
     record : str
     """
     path = plate_folder(plate) / "illumination.zarr"
+    module = load_method(illumination.METHODS, settings["method"], "illumination method")
+    params = module.Params(**settings["parameters"])
+    # What happens to late images says nothing of how a flat-field is made.
+    parameters = {name: value for name, value in settings.items() if name != "late"}
+    facts = {}
 
     def plan(inputs):
         wells = wells_of(inputs["converted"])
         accepted = inputs["assembled"]["facts"]["accepted"]
         require_planes(inputs["assembled"])
-        images = usable_tiles(plate, wells)
-        chosen = choose_fields(list(images), settings["fields"])
-        made = recipe(
-            "illumination",
-            parameters=settings,
-            code=code,
-            inputs={f"{well}/{field}": wells[well] for well, field in chosen} | {"accepted": accepted},
-        )
+        images, shape = usable_tiles(plate, wells), tuple(accepted[:2])
+        by_vendor = hasattr(module, "evaluate")
+        chosen = [] if by_vendor else choose_fields(list(images), settings["fields"])
+        source = {f"{well}/{field}": wells[well] for well, field in chosen}
+        if by_vendor:
+            shadings = next(filter(None, (part["facts"].get("shadings") for part in inputs["converted"])), "")
+            source = {"shadings": shadings}
+        made = recipe("illumination", parameters=parameters, code=code, inputs=source | {"accepted": accepted})
+        if settings.get("late") == "keep" and not by_vendor:
+            there = {f"{well}/{field}": wells[well] for well, field in images}
+            if kept := _recipe_to_keep(artefact_record(path), made, there):
+                old = kept["inputs"].keys()
+                facts["late"] = f"kept; {len(old & source.keys())} of {len(source)} fields of the present choice"
+                made = kept
 
-        def work():
+        def estimate():
             paths = {tile: str(store.field_path(plate_store(plate), tile[0], images[tile])) for tile in chosen}
             results = yield [(shrink_field, paths[well, field], field, settings) for well, field in chosen]
-            channels, shape = store.describe_image(paths[chosen[0]])["channels"], tuple(accepted[:2])
-            module = load_method(illumination.METHODS, settings["method"], "illumination method")
-            params = module.Params(**settings["parameters"])
-            flatfields, facts = {}, {}
-            for channel in channels:
-                thumbnails = [found[channel] for found in results if channel in found]
+            found = {}
+            for channel in store.describe_image(paths[chosen[0]])["channels"]:
+                thumbnails = [thumbnail[channel] for thumbnail in results if channel in thumbnail]
                 if not thumbnails:
-                    flatfields[channel], reason = np.ones(shape, np.float32), "no field has this channel"
+                    found[channel] = np.ones(shape, np.float32), "no field has this channel", ""
                 else:
-                    flatfields[channel], reason = module.estimate(np.stack(thumbnails), shape, params)
-                facts[channel] = reason or f"from {len(thumbnails)} fields"
+                    found[channel] = (
+                        *module.estimate(np.stack(thumbnails), shape, params),
+                        f"from {len(thumbnails)} fields",
+                    )
             # An offset that is only estimated is good enough for a flat-field, not for shifting every intensity.
-            write_flatfields(path, flatfields, made, offset=settings["parameters"].get("camera_offset") or 0.0)
-            return Outcome(facts=facts)
+            return found, dict.fromkeys(found, getattr(params, "camera_offset", None) or 0.0)
+
+        def evaluate():
+            yield []
+            (well, _), image = next(iter(images.items()))
+            channels = store.describe_image(store.field_path(plate_store(plate), well, image))["channels"]
+            said = read_shadings(shadings_path(plate), shadings) if shadings else {}
+            found = {
+                channel: (*module.evaluate(said.get(channel), shape, params), "the vendor's flat-field")
+                for channel in channels
+            }
+            return found, {channel: module.offset_of(said.get(channel), params) for channel in channels}
+
+        def work():
+            found, offsets = yield from evaluate() if by_vendor else estimate()
+            flatfields = {channel: one[0] for channel, one in found.items()}
+            write_flatfields(path, flatfields, made, offset=offsets, restoration=settings.get("restoration", ()))
+            refused = {channel: reason for channel, (_, reason, _) in found.items() if reason}
+            said = {channel: reason or origin for channel, (_, reason, origin) in found.items()}
+            return Outcome(facts=said | ({"refused": refused} if refused else {}))
 
         return [Unit("illumination", path, made, work)]
 
@@ -75,20 +104,55 @@ def estimate_plate(*, plate, settings, code, assembled, converted, record):
         settings=settings,
         upstream={"assembled": assembled, "converted": converted},
         plate=plate,
+        facts=facts,
     )
 
 
+def _recipe_to_keep(found, made, there):
+    """The recipe of the flat-field that is there, if it lacks nothing but fields that came later; None if it must go.
+
+    `there` has the fingerprint of the well of every field that may be chosen now.
+    """
+    if not found or any(found.get(name) != made[name] for name in ("format", "parameters", "code")):
+        return None
+    inputs = dict(found["inputs"])
+    if inputs.pop("accepted") != made["inputs"]["accepted"] or not inputs.items() <= there.items():
+        return None
+    wanted = len(made["inputs"]) - 1
+    if len(inputs) < min(ENOUGH_FIELDS, wanted / 2):
+        return None
+    return {name: found[name] for name in made}
+
+
 def shrink_field(path, field, settings):
-    """Thumbnails of a field's channels, the field being an image or its place in a stitched one; runs in a worker."""
+    """Thumbnails of a field's channels, the field being an image or its place in a stitched one; runs in a worker.
+
+    Of a field in a stitched image only the pixels that are its own: in the overlaps lie its neighbors'.
+    """
     module = load_method(illumination.METHODS, settings["method"], "illumination method")
     params = module.Params(**settings["parameters"])
     described = store.describe_image(path)
     window = tile_window(path, field)
-    return {
-        channel: module.shrink(store.read_image(path, channels=[i], window=window)[0], params)
-        for i, channel in enumerate(described["channels"])
-        if channel not in described["missing"]
-    }
+    own = _own_pixels(path, field, window)
+    thumbnails = {}
+    for i, channel in enumerate(described["channels"]):
+        if channel in described["missing"]:
+            continue
+        plane = store.read_image(path, channels=[i], window=window)[0]
+        if own is not None:
+            plane = np.where(own, plane.astype(np.float32), np.float32(np.nan))
+        thumbnails[channel] = module.shrink(plane, params)
+    return thumbnails
+
+
+def _own_pixels(path, field, window):
+    """Which pixels of its window belong to a field of a stitched image; None where all do."""
+    found = mosaic_of(path)
+    if found is None:
+        return None
+    mosaic, fields = found
+    own = mosaic.owners(window) == fields.index(field)
+    return None if own.all() else own
 
 
 def mosaic_of(path):
@@ -202,7 +266,7 @@ def usable_tiles(plate, wells):
 
 
 def read_corrected(plate, well, field, flatfield, *, channels=None, window=(slice(None), slice(None))):
-    """Read a field's pixels, corrected for illumination.
+    """Read a field's pixels, corrected for illumination and restored as the config says.
 
     Parameters
     ----------
@@ -221,11 +285,17 @@ def read_corrected(plate, well, field, flatfield, *, channels=None, window=(slic
         0 … 1 of the data type's range.
     """
     path = store.field_path(plate_store(plate), well, field)
-    names = store.describe_image(path)["channels"]
+    described = store.describe_image(path)
+    names = described["channels"]
     chosen = names if channels is None else list(channels)
+    chain = read_restoration(plate_folder(plate) / "illumination.zarr", flatfield)
+    shape = store.image_shape(path)[1:]
+    if chain:
+        halo = restoration.chain_halo(chain, chosen, pixel_size_um=described["pixel_size_um"])
+        core = tuple(slice(*one.indices(size)[:2]) for one, size in zip(window, shape, strict=True))
+        _, window, _, inner = with_halo(core, shape, halo)
     pixels = store.read_image(path, channels=[names.index(name) for name in chosen], window=window)
     flat, offset = read_flatfields(plate_folder(plate) / "illumination.zarr", chosen, flatfield)
-    shape = store.image_shape(path)[1:]
     stitched = mosaic_of(path)
     field_shape = shape if stitched is None else stitched[0].field_shape
     if flat.shape[1:] != field_shape:
@@ -237,4 +307,8 @@ def read_corrected(plate, well, field, flatfield, *, channels=None, window=(slic
         whole = flat
         flat = stitched[0].assemble(window, lambda _, there: whole[(slice(None), *there)], np.float32)
         flat[flat == 0] = 1
-    return illumination.correct(pixels, flat, offset=offset)
+    corrected = illumination.correct(pixels, flat, offset=offset)
+    if not chain:
+        return corrected
+    restored = restoration.restore_image(corrected, chosen, chain, pixel_size_um=described["pixel_size_um"])
+    return np.ascontiguousarray(restored[(slice(None), *inner)])

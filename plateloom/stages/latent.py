@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from plateloom.devices import choose_device
 from plateloom.engine import parts as engine
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
 from plateloom.errors import ModelMismatchError, PlateLayoutError
@@ -225,27 +226,6 @@ def _channels(wells):
     if len(found) > 1:
         raise ModelMismatchError(f"the plates have different channels: {sorted(found)}")
     return list(found.pop())
-
-
-def choose_device(policy):
-    """The device to compute on.
-
-    Parameters
-    ----------
-    policy : {'require', 'prefer', 'cpu'}
-
-    Raises
-    ------
-    RuntimeError
-        If a GPU is required and there is none.
-    """
-    import torch
-
-    if policy != "cpu" and torch.cuda.is_available():
-        return "cuda"
-    if policy == "require":
-        raise RuntimeError("engine.device is `require`, but torch sees no GPU here")
-    return "cpu"
 
 
 def encode_part(*, plate, part, parts, settings, code, trained, segmented, illuminated, record):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from plateloom import illumination, quality, report, segmentation
+from plateloom import illumination, quality, report, restoration, segmentation
 from plateloom.errors import PlateLayoutError, did_you_mean
 from plateloom.readers import load_reader
 from plateloom.registry import load_method
@@ -99,11 +99,12 @@ def preview_plate(*, plate, source, reader, settings, places, count, order, cont
         del raw[place]
     channels = list(settings["channels"])
     flat, offset, origin = _flatfields(plate, channels, settings["illumination"], raw, by_place, read, kind)
-    fields = [
-        _Field(*place, illumination.correct(one["pixels"], flat, offset=offset), one["missing"])
-        for place, one in raw.items()
-    ]
-    pixel = described["pixel_size_um"]
+    pixel, chain = described["pixel_size_um"], settings["restoration"]
+    fields = []
+    for place, one in raw.items():
+        corrected = illumination.correct(one["pixels"], flat, offset=offset)
+        restored = restoration.restore_image(corrected, channels, chain, pixel_size_um=pixel)
+        fields.append(_Field(*place, restored, one["missing"]))
     segmented = {
         name: [_segment(field, channels, chosen, pixel) for field in fields] for name, chosen in variants.items()
     }

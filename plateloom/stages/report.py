@@ -9,7 +9,10 @@ import pandas as pd
 from plateloom import profiling, report, segmentation
 from plateloom.engine.parts import Outcome, Unit, run_job, versions
 from plateloom.errors import ConfigError, PlateLayoutError
+from plateloom.plate_effects import find_effects
+from plateloom.quality import find_unlike_counts
 from plateloom.registry import load_method
+from plateloom.report.notices import name_some
 from plateloom.stages.illumination import read_corrected, tile_window, usable_fields, usable_tiles
 from plateloom.stages.profiling import READOUT, left_out
 from plateloom.stages.sampling import choose_wells, sample_rows
@@ -225,9 +228,15 @@ def _describe_plate(plate, batch, source, settings, inputs):
         text = f"Not normalized: {reason}. The values of this plate cannot be compared with those of other plates."
         notices.append(report.Notice(kind="normalization", text=text, section="parameters"))
     doubts = _doubts(plate, wells, objects, settings)
-    notices += doubts
+    notices += doubts + _dark_channels(plate) + _unlike_fields(objects, quality)
 
     notes, curves, assay = {}, [], None
+    effects = find_effects(wells, _values_by_well(wells, quality, kept))
+    if said := list(effects.loc[effects["found"], "text"]):
+        text = f"The position on the plate shows: {'; '.join(said)}."
+        notices.append(report.Notice(kind="position", text=text, section="position"))
+    elif not len(effects):
+        notes["position"] = "Too few wells hold the same to tell effects of the position from those of treatments."
     readout = _readout_name(params)
     if params.readout:
         assay = _quality_rows(wells, readout)
@@ -243,6 +252,8 @@ def _describe_plate(plate, batch, source, settings, inputs):
     if not tiles:
         notes["montage"] = "No field was segmented."
     doses = [unit for unit in wells["Metadata_Unit"].dropna().unique() if unit]
+    hand = [f"{row['Metadata_Well']} {row['Metadata_Field']}" for row in objects.to_dict("records") if row["Corrected"]]
+    corrected = {"fields corrected by hand": len(hand)} if hand else {}
     records = _records_of(plate, TO_PROFILES)
     for stage, found in (("latent", "encoded"), ("maps", "mapped"), ("classes", "classified")):
         records[stage] = inputs[found]
@@ -254,7 +265,7 @@ def _describe_plate(plate, batch, source, settings, inputs):
         batch=batch,
         source=source,
         dose_unit=doses[0] if len(doses) == 1 else "",
-        summary={"fields flagged": len(flagged.drop_duplicates(["Metadata_Well", "SourceField"]))},
+        summary={"fields flagged": len(flagged.drop_duplicates(["Metadata_Well", "SourceField"]))} | corrected,
         notices=tuple(
             one for one in notices if not (one.kind == "wells" and lost.any() and one.section == "exclusions")
         ),
@@ -266,6 +277,7 @@ def _describe_plate(plate, batch, source, settings, inputs):
         heat_maps=tuple(_plate_maps(plate, wells, quality, params, inputs["classified"])),
         quality=assay,
         quality_note=_quality_note(assay),
+        position=effects,
         montage=tuple(tiles),
         montage_colors=colors,
         montage_outlines=report.named_colors(["Nuclei", "Cells"]),
@@ -273,7 +285,9 @@ def _describe_plate(plate, batch, source, settings, inputs):
         dose_note=_dose_note(),
         cell_maps=tuple(cell_maps),
         versions=_versions(records),
-        parameters={"normalization": _normalization(normalization)} | settings["config"],
+        parameters={"normalization": _normalization(normalization)}
+        | ({"corrected by hand": {"wells and fields": ", ".join(hand)}} if hand else {})
+        | settings["config"],
         reproduce=("plateloom check .", "plateloom run .", "plateloom status ."),
         origin=_origin(plate, source, settings),
         stages=_provenance(records),
@@ -347,6 +361,18 @@ def _plate_maps(plate, wells, quality, params, classified):
     return maps
 
 
+def _values_by_well(wells, quality, kept):
+    """What effects of the position are looked for in: cells per field used, background and focus of every channel."""
+    bad = quality.loc[quality["Reason"] != "", ["Metadata_Well", "SourceField"]].apply(tuple, axis=1)
+    good = quality[~quality[["Metadata_Well", "SourceField"]].apply(tuple, axis=1).isin(set(bad))]
+    fields = (quality if kept else good).groupby("Metadata_Well")["SourceField"].nunique()
+    values = {"cells": wells["Metadata_CellCount"] / wells["Metadata_Well"].map(fields)}
+    for quantity, metric in (("background", "background"), ("focus", "focus_laplacian")):
+        for channel, part in good.groupby("Channel", sort=False):
+            values[f"{quantity} {channel}"] = wells["Metadata_Well"].map(part.groupby("Metadata_Well")[metric].median())
+    return pd.DataFrame(values, index=wells.index).astype(float)
+
+
 def _doubts(plate, wells, objects, settings):
     """What makes the segmentation of a plate implausible, as notices."""
     usable = usable_fields(plate, list(wells["Metadata_Well"]))
@@ -375,6 +401,31 @@ def _doubts(plate, wells, objects, settings):
         reach_um=reach,
     )
     return found + [report.Notice(kind="segmentation", text=text, section="montage") for text in doubts]
+
+
+def _unlike_fields(objects, quality):
+    """Fields that no flag keeps out and that have far fewer or more nuclei than the others of their well, as a notice."""
+    if not len(objects):
+        return []
+    flagged = quality.loc[quality["Reason"] != "", ["Metadata_Well", "Metadata_Field"]].apply(tuple, axis=1)
+    counts = objects.loc[objects["Status"] == "done", ["Metadata_Well", "Metadata_Field", "Count_Nuclei"]]
+    counts = counts[~counts[["Metadata_Well", "Metadata_Field"]].apply(tuple, axis=1).isin(set(flagged))]
+    found = find_unlike_counts(counts.rename(columns={"Count_Nuclei": "Count"}))
+    if not len(found):
+        return []
+    listed = [
+        f"{well} field {field} ({count}; others {usual:.0f})"
+        for well, field, count, usual in found.itertuples(index=False)
+    ]
+    text = f"Fields with far fewer or more nuclei than the others of their well, which are used all the same: {name_some(listed)}."
+    return [report.Notice(kind="fields", text=text, section="montage")]
+
+
+def _dark_channels(plate):
+    """Which channels have no flat-field although one was asked for, as notices."""
+    refused = [record["facts"].get("refused", {}) for record in _records_of(plate, ["illumination"])["illumination"]]
+    texts = [text for found in refused for text in report.doubt_light(found)]
+    return [report.Notice(kind="illumination", text=text, section="parameters") for text in texts]
 
 
 def _readout_name(params):

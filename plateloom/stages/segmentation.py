@@ -1,5 +1,6 @@
 """plate.zarr images -> label images of nuclei, cells and cytoplasm, field by field, large fields tile by tile."""
 
+import logging
 import shutil
 
 import numpy as np
@@ -12,12 +13,15 @@ from plateloom.errors import DataFault, PlateLayoutError
 from plateloom.registry import load_method
 from plateloom.stages.illumination import read_corrected, usable_fields, wells_of
 from plateloom.store import plate as store
+from plateloom.store.corrections import correction_path, read_correction
 from plateloom.store.layout import plate_folder, plate_store, well_table
 from plateloom.store.provenance import recipe
 from plateloom.tiling import cut_tiles
 
+log = logging.getLogger(__name__)
 
-def segment_part(*, plate, part, parts, settings, code, converted, illuminated, record):
+
+def segment_part(*, plate, part, parts, settings, corrections, code, converted, illuminated, record):
     """Segment the wells of one part.
 
     Parameters
@@ -26,6 +30,8 @@ def segment_part(*, plate, part, parts, settings, code, converted, illuminated, 
     part, parts : int
     settings : dict
         `method` and `parameters` of the config's section.
+    corrections : dict of str to dict of str to str
+        Well to field to the digest of labels that a person has corrected; they are taken as they are.
     code : str
     converted, illuminated : str
         Records.
@@ -34,8 +40,11 @@ def segment_part(*, plate, part, parts, settings, code, converted, illuminated, 
 
     def plan(inputs):
         flatfield = inputs["illuminated"]["artefacts"]["illumination"]
+        module = load_method(segmentation.METHODS, settings["method"], "segmentation method")
+        for notice in module.notices(module.Params(**settings["parameters"])) if hasattr(module, "notices") else ():
+            log.warning(notice)
         return [
-            _unit(plate, well, images, flatfield, settings, code)
+            _unit(plate, well, images, flatfield, settings, corrections.get(well, {}), code)
             for well, images in wells_of([inputs["converted"]]).items()
         ]
 
@@ -49,28 +58,36 @@ def segment_part(*, plate, part, parts, settings, code, converted, illuminated, 
         plate=plate,
         part=part,
         parts=parts,
+        facts={"corrections": corrections} if corrections else {},
         remove=remover(plate_folder(plate) / "segmentation", part=part, parts=parts),
     )
 
 
-def _unit(plate, well, images, flatfield, settings, code):
-    made = recipe("segmentation", parameters=settings, code=code, inputs={"images": images, "illumination": flatfield})
-    tile_px = engine.EXECUTION.tile_px
+def _unit(plate, well, images, flatfield, settings, corrections, code):
+    inputs = {"images": images, "illumination": flatfield}
+    inputs |= {f"correction of field {field}": found for field, found in corrections.items()}
+    made = recipe("segmentation", parameters=settings, code=code, inputs=inputs)
+    tile_px, device = engine.EXECUTION.tile_px, engine.EXECUTION.device
 
     def work():
         fields = usable_fields(plate, [well])
         # A labels folder of an earlier recipe must not be taken for this one's if the job is killed half-way.
         for _, field in fields:
             shutil.rmtree(store.field_path(plate_store(plate), well, field) / "labels", ignore_errors=True)
-        whole, large = [], []
+        corrected, whole, large = [], [], []
         for _, field in fields:
+            if str(field) in corrections:
+                corrected.append(field)
+                continue
             shape = store.image_shape(store.field_path(plate_store(plate), well, field))[1:]
             (large if max(shape) > tile_px else whole).append(field)
-        found = yield [(segment_field, plate, well, field, flatfield, settings, made) for field in whole]
+        tasks = [(take_correction, plate, well, field, corrections[str(field)], made) for field in corrected]
+        tasks += [(segment_field, plate, well, field, flatfield, settings, device, made) for field in whole]
+        found = yield tasks
         for field in large:
-            found.append((yield from _segment_tiles(plate, well, field, flatfield, settings, made, tile_px)))
+            found.append((yield from _segment_tiles(plate, well, field, flatfield, settings, device, made, tile_px)))
         rows, failures = [], []
-        for field, result in zip(whole + large, found, strict=True):
+        for field, result in zip(corrected + whole + large, found, strict=True):
             counts, reason = ({}, result) if isinstance(result, str) else (result, "")
             if reason:
                 failures.append({"well": well, "field": field, "channel": "", "reason": reason})
@@ -81,10 +98,11 @@ def _unit(plate, well, images, flatfield, settings, code):
                     "Metadata_Field": field,
                     "Status": "failed" if reason else "done",
                     "Reason": reason,
+                    "Corrected": field in corrected,
                     **{f"Count_{name}": counts.get(name, 0) for name in segmentation.COMPARTMENTS},
                 }
             )
-        columns = ["Metadata_Plate", "Metadata_Well", "Metadata_Field", "Status", "Reason"]
+        columns = ["Metadata_Plate", "Metadata_Well", "Metadata_Field", "Status", "Reason", "Corrected"]
         columns += [f"Count_{name}" for name in segmentation.COMPARTMENTS]
         table = pd.DataFrame(rows, columns=columns)
         return Outcome(table.sort_values("Metadata_Field", ignore_index=True), failures)
@@ -92,7 +110,34 @@ def _unit(plate, well, images, flatfield, settings, code):
     return Unit(well, well_table(plate, "segmentation", well), made, work)
 
 
-def segment_field(plate, well, field, flatfield, settings, record):
+def take_correction(plate, well, field, digest, record):
+    """Make a field's labels from those that a person has corrected; runs in a worker.
+
+    Returns
+    -------
+    dict of str to int, or str
+        Number of objects per compartment; or why they cannot be taken.
+    """
+    path = correction_path(plate, well, field)
+    try:
+        labels = read_correction(path, digest)
+    except DataFault as fault:
+        return str(fault)
+    shape = store.image_shape(store.field_path(plate_store(plate), well, field))[1:]
+    if labels["Nuclei"].shape != tuple(shape):
+        return (
+            f"the corrected labels in {str(path)!r} are {_size(labels['Nuclei'].shape)} px and the image is "
+            f"{_size(shape)} px; withdraw them or import others"
+        )
+    labels["Cytoplasm"] = segmentation.subtract_nuclei(labels["Cells"], labels["Nuclei"])
+    return _write(plate, well, field, labels, record)
+
+
+def _size(shape):
+    return " × ".join(map(str, shape))
+
+
+def segment_field(plate, well, field, flatfield, settings, device, record):
     """Segment a field in one piece; runs in a worker.
 
     Returns
@@ -106,98 +151,127 @@ def segment_field(plate, well, field, flatfield, settings, record):
         return str(fault)
     image = read_corrected(plate, well, field, flatfield, channels=channels)
     labels = segmentation.segment_image(
-        image, channels, method=settings["method"], params=settings["parameters"], pixel_size_um=pixel_size_um
+        image,
+        channels,
+        method=settings["method"],
+        params=settings["parameters"],
+        pixel_size_um=pixel_size_um,
+        device=device,
     )
     return _write(plate, well, field, labels, record)
 
 
-def _segment_tiles(plate, well, field, flatfield, settings, record, tile_px):
+def _segment_tiles(plate, well, field, flatfield, settings, device, record, tile_px):
     """Segment a field tile by tile, in the phases of a method (see `plateloom.segmentation`); yields lists of tasks."""
     path = store.field_path(plate_store(plate), well, field)
     shape = store.image_shape(path)[1:]
     try:
-        method = _method(plate, well, field, settings)
+        method = _method(plate, well, field, settings, device)
     except DataFault as fault:
         return str(fault)
     halo = method.halo_px
     folder = path / ".tiles"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    where = (plate, well, field, flatfield, settings, str(folder))
+    where = (plate, well, field, flatfield, settings, device, str(folder))
     measured = yield [(measure_tile, *where, tile) for tile in cut_tiles(shape, tile_px, halo_px=halo["measure"])]
     thresholds = method.combine(measured)
     ids = yield [(seed_tile, *where, tile, thresholds) for tile in cut_tiles(shape, tile_px, halo_px=halo["seed"])]
     np.save(folder / "numbers.npy", segmentation.number(ids))
-    yield [
+    grown = yield [
         (grow_tile, *where, tile, thresholds, shape, tile_px)
         for tile in cut_tiles(shape, tile_px, halo_px=halo["grow"])
     ]
-    (counts,) = yield [(join_tiles, plate, well, field, record, str(folder), shape, tile_px)]
+    yield [(join_tiles, plate, well, field, record, str(folder), shape, tile_px)]
     shutil.rmtree(folder)
-    return counts
+    return {name: len(segmentation.number(one[name] for one in grown)) for name in segmentation.COMPARTMENTS}
 
 
-def measure_tile(plate, well, field, flatfield, settings, folder, tile):
+def measure_tile(plate, well, field, flatfield, settings, device, folder, tile):
     """What a tile adds to the knowledge of its image; runs in a worker."""
-    method, view = _view(plate, well, field, flatfield, settings, tile)
+    method, view = _view(plate, well, field, flatfield, settings, device, tile)
     return method.measure(view, tile.origin, tile.inner)
 
 
-def seed_tile(plate, well, field, flatfield, settings, folder, tile, thresholds):
+def seed_tile(plate, well, field, flatfield, settings, device, folder, tile, thresholds):
     """Find a tile's nuclei, leave their ids in a file, and return which there are; runs in a worker."""
-    method, view = _view(plate, well, field, flatfield, settings, tile)
+    method, view = _view(plate, well, field, flatfield, settings, device, tile)
     ids = method.seed(view, tile.origin, tile.inner, thresholds)
     np.save(_tile_file(folder, "ids", tile), ids)
     return np.unique(ids)
 
 
-def grow_tile(plate, well, field, flatfield, settings, folder, tile, thresholds, shape, tile_px):
-    """Find a tile's cells and leave their labels in a file; runs in a worker."""
-    method, view = _view(plate, well, field, flatfield, settings, tile)
+def grow_tile(plate, well, field, flatfield, settings, device, folder, tile, thresholds, shape, tile_px):
+    """Find a tile's cells, leave their labels in a file, and return which labels there are; runs in a worker."""
+    method, view = _view(plate, well, field, flatfield, settings, device, tile)
     nuclei = _read_nuclei(folder, shape, tile_px, tile.window)
-    np.save(_tile_file(folder, "cells", tile), method.grow(view, nuclei, tile.origin, tile.inner, thresholds))
+    cells = method.grow(view, nuclei, tile.origin, tile.inner, thresholds)
+    np.save(_tile_file(folder, "cells", tile), cells)
+    nuclei = nuclei[tile.inner]
+    labels = {"Nuclei": nuclei, "Cells": cells, "Cytoplasm": segmentation.subtract_nuclei(cells, nuclei)}
+    return {name: np.unique(image) for name, image in labels.items()}
 
 
 def join_tiles(plate, well, field, record, folder, shape, tile_px):
-    """Put the tiles' labels together and write them, as the one writer of the field's shards; runs in a worker."""
-    cells = np.zeros(shape, np.uint32)
-    for tile in cut_tiles(shape, tile_px):
-        cells[tile.core] = np.load(_tile_file(folder, "cells", tile))
-    nuclei = _read_nuclei(folder, shape, tile_px, (slice(0, shape[0]), slice(0, shape[1])))
-    labels = {"Nuclei": nuclei, "Cells": cells, "Cytoplasm": segmentation.subtract_nuclei(cells, nuclei)}
-    return _write(plate, well, field, labels, record)
+    """Put the tiles' labels together, shard by shard, as the one writer of the field's shards; runs in a worker."""
+    labels = {name: _Joined(name, folder, shape, tile_px) for name in segmentation.COMPARTMENTS}
+    _write_labels(plate, well, field, labels, record)
+
+
+class _Joined:
+    """Labels of an image in the files of its tiles; never whole in memory."""
+
+    dtype = np.dtype(np.uint32)
+
+    def __init__(self, name, folder, shape, tile_px):
+        self.name, self.folder, self.shape, self.tile_px = name, folder, tuple(shape), tile_px
+
+    def __getitem__(self, window):
+        nuclei = cells = None
+        if self.name != "Cells":
+            nuclei = _read_nuclei(self.folder, self.shape, self.tile_px, window)
+        if self.name != "Nuclei":
+            cells = _read_tiles("cells", self.folder, self.shape, self.tile_px, window, np.uint32)
+        if self.name == "Cytoplasm":
+            return segmentation.subtract_nuclei(cells, nuclei)
+        return cells if nuclei is None else nuclei
 
 
 def _read_nuclei(folder, shape, tile_px, window):
     """Labels of the nuclei in a window, from the files of the tiles that it touches."""
-    numbers = np.load(f"{folder}/numbers.npy")
-    ids = np.zeros([part.stop - part.start for part in window], np.int64)
+    ids = _read_tiles("ids", folder, shape, tile_px, window, np.int64)
+    return segmentation.relabel(ids, np.load(f"{folder}/numbers.npy"))
+
+
+def _read_tiles(kind, folder, shape, tile_px, window, dtype):
+    """What the files of tiles hold of a window."""
+    found = np.zeros([part.stop - part.start for part in window], dtype)
     for tile in cut_tiles(shape, tile_px):
         shared = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(tile.core, window, strict=True)]
         if all(part.start < part.stop for part in shared):
-            source = np.load(_tile_file(folder, "ids", tile), mmap_mode="r")
+            source = np.load(_tile_file(folder, kind, tile), mmap_mode="r")
             there = tuple(slice(s.start - c.start, s.stop - c.start) for s, c in zip(shared, tile.core, strict=True))
             here = tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(shared, window, strict=True))
-            ids[here] = source[there]
-    return segmentation.relabel(ids, numbers)
+            found[here] = source[there]
+    return found
 
 
 def _tile_file(folder, kind, tile):
     return f"{folder}/{kind}-{tile.core[0].start}-{tile.core[1].start}.npy"
 
 
-def _method(plate, well, field, settings):
+def _method(plate, well, field, settings, device):
     """The method, made for one image."""
     channels, pixel_size_um = _channels(plate, well, field, settings)
     module = load_method(segmentation.METHODS, settings["method"], "segmentation method")
     params = module.Params(**settings["parameters"])
     shape = store.image_shape(store.field_path(plate_store(plate), well, field))[1:]
-    return module.Method(params, channels, pixel_size_um=pixel_size_um, shape=shape)
+    return segmentation.make_method(module, params, channels, pixel_size_um=pixel_size_um, shape=shape, device=device)
 
 
-def _view(plate, well, field, flatfield, settings, tile):
+def _view(plate, well, field, flatfield, settings, device, tile):
     """The method and the pixels of a tile with its halo."""
-    method = _method(plate, well, field, settings)
+    method = _method(plate, well, field, settings, device)
     channels, _ = _channels(plate, well, field, settings)
     return method, read_corrected(plate, well, field, flatfield, channels=channels, window=tile.window)
 
@@ -214,9 +288,13 @@ def _channels(plate, well, field, settings):
 
 def _write(plate, well, field, labels, record):
     """Write a field's labels; returns the number of objects per compartment."""
+    _write_labels(plate, well, field, labels, record)
+    return {name: len(segmentation.number([image])) for name, image in labels.items()}
+
+
+def _write_labels(plate, well, field, labels, record):
     path = store.field_path(plate_store(plate), well, field)
     described = store.describe_image(path)
     store.write_labels(
         path, labels, pixel_size_um=described["pixel_size_um"], levels=described["levels"], record=record
     )
-    return {name: len(np.unique(image)) - bool((image == 0).any()) for name, image in labels.items()}

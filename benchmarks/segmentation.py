@@ -1,0 +1,216 @@
+"""Our segmentation methods side by side: `python benchmarks/segmentation.py [--write]`.
+
+How well they find the nuclei of 30 real images, how fast they are on a simulated field, and how fast cells grow beside the
+same step of CellProfiler (centrosome's `propagate`, in an environment of its own: `make cp_measure`, or
+`python -m venv build/centrosome` and `build/centrosome/bin/pip install centrosome`). One thread; seconds are of the CPU,
+which other programs do not lengthen; methods take turns. Prints a page in Markdown; `--write` puts it into docs/benchmarks.md.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+PEERS = [ROOT / "build" / name / "bin" / "python" for name in ("centrosome", "cp_measure")]
+PAGE = ROOT / "docs" / "benchmarks.md"
+BEGIN, END = (
+    "<!-- Begin: printed by benchmarks/segmentation.py -->",
+    "<!-- End: printed by benchmarks/segmentation.py -->",
+)
+METHODS = ("watershed", "unet")
+
+CALL_PEER = """
+import sys, time, numpy as np
+from centrosome.propagate import propagate
+given = np.load(sys.argv[1])
+seconds = []
+for _ in range(int(sys.argv[3])):
+    start = time.process_time()
+    labels, _ = propagate(given["image"], given["seeds"].astype(np.int32), given["allowed"], float(given["weight"]))
+    seconds.append(time.process_time() - start)
+np.savez(sys.argv[2], labels=labels, seconds=seconds)
+"""
+
+
+def main():
+    """Measure, print, and write where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=ROOT.parent / "shared" / "data" / "dsb2018_fluo",
+        help="Folder with images/*.png and labels/*.tif of the same names.",
+    )
+    parser.add_argument("--size", type=int, default=1080, help="Side of the simulated field [px].")
+    parser.add_argument("--repeats", type=int, default=5, help="Each time is the median of so many.")
+    parser.add_argument("--write", action="store_true", help="Put the page into docs/benchmarks.md.")
+    options = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)
+    lines = [
+        "## Segmentation: `python benchmarks/segmentation.py`",
+        "",
+        f"One thread, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {sys.version.split()[0]}; "
+        + ", ".join(f"{name} {metadata.version(name)}" for name in ("numpy", "scipy", "numba", "torch"))
+        + ".",
+        "",
+    ]
+    lines += (
+        compare_quality(options.data) if options.data.is_dir() else [f"No quality: no folder {options.data.name}.", ""]
+    )
+    image, names, pixel_size_um = make_field(options.size)
+    lines += compare_speed(image, names, pixel_size_um, options.repeats)
+    lines += compare_growth(image, names, pixel_size_um, options.repeats)
+    text = "\n".join(lines).rstrip() + "\n"
+    print(text)
+    if options.write:
+        write_page(text)
+
+
+def segment(image, channels, method, pixel_size_um, **params):
+    """Labels of an image."""
+    from plateloom.segmentation import segment_image
+
+    return segment_image(image, channels, method=method, params=params, pixel_size_um=pixel_size_um, device="cpu")
+
+
+def compare_quality(folder):
+    """Lines of the table of scores: each image's own diameter from the truth, and estimated by the network."""
+    import tifffile
+    from PIL import Image
+
+    from plateloom.segmentation.evaluation import compare_labels, pool
+    from plateloom.segmentation.unet import estimate_diameter
+
+    rows = {"watershed, diameter of the truth": [], "unet, diameter of the truth": [], "unet, diameter estimated": []}
+    ratios = []
+    for path in sorted((folder / "labels").glob("*.tif")):
+        truth = tifffile.imread(path)
+        pixels = np.asarray(Image.open(folder / "images" / f"{path.stem}.png"))
+        image = (pixels if pixels.ndim == 2 else pixels[..., 0]).astype(np.float32) / 255
+        areas = np.unique(truth[truth > 0], return_counts=True)[1]
+        true = float(np.sqrt(np.median(areas) * 4 / np.pi))
+        estimated = estimate_diameter(image) or true
+        ratios.append(estimated / true)
+        for name, found in rows.items():
+            diameter = estimated if name.endswith("estimated") else true
+            labels = segment(image[None], ["DNA"], name.split(",")[0], 1.0, nucleus_diameter_um=diameter)["Nuclei"]
+            found.append(compare_labels(labels, truth))
+    pooled = {name: pool(found) for name, found in rows.items()}
+    one = next(iter(pooled.values()))
+    lines = [
+        f"{one.images} fluorescence images of the Data Science Bowl 2018 with {one.true:,} nuclei, none of which the network "
+        "learned from; objects of all images counted together, matched one to one. Magnifications are mixed, so each image "
+        "gives its own diameter: the median of its true nuclei, or what `estimate_diameter` finds "
+        f"(ratio to the true one {min(ratios):.2f} to {max(ratios):.2f}, median {statistics.median(ratios):.2f}).",
+        "",
+        "| method | F1 at IoU 0.5 | AP at 0.5 | mean AP, 0.5 to 0.9 | split | merged | missed | spurious |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in pooled.items():
+        scores = f"{found.f1[0]:.3f} | {found.ap[0]:.3f} | {found.mean_ap:.3f}"
+        lines.append(f"| {name} | {scores} | {found.splits} | {found.merges} | {found.missed} | {found.spurious} |")
+    return [*lines, ""]
+
+
+def make_field(size):
+    """A simulated field: image (C, Y, X), names of its channels, pixel size [µm/px]."""
+    from plateloom.simulation import ScreenDesign, render_field
+
+    design = ScreenDesign(size_px=size, cells_per_field=size**2 / 6000, seed=1)
+    field = render_field(design, design.plates[0], design.wells[5], 1)
+    image = (field.image / field.flatfield / 65535).astype(np.float32)
+    return image, list(design.channel_names), design.pixel_size_um
+
+
+def compare_speed(image, names, pixel_size_um, repeats):
+    """Lines of the table of times; nuclei and cells of one field."""
+    params = {"nuclei_channel": "DNA", "cells_channel": "ER", "nucleus_diameter_um": 15.0}
+    both, alone, counts = ({name: [] for name in METHODS} for _ in range(3))
+    for turn in range(repeats + 1):
+        for method in METHODS:
+            for seconds, more in ((both, {}), (alone, {"cells_channel": None})):
+                start = time.process_time()
+                labels = segment(image, names, method, pixel_size_um, **params | more)
+                if turn:  # the first compiles, and loads the network
+                    seconds[method].append(time.process_time() - start)
+            counts[method] = int(labels["Nuclei"].max())
+    cell, nucleus = ({name: statistics.median(found) for name, found in one.items()} for one in (both, alone))
+    size = " × ".join(map(str, image.shape[1:]))
+    lines = [
+        f"A simulated field of {size} pixels, nuclei of {15 / pixel_size_um:.0f} px, CPU; median of {repeats}.",
+        "",
+        "| method | nuclei found | nuclei and cells [s] | fields/s | nuclei alone [s] | time, relative |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in METHODS:
+        lines.append(
+            f"| {name} | {counts[name]} | {cell[name]:.3f} | {1 / cell[name]:.2f} | {nucleus[name]:.3f} "
+            f"| {cell[name] / cell['watershed']:.2f} |"
+        )
+    return [*lines, ""]
+
+
+def compare_growth(image, names, pixel_size_um, repeats):
+    """Lines on the growth of cells from nuclei, beside centrosome's."""
+    from plateloom.segmentation.propagation import UNIT, propagate_labels
+
+    peer = next((path for path in PEERS if path.exists()), None)
+    if peer is None:
+        return ["Growth of cells: no centrosome in build/centrosome or build/cp_measure; not compared.", ""]
+    seeds = segment(image, names, "watershed", pixel_size_um, nuclei_channel="DNA", nucleus_diameter_um=15.0)["Nuclei"]
+    pixels = np.ascontiguousarray(image[names.index("ER")])
+    allowed = (pixels > np.quantile(pixels, 0.5)) | (seeds > 0)
+    step = 0.3 * float(pixels[allowed].mean() - np.quantile(pixels, 0.1))
+    ours = []
+    for turn in range(repeats + 1):
+        start = time.process_time()
+        labels = propagate_labels(seeds, allowed, pixels, step, 2 * UNIT * 60)
+        if turn:
+            ours.append(time.process_time() - start)
+    with tempfile.TemporaryDirectory() as folder:
+        given, answer = f"{folder}/given.npz", f"{folder}/answer.npz"
+        # Its intensity difference is a sum over 3 × 3 pixels, ours is of one.
+        np.savez(given, image=pixels, seeds=seeds, allowed=allowed, weight=9 * step)
+        subprocess.run([peer, "-c", CALL_PEER, given, answer, str(repeats)], check=True)
+        found = np.load(answer)
+    reached = (labels > 0) & (found["labels"] > 0)
+    same = float((labels == found["labels"])[reached].mean())
+    theirs, mine = statistics.median(found["seconds"]), statistics.median(ours)
+    version = subprocess.run(
+        [peer, "-c", "from importlib.metadata import version as v; print(v('centrosome'))"],
+        capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    return [
+        f"Growing the cells of that field from {int(seeds.max())} nuclei: centrosome {version} {theirs:.3f} s, ours "
+        f"{mine:.3f} s, ratio {theirs / mine:.1f}; {100 * same:.1f} % of the pixels that both reach have the same label. The "
+        "labels are not identical, and cannot be: centrosome's metric sums differences over 3 × 3 pixels in floating point, "
+        "ours takes those of the pixels themselves in whole numbers, so that ties fall alike everywhere and growth has a bound.",
+        "",
+    ]
+
+
+def write_page(text):
+    """Put the page between its marks in docs/benchmarks.md; before what is not measured yet, if it is new."""
+    page, block = PAGE.read_text(), f"{BEGIN}\n{text}{END}\n"
+    if BEGIN in page:
+        before, after = page.split(BEGIN)[0], page.split(END)[1].removeprefix("\n")
+        page = before + block + after
+    else:
+        before, mark, after = page.partition("## Not measured yet")
+        page = f"{before}{block}\n{mark}{after}"
+    PAGE.write_text(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""Profiles for clusters, without one: what is submitted, and what is made of a scheduler's answers."""
+
+import json
+import os
+import subprocess
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import yaml
+from conftest import ROOT, simulate
+
+from plateloom.engine import locks, schedulers
+from plateloom.errors import SchedulerError
+from plateloom.planning import STAGES
+from plateloom.store.provenance import write_json
+
+PROFILES = {path.parent.name: path for path in (ROOT / "profiles").glob("*/profile.yaml")}
+CLUSTERS = {
+    "slurm": ["sbatch", "12;cluster"],
+    "lsf": ["bsub", "Job <12> is submitted to queue <normal>."],
+    "sge": ["qsub", "12"],
+}
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Write shell scripts in the place of a scheduler's commands."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+
+    def write(**commands):
+        for name, body in commands.items():
+            path = tmp_path / "bin" / name
+            path.write_text(f"#!/bin/bash\n{body}\n")
+            path.chmod(0o755)
+
+    return write
+
+
+@pytest.fixture
+def jobscript(tmp_path):
+    properties = {
+        "rule": "encode_plate",
+        "wildcards": {"plate": "P1", "part": "0"},
+        "threads": 2,
+        "resources": {"gpu": 1, "mem_mb": 6001, "runtime": 120},
+        "log": ["logs/encode_plate/P1/part-0.log"],
+    }
+    path = tmp_path / "job.sh"
+    path.write_text(f"#!/bin/sh\n# properties = {json.dumps(properties)}\ntrue\n")
+    return path
+
+
+def status(cluster, job="12", **environment):
+    command = [ROOT / f"profiles/{cluster}/status.sh", job]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment)
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_profiles_keep_plateloom_s_rules_and_leave_the_site_its_own(name):
+    settings = yaml.safe_load(PROFILES[name].read_text())
+    ours = yaml.safe_load(PROFILES["default"].read_text())
+    for key in ("keep-going", "rerun-incomplete", "nolock", "rerun-triggers"):
+        assert settings[key] == ours[key]
+    assert "default-resources" not in settings
+    assert set(settings.get("set-resources", {})) <= {stage.script for stage in STAGES.values()}
+    assert not any("array" in key for key in settings)
+
+
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_a_job_is_submitted_with_what_it_asks_for(cluster, stand_in, jobscript, tmp_path):
+    command, answer = CLUSTERS[cluster]
+    stand_in(**{command: f'printf "%s\\n" "$@" > asked; cat > script; echo "{answer}"'})
+    assert schedulers.submit(cluster, jobscript) == "12"
+    assert (tmp_path / "script").read_text() == jobscript.read_text()
+    asked = (tmp_path / "asked").read_text().splitlines()
+    name = f"{schedulers.screen_tag(tmp_path)}.encode_plate.P1.0"
+    expected = {
+        "slurm": [
+            f"--job-name={name}",
+            "--mem=6001M",
+            "--time=120",
+            "--gres=gpu:1",
+            "--no-requeue",
+            "--cpus-per-task=2",
+        ],
+        "lsf": [name, "6001MB", "rusage[mem=6001MB]", "120", "num=1", "span[hosts=1]"],
+        "sge": [name, "h_vmem=3001M", "h_rt=7200", "gpu=1", "smp"],
+    }
+    assert set(expected[cluster]) <= set(asked)
+    assert (tmp_path / "logs/encode_plate/P1").is_dir(), "no scheduler makes the folder of its log"
+
+
+def test_the_site_says_how_slurm_is_asked_in_one_line_each(jobscript):
+    properties = schedulers.read_properties(jobscript)
+    properties["resources"] |= {
+        "slurm_account": "lab",
+        "slurm_partition": "cpu",
+        "slurm_gpu_partition": "gpu",
+        "slurm_gres": "none",
+        "slurm_extra": "--qos=long --comment='two words'",
+    }
+    asked = schedulers.slurm_command(properties, "a")
+    assert {"--account=lab", "--partition=gpu", "--gpus=1", "--qos=long", "--comment=two words"} <= set(asked)
+    properties["resources"] |= {"gpu": 0}
+    asked = schedulers.slurm_command(properties, "a")
+    assert "--partition=cpu" in asked and not [option for option in asked if "gpus" in option or "gres" in option]
+
+
+def test_a_refused_job_is_an_error_and_an_absent_scheduler_is_waited_for(stand_in, jobscript, monkeypatch, capsys):
+    stand_in(sbatch="echo 'sbatch: error: invalid partition specified: cup' >&2; exit 1")
+    with pytest.raises(SchedulerError, match="invalid partition specified: cup"):
+        schedulers.submit("slurm", jobscript)
+    monkeypatch.setattr(schedulers, "PAUSE", 0.01)
+    away = "echo 'sbatch: error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
+    stand_in(sbatch=f"[ -e back ] && echo 13 && exit; touch back; {away}", squeue="true")
+    with locks.hold(locks.RUN, wait=False):
+        assert schedulers.submit("slurm", jobscript) == "13"
+    assert "trying again" in capsys.readouterr().err
+    stand_in(sbatch=away)
+    with pytest.raises(SchedulerError, match="has ended"):
+        schedulers.submit("slurm", jobscript)  # of a run that was killed meanwhile
+
+
+def test_a_job_whose_number_was_lost_on_the_way_is_not_submitted_twice(stand_in, jobscript, monkeypatch):
+    monkeypatch.setattr(schedulers, "PAUSE", 0.01)
+    stand_in(sbatch="echo x >> calls; echo 'Socket timed out on send/recv operation' >&2; exit 1", squeue="echo 14")
+    with locks.hold(locks.RUN, wait=False):
+        assert schedulers.submit("slurm", jobscript) == "14"
+    assert jobscript.with_name("calls").read_text() == "x\n"
+
+
+def test_only_jobs_of_this_screen_are_cancelled(stand_in, tmp_path):
+    tag = schedulers.screen_tag(tmp_path)
+    assert tag != schedulers.screen_tag(tmp_path / "other")
+    rows = [
+        f"1|RUNNING|{tag}.fit_map||/",
+        "2|PENDING|plateloom-0000000000.fit_map||/",
+        f"3|RUNNING|the-run-itself||{tmp_path}",
+        f"4|PENDING|7f59d396|rule_fit_map|{tmp_path}",
+        f"5|PENDING|7f59d396|rule_fit_map|{tmp_path}/other",
+    ]
+    jobs = "\\n".join(rows)
+    stand_in(squeue=f'[ -e cancelled ] || printf "{jobs}\\n"', scancel='printf "%s\\n" "$@" > cancelled')
+    assert schedulers.cancel_orphans(tmp_path) == [], "nothing was ever submitted"
+    schedulers.LEDGER.parent.mkdir()
+    schedulers.LEDGER.touch()
+    assert schedulers.cancel_orphans(tmp_path) == ["1", "4"]
+    assert (tmp_path / "cancelled").read_text() == "1\n4\n"
+
+
+def test_a_run_does_not_begin_while_slurm_cannot_say_whether_jobs_are_left(stand_in, tmp_path):
+    stand_in(squeue="echo 'Unable to contact slurm controller' >&2; exit 1")
+    schedulers.LEDGER.parent.mkdir()
+    schedulers.LEDGER.touch()
+    with pytest.raises(SchedulerError, match="may still be at work: Unable to contact"):
+        schedulers.cancel_orphans(tmp_path, patience=-1)
+
+
+@pytest.mark.parametrize(
+    "squeue, sacct, expected",
+    [
+        ("echo 12 RUNNING", "exit 1", "running"),
+        ("echo 12 COMPLETED", "exit 1", "success"),
+        ("echo 12 OUT_OF_MEMORY", "exit 1", "failed"),
+        ("echo 11 RUNNING", "echo COMPLETED", "success"),
+        ("echo 11 RUNNING", "echo CANCELLED by 0", "failed"),
+        ("exit 1", "echo COMPLETED", "success"),
+        ("exit 1", "echo RUNNING", "running"),
+        ("exit 1", "exit 1", "running"),
+        ("true", "echo Connection refused >&2; exit 1", "running"),
+        ("true", "echo Slurm accounting storage is disabled >&2; exit 1", "failed"),
+        ("true", "true", "failed"),
+        ("true", "echo RUNNING", "failed"),
+    ],
+)
+def test_a_slurm_job_is_at_work_until_something_says_otherwise(stand_in, squeue, sacct, expected):
+    stand_in(squeue=squeue, sacct=sacct)
+    assert status("slurm", PLATELOOM_LOST="0") == expected
+    if expected == "failed" and "RUNNING" not in squeue + sacct and squeue == "true":
+        assert status("slurm") == "running", "not at once"
+
+
+def test_squeue_is_asked_once_for_all_jobs(stand_in, tmp_path):
+    stand_in(squeue="echo x >> calls; echo 12 RUNNING; echo 13 COMPLETED")
+    assert [status("slurm", job) for job in ("12", "13", "12")] == ["running", "success", "running"]
+    assert (tmp_path / "calls").read_text() == "x\n"
+
+
+@pytest.mark.parametrize(
+    "cluster, answers, expected",
+    [
+        ("lsf", {"bjobs": "echo PEND"}, "running"),
+        ("lsf", {"bjobs": "echo DONE"}, "success"),
+        ("lsf", {"bjobs": "echo EXIT"}, "failed"),
+        ("lsf", {"bjobs": "echo 'Job <12> is not found' >&2; exit 255"}, "failed"),
+        ("lsf", {"bjobs": "echo 'LSF is down. Please wait ...' >&2; exit 255"}, "running"),
+        ("sge", {"qstat": "echo job_number: 12"}, "running"),
+        ("sge", {"qstat": "echo 'error reason 1: x'"}, "failed"),
+        ("sge", {"qstat": "echo 'error: unable to contact qmaster' >&2; exit 1"}, "running"),
+        ("sge", {"qacct": r"printf 'failed       0    \nexit_status  0   \n'"}, "success"),
+        ("sge", {"qacct": r"printf 'failed       0    \nexit_status  137   \n'"}, "failed"),
+        ("sge", {"qacct": "exit 1"}, "running"),
+    ],
+)
+def test_states_of_other_schedulers(stand_in, cluster, answers, expected):
+    gone = {"qstat": "echo 'Following jobs do not exist: 12' >&2; exit 1"} if cluster == "sge" else {}
+    stand_in(**gone | answers)
+    assert status(cluster) == expected
+
+
+def test_memory_and_time_follow_the_plate_and_the_attempt(tmp_path, monkeypatch):
+    screen = simulate(tmp_path / "screen", rows=1, columns=2, size_px=64, cells_per_field=2.0)
+    monkeypatch.chdir(screen)
+    workflow = SimpleNamespace(basedir=str(ROOT), is_main_process=False, executor_settings=None)
+    functions = {"workflow": workflow, "config": yaml.safe_load((screen / "config.yaml").read_text()) | {"parts": 2}}
+    with mock.patch.dict(os.environ):
+        exec(compile((ROOT / "rules/common.smk").read_text(), "common.smk", "exec"), functions)
+    memory, runtime = functions["memory_for"](6), functions["runtime_for"](240)
+    plate = {"plate": "P1"}
+    assert (memory(plate, 2, 1), memory(plate, 2, 3), runtime(plate, 1), runtime(plate, 2)) == (6000, 18000, 240, 480)
+    facts = {"accepted": [2000, 2000, "uint16"], "fields": 2500}  # of 3 channels: 24 MB a field, 30 Gpx
+    write_json("results/plates/P1/records/assembly/part-0.json", {"status": "done", "facts": facts})
+    assert (memory(plate, 2, 1), memory(plate, 2, 3)) == (6000 + 8 * 24, 3 * (6000 + 8 * 24))
+    assert (runtime(plate, 1), runtime(plate, 2)) == (360, 720), (
+        "half of the plate is one and a half times ten gigapixels"
+    )
+    assert (memory({}, 1, 1), runtime({}, 1)) == (6000, 240), "a step of the screen"
