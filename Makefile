@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test bbbc013 lint format lock napari czi cp_measure docs clean
+.PHONY: demo test slurm bbbc013 lint format lock napari czi cp_measure cellpose instanseg stardist docs clean
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Plateloom needs Python 3.11 or newer, found ' + sys.version)"
@@ -19,7 +19,12 @@ demo: $(READY)
 	$(BIN)/plateloom run screens/demo --quiet rules
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/slurm
+
+# The tests that need a Slurm: root on Debian or Ubuntu gets one on the loopback, and it is stopped again in the end.
+slurm: $(READY)
+	tests/slurm/cluster.sh install
+	PLATELOOM_SLURM=require $(BIN)/python -m pytest -q -rs tests/slurm
 
 # A real plate: 48 wells of BBBC013 (FKHR-GFP translocation); SOURCE is the folder of its images.
 bbbc013: $(READY)
@@ -56,6 +61,16 @@ napari: requirements.txt
 czi: requirements.txt
 	test -x build/czi/bin/python || $(PYTHON) -m venv build/czi
 	build/czi/bin/pip install --quiet --disable-pip-version-check -c requirements.txt bioio==3.6.0 bioio-czi==3.0.1 pylibCZIrw==6.1.0 pydantic
+
+# Segmentation by other people's networks: each package on top of what .venv holds, for one test each.
+cellpose: EXTRA := cellpose==4.2.1.1 torchvision==0.28.0
+instanseg: EXTRA := instanseg-torch==0.1.2
+stardist: EXTRA := stardist==0.9.2 tensorflow-cpu==2.21.0
+cellpose instanseg stardist: $(READY)
+	test -x build/$@/bin/python || $(PYTHON) -m venv build/$@
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$(build/$@/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/plateloom.pth"
+	grep -v '^h5py==' requirements.txt > build/$@/constraints.txt # tensorflow wants an older one
+	build/$@/bin/pip install --quiet --disable-pip-version-check -c build/$@/constraints.txt $(EXTRA)
 
 # The peer of benchmarks/features.py, in its faster mode, on the same numpy, scipy and numba as ours.
 cp_measure: requirements.txt
