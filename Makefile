@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slurm bbbc013 lint format lock napari czi cp_measure cellpose instanseg stardist docs clean
+.PHONY: demo test slow slurm bbbc013 lint format lock napari czi cp_measure cellpose instanseg stardist docs clean
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Plateloom needs Python 3.11 or newer, found ' + sys.version)"
@@ -19,7 +19,11 @@ demo: $(READY)
 	$(BIN)/plateloom run screens/demo --quiet rules
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/slurm
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/slurm -m "not slow"
+
+# The tests that `make test` leaves out to stay below ten minutes.
+slow: $(READY)
+	$(BIN)/python -m pytest -q -n 2 --dist load --ignore tests/slurm -m slow tests
 
 # The tests that need a Slurm: root on Debian or Ubuntu gets one on the loopback, and it is stopped again in the end.
 slurm: $(READY)

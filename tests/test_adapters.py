@@ -457,6 +457,7 @@ def test_the_example_of_the_documentation_runs_on_tiles(tmp_path, monkeypatch):
         load_method(METHODS, "mine", "segmentation method").Params()
 
 
+@pytest.mark.slow
 @each_adapter
 @pytest.mark.timeout(600)
 def test_the_package_itself_finds_every_nucleus(name, tmp_path):

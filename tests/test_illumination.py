@@ -597,6 +597,7 @@ def test_a_flatfield_that_is_refused_is_a_notice_on_the_plates_page(tmp_path):
 
 
 # With the neighbors' pixels in the overlaps, it is off by up to 1.8 and 2.1 %.
+@pytest.mark.slow
 @pytest.mark.parametrize("method, tolerance", [("median", 0.013), ("lowrank", 0.01)])
 def test_a_stitched_plate_has_the_flatfield_of_the_same_fields_kept_apart(tmp_path, method, tolerance):
     _, light = harmony_polynomial((SIZE, SIZE))
@@ -683,6 +684,7 @@ def test_a_late_well_computes_only_itself_where_the_flatfield_is_kept(tmp_path):
     assert all(record_of(folder, stage)["computed"] == [] for stage in TO_FEATURES)
 
 
+@pytest.mark.slow
 def test_a_late_well_ends_as_a_clean_run_where_the_flatfield_follows(tmp_path):
     folder = screen_with_late_wells(tmp_path / "screen", "follow", stages=TO_FEATURES)
     before = results_of(folder)

@@ -259,6 +259,7 @@ def test_a_correction_is_one_whole_file(tmp_path):
         corrections.read_correction(path)
 
 
+@pytest.mark.slow
 def test_snakemake_reruns_the_part_of_a_corrected_well(screen, exported):
     """Through the rules themselves: the digest is a param of the one rule that reads it."""
     until = ("--until", "measure_features", "--config", "parts=2")

@@ -94,6 +94,7 @@ def test_each_metric_separates_its_defect_from_good_fields(kind, metric, sign, c
     assert separation(flagged(), kind, metric, sign, channel) >= 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_each_metric_does_so_on_other_screens_with_small_fields(seed):
     defects = {"blurred": 6, "debris": 6, "saturated": 5, "empty": 5}

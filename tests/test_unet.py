@@ -258,6 +258,7 @@ def test_resampling_there_and_back_keeps_a_smooth_image():
 # --- tiles -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_tiles_of_a_simulated_field_give_the_labels_of_the_whole_field():
     """Nine tiles; the halo is a quarter of a tile at most, and over fifty nuclei lie on seams."""
     size, tile_px = 1720, 830
@@ -430,6 +431,7 @@ def test_a_wrong_order_of_diameters_is_refused():
 # --- training --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_learns_to_find_simulated_nuclei(fields):
     images, labels = fields
     params = TrainingParams(

@@ -288,6 +288,7 @@ def test_every_job_killed_once_and_retried_ends_as_if_nothing_had_been(again):
     assert len(expected) > 100
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_parts_workers_threads_or_tiles(finished, tmp_path):
     folder = tmp_path / "screen"
     folder.mkdir()
