@@ -11,10 +11,9 @@ folder=.plateloom/slurm
 table=$folder/squeue
 asked=$folder/asked
 lost=$folder/lost-$job
-printf -v now '%(%s)T' -1
 mkdir -p $folder
 
-age() { echo $((now - $(stat -c %Y "$1" 2>/dev/null || echo 0))); }
+age() { echo $(($(printf '%(%s)T' -1) - $(stat -c %Y "$1" 2>/dev/null || echo 0))); }
 
 list_jobs() {
     touch $asked
