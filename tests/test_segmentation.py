@@ -1,5 +1,6 @@
 """Segmentation: every method keeps the contract of label images, and tiles change nothing."""
 
+import heapq
 import json
 import pickle
 import subprocess
@@ -485,21 +486,22 @@ def test_only_small_holes_are_filled():
 def test_labels_meet_halfway_on_a_flat_image():
     seeds = np.zeros((1, 8), np.uint32)
     seeds[0, 0], seeds[0, 7] = 2, 1
-    free = np.ones((1, 8), bool)
-    flat = np.zeros((1, 8), np.float32)
-    np.testing.assert_array_equal(propagate_labels(seeds, free, flat, np.inf, 1000), [[2, 2, 2, 2, 1, 1, 1, 1]])
-    np.testing.assert_array_equal(propagate_labels(seeds, free, flat, np.inf, 32), [[2, 2, 2, 0, 0, 1, 1, 1]])
+    free, flat = np.ones((1, 8), bool), np.zeros((1, 8), np.float32)
+    labels, costs = propagate_labels(seeds, free, flat, 0.5, 1000)
+    np.testing.assert_array_equal(labels, [[2, 2, 2, 2, 1, 1, 1, 1]])
+    np.testing.assert_array_equal(costs, [[0, 0.5, 1, 1.5, 1.5, 1, 0.5, 0]])
+    np.testing.assert_array_equal(propagate_labels(seeds, free, flat, 0.5, 1.0)[0], [[2, 2, 2, 0, 0, 1, 1, 1]])
+    np.testing.assert_array_equal(propagate_labels(seeds, free, flat, 0.5, 0.0)[0], seeds)
     # The smaller label wins a tie.
-    np.testing.assert_array_equal(propagate_labels(seeds[:, 1:], free[:, 1:], flat[:, 1:], np.inf, 0)[0, -1], 1)
     odd = np.array([[2, 0, 1]], np.uint32)
-    np.testing.assert_array_equal(propagate_labels(odd, free[:, :3], flat[:, :3], np.inf, 1000), [[2, 1, 1]])
+    np.testing.assert_array_equal(propagate_labels(odd, free[:, :3], flat[:, :3], 0.5, 1000)[0], [[2, 1, 1]])
 
 
 def test_labels_avoid_steps_of_intensity():
     seeds = np.zeros((1, 9), np.uint32)
     seeds[0, 0], seeds[0, 8] = 1, 2
     image = np.array([[0, 0, 1, 1, 1, 1, 1, 1, 1]], np.float32)
-    labels = propagate_labels(seeds, np.ones((1, 9), bool), image, 0.1, 1000)
+    labels, _ = propagate_labels(seeds, np.ones((1, 9), bool), image, 0.3, 1000)
     np.testing.assert_array_equal(labels, [[1, 1, 2, 2, 2, 2, 2, 2, 2]])
 
 
@@ -513,23 +515,120 @@ def test_growth_agrees_with_a_plain_shortest_path_search():
     seeds = np.zeros(image.shape, np.uint32)
     places = rng.choice(image.size, 6, replace=False)
     seeds.ravel()[places] = np.arange(1, 7)
-    rows, columns, costs = [], [], []
+    edged = np.pad(image.astype(np.float64), 1, mode="edge")
+    rows, columns, weights = [], [], []
     for y, x in np.ndindex(image.shape):
         for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
             if 0 <= y + dy < 24 and 0 <= x + dx < 27:
-                rise = float(image[y, x]) - float(image[y + dy, x + dx])
-                cost = int(16 * np.sqrt(dy * dy + dx * dx) * np.sqrt(1 + (rise / 0.3) ** 2) + 0.5)
+                there = edged[y + dy : y + dy + 3, x + dx : x + dx + 3]
+                rise = np.abs(edged[y : y + 3, x : x + 3] - there).sum()
                 for (ay, ax), (by, bx) in (((y, x), (y + dy, x + dx)), ((y + dy, x + dx), (y, x))):
                     if allowed[by, bx]:
                         rows.append(ay * 27 + ax)
                         columns.append(by * 27 + bx)
-                        costs.append(cost)
-    graph = coo_array((costs, (rows, columns)), shape=(image.size, image.size)).tocsr()
+                        weights.append(np.sqrt(rise**2 + 0.7**2 * (dy * dy + dx * dx)))
+    graph = coo_array((weights, (rows, columns)), shape=(image.size, image.size)).tocsr()
     # A path runs over allowed pixels only: other seeds are no way through, since each is nearest to itself.
     reached = dijkstra(graph, indices=places)
-    reached[reached > 150] = np.inf
+    reached[reached > 14] = np.inf
     expected = np.where(np.isinf(reached).all(axis=0), 0, reached.argmin(axis=0) + 1).reshape(image.shape)
-    np.testing.assert_array_equal(propagate_labels(seeds, allowed, image, 0.3, 150), expected)
+    labels, costs = propagate_labels(seeds, allowed, image, 0.7, 14)
+    assert 0.1 < (expected == 0).mean() < 0.9
+    np.testing.assert_array_equal(labels, expected)
+    np.testing.assert_allclose(costs.ravel(), reached.min(axis=0), rtol=1e-12)
+
+
+def _growth(name, shape=(90, 110)):
+    """Something to grow cells on: seeds, where they may grow, image, weight."""
+    rng = np.random.default_rng(8)
+    if name == "cells":
+        image, truth = draw_cells(shape, scatter(shape, 40, spacing=9.5))
+        return truth, image[0] > 0.02, image[0], 0.05
+    image = {
+        "flat": np.zeros(shape),
+        "few grey levels": rng.integers(0, 3, shape) / 255,
+        "noise": rng.normal(size=shape),
+    }
+    seeds = np.zeros(shape, np.uint32)
+    places = np.sort(rng.choice(seeds.size, 250, replace=False))
+    seeds.ravel()[places] = np.arange(1, 251)
+    return seeds, rng.uniform(size=shape) < 0.85, image[name].astype(np.float32), {"noise": 2.0}.get(name, 0.01)
+
+
+GROWTHS = ("cells", "flat", "few grey levels", "noise")
+
+
+@pytest.mark.parametrize("name", GROWTHS)
+def test_cells_grow_exactly_as_centrosome_grows_them(name):
+    propagate = pytest.importorskip("centrosome.propagate").propagate
+    seeds, allowed, image, weight = _growth(name)
+    expected, reached = propagate(image, seeds.astype(np.int32), allowed | (seeds > 0), weight)
+    found, costs = propagate_labels(seeds, allowed, image, weight, reached.max())
+    assert (expected > 0).sum() > 2 * (seeds > 0).sum()
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(costs, np.where(reached < 0, np.inf, reached))
+    # With a bound, what costs more stays free and all else is as it was.
+    bound = np.quantile(reached[reached > 0], 0.7)
+    found, _ = propagate_labels(seeds, allowed, image, weight, bound)
+    np.testing.assert_array_equal(found, np.where(reached <= bound, expected, 0))
+
+
+@pytest.mark.parametrize("name", ["flat", "few grey levels"])
+def test_ties_fall_as_from_a_sorted_queue_of_cost_label_and_pixel(name):
+    seeds, allowed, image, weight = _growth(name, shape=(40, 50))
+    # Labels in any order; centrosome's own queue begins unsorted then, so that its ties depend on seeds far away.
+    seeds[seeds > 0] = np.random.default_rng(9).permutation(250) + 1
+    expected = _grow_by_heap(seeds, allowed, image.astype(np.float64), weight)
+    first_come = np.where(seeds > 0, 251 - seeds.astype(int), 0)
+    assert (
+        _grow_by_heap(first_come, allowed, image.astype(np.float64), weight) != (251 - expected) * (expected > 0)
+    ).any()
+    np.testing.assert_array_equal(propagate_labels(seeds, allowed, image, weight, 1.0)[0], expected)
+
+
+def _grow_by_heap(seeds, allowed, image, weight):
+    """Propagation pixel by pixel from a heap; costs are compared without their last bit."""
+    edged, costs = np.pad(image, 1, mode="edge"), np.where(seeds > 0, 0.0, np.inf)
+    labels = np.zeros(seeds.shape, int)
+    queue = [(0, int(seeds[y, x]), y, x) for y, x in np.argwhere(seeds > 0).tolist()]
+    heapq.heapify(queue)
+    while queue:
+        _, label, y, x = heapq.heappop(queue)
+        if labels[y, x]:
+            continue
+        labels[y, x] = label
+        for ny in range(max(y - 1, 0), min(y + 2, seeds.shape[0])):
+            for nx in range(max(x - 1, 0), min(x + 2, seeds.shape[1])):
+                if labels[ny, nx] or not allowed[ny, nx]:
+                    continue
+                rise = 0.0
+                for one, other in zip(
+                    edged[y : y + 3, x : x + 3].flat, edged[ny : ny + 3, nx : nx + 3].flat, strict=True
+                ):
+                    rise += abs(one - other)
+                cost = costs[y, x] + np.sqrt(rise * rise + (abs(ny - y) + abs(nx - x)) * weight * weight)
+                if cost < costs[ny, nx]:
+                    costs[ny, nx] = cost
+                    heapq.heappush(queue, (int(cost.view(np.int64)) >> 1, label, ny, nx))
+    return labels
+
+
+@pytest.mark.parametrize("name", GROWTHS)
+def test_growth_depends_on_nothing_farther_than_its_bound(name):
+    seeds, allowed, image, weight = _growth(name)
+    reach = 9
+    whole, _ = propagate_labels(seeds, allowed, image, weight, reach * weight)
+    free, _ = propagate_labels(seeds, allowed, image, weight, 1e4 * weight)
+    assert (whole != free).any(), "the bound bounds nothing"
+    for y, x in ((0, 0), (17, 31), (60, 80)):
+        rows, columns = (
+            slice(max(first - reach - 1, 0), first + 30 + reach + 1) for first in (y, x)
+        )  # of a piece of 30 × 30 px with its halo
+        piece, _ = propagate_labels(
+            seeds[rows, columns], allowed[rows, columns], image[rows, columns], weight, reach * weight
+        )
+        inner = (slice(y - rows.start, y - rows.start + 30), slice(x - columns.start, x - columns.start + 30))
+        np.testing.assert_array_equal(piece[inner], whole[y : y + 30, x : x + 30])
 
 
 def test_cytoplasm_is_cells_without_nuclei():

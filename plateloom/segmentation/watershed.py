@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from plateloom.errors import TileOverlapError
 from plateloom.segmentation.declumping import box_sum, climb, fill_holes, finish_nuclei, squared_distance
-from plateloom.segmentation.propagation import UNIT, propagate_labels
+from plateloom.segmentation.propagation import propagate_labels
 from plateloom.segmentation.thresholds import (
     bin_values,
     count_intensities,
@@ -110,8 +110,8 @@ class Params(BaseModel):
     cells_regularization: float = Field(
         0.3,
         gt=0,
-        description="Intensity difference, as a fraction of the cells' brightness, that makes a step 41 % longer: "
-        "higher makes borders between cells depend less on the image (dimensionless).",
+        description="Intensity difference (mean of 3 × 3 pixels), as a fraction of the cells' brightness, that makes a step "
+        "41 % longer: higher makes borders between cells depend less on the image (dimensionless).",
     )
 
     @model_validator(mode="after")
@@ -380,7 +380,7 @@ class Watershed:
         allowed = squared_distance(nuclei == 0, cap + 1) <= self.distance_px**2
         if self.cells_index is None:
             # A path over a pixel grid is up to 8 % longer than the straight line.
-            smooth, step, max_cost = np.zeros(nuclei.shape, np.float32), math.inf, math.ceil(1.09 * UNIT * cap)
+            smooth, weight, reach_px = np.zeros(nuclei.shape, np.float32), 1.0, 1.09 * cap
         else:
             known = thresholds["cells"]
             smooth = gaussian_filter(view[self.cells_index], self.smoothing_px, truncate=_TRUNCATE)
@@ -388,9 +388,11 @@ class Watershed:
             if self.hole_px:
                 fill_holes(bright, self.hole_px)
             allowed &= bright
-            step = max(self.params.cells_regularization * (known["foreground"] - known["background"]), 1e-9)
-            max_cost = 2 * UNIT * cap
-        return propagate_labels(nuclei, allowed, smooth, step, max_cost)[core]
+            # A step's cost is of the differences between 3 × 3 pixels.
+            weight = 9 * max(self.params.cells_regularization * (known["foreground"] - known["background"]), 1e-9)
+            reach_px = 2 * cap
+        labels, _ = propagate_labels(nuclei, allowed, smooth, weight, reach_px * weight)
+        return labels[core]
 
     def _finish(self, peak_of, smooth, known, outline, origin, core):
         """Make nuclei of the pixels of each peak; returns the core's ids in the whole image."""
