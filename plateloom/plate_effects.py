@@ -1,4 +1,4 @@
-"""Effects of the position on a plate: edge against inner wells, rows, columns, and a drift in the order of imaging.
+"""Effects of the position on a plate: edge against inner wells, rows, columns, and a drift from the first well to the last.
 
 What grows in a well differs by treatment, and a layout often puts treatments in rows and columns. So wells are compared
 only with wells that hold the same, and a test asks how often an effect as large arises when the values of such wells
@@ -19,6 +19,7 @@ QUANTITIES = {  # what is measured -> how less and more of it is said, and the s
 }
 MIN_WELLS = 16  # that can be compared, of a plate on which effects are looked for
 MIN_GROUP = 3  # wells of a row, a column, the edge or the inside
+BY_TIME, BY_PLACE = "as imaged", "row by row"  # what the first well and the last are
 _SEED = 0
 
 
@@ -29,7 +30,8 @@ def find_effects(wells, values, *, alpha=0.02, permutations=None):
     ----------
     wells : DataFrame, W rows
         ``Metadata_Well``, and as far as known ``Metadata_Treatment``, ``Metadata_Dose`` and ``Metadata_Control``. Wells that
-        are declared empty are left out. With ``Order`` (number, NaN: not known) wells drift in that order, else row by row.
+        are declared empty are left out. With ``Seconds`` (time of imaging [s], NaN: not known) wells drift in that order if
+        all that have a value have a time and most another one, else row by row.
     values : DataFrame, W rows, the index of `wells`
         One column per metric, named by a key of `QUANTITIES` and, if there are several, the channel: ``background DNA``.
         Positive numbers; NaN where there is none.
@@ -42,8 +44,9 @@ def find_effects(wells, values, *, alpha=0.02, permutations=None):
     -------
     DataFrame
         One row per metric and effect that could be looked for: ``metric``, ``effect`` (of `EFFECTS`), ``where`` (the row or
-        column that differs most), ``size`` (change relative to wells that hold the same; of a drift from the first well to
-        the last), ``p``, ``q`` (float), ``found`` (bool) and ``text`` (in words). Without rows if nothing can be compared.
+        column that differs most; of a drift the order of wells, `BY_TIME` or `BY_PLACE`), ``size`` (change relative to wells
+        that hold the same; of a drift from the first well to the last), ``p``, ``q`` (float), ``found`` (bool) and ``text``
+        (in words). Without rows if nothing can be compared.
 
     Notes
     -----
@@ -58,9 +61,7 @@ def find_effects(wells, values, *, alpha=0.02, permutations=None):
     names = list(wells["Metadata_Well"])
     places = np.array([parse_well(name) for name in names]).reshape(-1, 2)
     groups = _groups(wells)
-    order = places[:, 0] * 100.0 + places[:, 1]
-    if "Order" in wells:
-        order = np.where(wells["Order"].notna(), wells["Order"].astype(float), np.nan)
+    seconds = wells["Seconds"].to_numpy(float) if "Seconds" in wells else np.full(len(wells), np.nan)
     permutations = permutations or round(4 * len(values.columns) * len(EFFECTS) / alpha)
     found, shuffled = [], {}
     for metric in values.columns:
@@ -69,14 +70,14 @@ def find_effects(wells, values, *, alpha=0.02, permutations=None):
             continue
         if (key := used.tobytes()) not in shuffled:
             shuffled[key] = _shuffle(groups[used], permutations)
-        of_used = (level[used], groups[used], places[used], order[used])
+        of_used = (level[used], groups[used], places[used], seconds[used])
         found += _metric_effects(metric, *of_used, plate_format(names), shuffled[key])
     columns = ["metric", "effect", "where", "size", "p"]
     table = pd.DataFrame(found, columns=columns)
     table["q"] = stats.false_discovery_control(table["p"]) if len(table) else table["p"]
     least = [QUANTITIES[metric.split(" ")[0]][2] for metric in table["metric"]]
     table["found"] = (table["q"] <= alpha) & (table["size"].abs() >= np.array(least, float))
-    table["text"] = [_words(*row, "Order" in wells) for row in table[columns[:4]].itertuples(index=False)]
+    table["text"] = [_words(*row) for row in table[columns[:4]].itertuples(index=False)]
     return table
 
 
@@ -105,7 +106,7 @@ def _comparable(level, groups):
     return used
 
 
-def _metric_effects(metric, level, groups, places, order, shape, shuffled):
+def _metric_effects(metric, level, groups, places, seconds, shape, shuffled):
     """Rows of the table for one metric."""
     on_edge = ((places == 0) | (places == np.array(shape) - 1)).any(1)
     found = []
@@ -121,14 +122,14 @@ def _metric_effects(metric, level, groups, places, order, shape, shuffled):
         if p <= 0.05:
             level = _remove(level, on_edge * size)
 
-    if np.isfinite(order).all():
-        steps = stats.rankdata(order) - 1
-        steps = steps / max(steps.max(), 1)
-        slope = float(stats.theilslopes(level / _per_group(level, groups) - 1, steps).slope)
-        p = _test(_ranks(level, groups), groups, steps[:, None], shuffled)
-        found.append((metric, "drift", "", slope, p))
-        if p <= 0.05:
-            level = _remove(level, (steps - 0.5) * slope)
+    timed = np.isfinite(seconds).all() and len(np.unique(seconds)) > len(seconds) / 2
+    steps = stats.rankdata(seconds if timed else places[:, 0] * 100 + places[:, 1]) - 1
+    steps = steps / steps.max()
+    slope = float(stats.theilslopes(level / _per_group(level, groups) - 1, steps).slope)
+    p = _test(_ranks(level, groups), groups, steps[:, None], shuffled)
+    found.append((metric, "drift", BY_TIME if timed else BY_PLACE, slope, p))
+    if p <= 0.05:
+        level = _remove(level, (steps - 0.5) * slope)
 
     for axis, effect in enumerate(("rows", "columns")):
         lines, count = np.unique(places[:, axis], return_counts=True)
@@ -204,7 +205,7 @@ def _polish(values, places, rounds=10):
     return [dict(zip(one.tolist(), found.tolist(), strict=True)) for one, found in zip(lines, effects, strict=True)]
 
 
-def _words(metric, effect, where, size, timed):
+def _words(metric, effect, where, size):
     """An effect as a clause: ``edge wells have 23 % fewer cells``."""
     quantity, _, channel = metric.partition(" ")
     less, more, _ = QUANTITIES[quantity]
@@ -212,5 +213,5 @@ def _words(metric, effect, where, size, timed):
     if effect == "edge":
         return f"edge wells have {change}"
     if effect == "drift":
-        return f"the last wells {'imaged ' if timed else ''}have {change} than the first"
+        return f"the last wells, {where}, have {change} than the first"
     return f"{effect[:-1]} {where} has {change}"

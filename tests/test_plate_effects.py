@@ -1,11 +1,16 @@
 """Effects of the position on a plate: found where they are, in words, and not cried where there are none."""
 
+import datetime
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import yaml
 from conftest import simulate
 from in_process import run_stages
+from pyarrow import parquet
 
 from plateloom.planning import STAGES
 from plateloom.plate_effects import QUANTITIES, find_effects
@@ -53,7 +58,7 @@ EFFECTS = {
     "edge": (lambda row, column: np.where((row % 7 == 0) | (column % 11 == 0), 0.77, 1), "edge wells have 2"),
     "rows": (lambda row, column: np.where(row == 2, 1.4, 1), "row C has "),
     "columns": (lambda row, column: np.where(column == 5, 0.6, 1), "column 6 has "),
-    "drift": (lambda row, column: 1.2 - 0.4 * (row * 12 + column) / 95, "the last wells have "),
+    "drift": (lambda row, column: 1.2 - 0.4 * (row * 12 + column) / 95, "the last wells, row by row, have "),
 }
 
 
@@ -111,16 +116,27 @@ def test_a_small_change_is_not_worth_a_word_however_certain():
     assert found["q"].min() < 0.01 and not found["found"].any()
 
 
-def test_the_order_of_imaging_is_what_drifts_where_it_is_known():
+def test_wells_drift_in_the_order_of_imaging_where_times_are_known_and_row_by_row_elsewhere():
     wells, row, column = layout(kind="none")
-    wells["Order"] = np.random.default_rng(4).permutation(len(wells)).astype(float)
+    order = np.random.default_rng(4).permutation(len(wells))
     values = noise(len(wells), 4, names=["background DNA"], spread=0.05)
-    values["background DNA"] *= 1 + 0.4 * wells["Order"] / 95
-    found = find_effects(wells, values)
-    (one,) = found[found["found"]].to_dict("records")
-    assert one["effect"] == "drift" and one["text"].startswith("the last wells imaged have ")
-    wells.loc[3, "Order"] = np.nan
-    assert "drift" not in set(find_effects(wells, values)["effect"])
+    values["background DNA"] *= 1 + 0.4 * order / 95
+    wells["Seconds"] = 1.7e9 + 30.0 * order
+    (one,) = find_effects(wells, values).query("found").to_dict("records")
+    assert (one["effect"], one["where"]) == ("drift", "as imaged") and one["size"] == pytest.approx(0.33, abs=0.06)
+    assert one["text"].startswith("the last wells, as imaged, have ") and "more background in DNA" in one["text"]
+    # A day's pause between two wells is no reason to see less of it.
+    paused = find_effects(wells.assign(Seconds=wells["Seconds"] + 86400 * (order > 40)), values)
+    pd.testing.assert_frame_equal(paused, find_effects(wells, values))
+
+    unknown = wells.assign(Seconds=wells["Seconds"].where(wells.index != 3))
+    one_date = wells.assign(Seconds=1.7e9)
+    for blind in (wells.drop(columns="Seconds"), unknown, one_date):
+        found = find_effects(blind, values)
+        assert set(found.loc[found["effect"] == "drift", "where"]) == {"row by row"} and not found["found"].any()
+    # A well that has no value needs no time.
+    values.loc[3, "background DNA"] = np.nan
+    assert set(find_effects(unknown, values).query("found")["where"]) == {"as imaged"}
 
 
 def test_lost_wells_empty_wells_and_small_plates_are_no_trouble():
@@ -157,6 +173,7 @@ def test_the_page_says_what_was_found_and_shows_all_tests():
         effects = find_effects(wells, factor, permutations=999)
         page = render_plate(PlateReport(screen="S", plate="P", shape=(8, 12), wells=wells, position=effects))
         assert words in page and page.count("<td>focus DNA</td>") == 4
+        assert "from the first well to the last (row by row)" in page
 
 
 def test_status_warns_of_an_effect_on_a_plate_that_is_done(tmp_path, monkeypatch):
@@ -176,3 +193,44 @@ def test_status_warns_of_an_effect_on_a_plate_that_is_done(tmp_path, monkeypatch
     assert "edge wells have " in said["text"] and " fewer cells" in said["text"]
     assert said["text"] in read_screen(folder)["plates"]["P1"]["report"].warnings
     assert said["text"] in (folder / "results/plates/P1/report.html").read_text()
+
+
+def test_drift_follows_the_times_of_the_source_and_the_rows_where_a_plate_has_none(tmp_path, monkeypatch):
+    folder = simulate(tmp_path / "screen", rows=4, columns=6, size_px=96, cells_per_field=8.0, treatments=(), seed=2)
+    raw, wells = folder / "raw/P1", sorted({path.name[:3] for path in (folder / "raw/P1").glob("*.tif")})
+    start = datetime.datetime(2026, 3, 1, 12)
+    for well, order in zip(wells, np.random.default_rng(7).permutation(len(wells)), strict=True):
+        planes = sorted(raw.glob(f"{well}_*.tif"))
+        pixels = np.stack([tifffile.imread(path) for path in planes]) * (1 + 0.6 * order / (len(wells) - 1))
+        when = (start + datetime.timedelta(minutes=int(order))).isoformat()
+        said = {"axes": "CYX", "AcquisitionDate": when, "Channel": {"Name": [str(i + 1) for i in range(len(planes))]}}
+        tifffile.imwrite(raw / f"{well}.ome.tif", pixels.clip(0, 65535).astype(np.uint16), metadata=said)
+        for path in planes:
+            path.unlink()
+    plates = folder / "plates.tsv"
+    plates.write_text(plates.read_text().replace("\tpattern\t", "\tome_tiff\t"))
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    settings |= {"readers": {"ome_tiff": {"pattern": r"(?P<well>[A-P]\d\d)\.ome\.tif"}}}
+    settings |= {"features": {"families": ["Intensity"]}, "latent": {"autoencoder": {"enabled": False}}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.chdir(folder)
+
+    def drifts():
+        """What the plate's page says of a drift, and status with it."""
+        notices = read_json("results/plates/P1/records/report/part-0.json")["facts"]["notices"]
+        said = [one["text"] for one in notices if one["kind"] == "position"]
+        assert set(said) <= set(read_screen(folder)["plates"]["P1"]["report"].warnings)
+        return " ".join(said), Path("results/plates/P1/report.html").read_text()
+
+    run_stages(folder, set(STAGES) - {"profiles", "map", "maps", "screen_report"})
+    said, page = drifts()
+    assert "the last wells, as imaged, have " in said and "more background in DNA than the first" in said
+    assert "from the first well to the last (as imaged)" in page
+
+    for path in Path("results/plates/P1/fields").glob("*.parquet"):  # as before times were kept
+        table = parquet.read_table(path)
+        assert table["Seconds"].null_count == 0
+        parquet.write_table(table.drop_columns("Seconds"), path)
+    run_stages(folder, {"report"})
+    said, page = drifts()
+    assert "the last wells" not in said and "from the first well to the last (row by row)" in page

@@ -339,11 +339,15 @@ def test_wells_of_few_fields_or_few_cells_say_nothing_of_their_counts():
 
 
 def test_fields_unlike_the_others_are_told_but_for_those_that_are_flagged_anyway():
-    from plateloom.stages.report import _unlike_fields
+    from plateloom.stages.profiling import unlike_fields
+    from plateloom.stages.report import _unlike_notice
 
     objects = counted(wells=4, mean=80).rename(columns={"Count": "Count_Nuclei"}).assign(Status="done")
     objects.loc[[1, 9], "Count_Nuclei"] = 0
     quality = pd.DataFrame({"Metadata_Well": [1], "Metadata_Field": [4], "Reason": ["blurred"]})
-    (notice,) = _unlike_fields(objects, quality)
+    (notice,) = _unlike_notice(unlike_fields(objects, quality), False)
     assert notice.kind == "fields" and "0 field 2 (0; others " in notice.text and "1 field 4" not in notice.text
-    assert _unlike_fields(objects.drop(index=1), quality) == [] == _unlike_fields(objects[:0], quality)
+    (notice,) = _unlike_notice(unlike_fields(objects, quality), True)
+    assert "which are left out of values per well: " in notice.text and notice.section == "exclusions"
+    assert not len(unlike_fields(objects.drop(index=1), quality)) and not len(unlike_fields(objects[:0], quality))
+    assert _unlike_notice(unlike_fields(objects[:0], quality), True) == []

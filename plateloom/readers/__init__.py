@@ -97,6 +97,10 @@ class Source:
         Whether the microscope's own end marker is there; None where the layout has none.
     notes : list of str
         What a person should know: declared and absent, left out and why. One line each.
+    plate : str
+        What metadata call the plate: its barcode, if the microscope has read it; empty where they do not say.
+    absent : int
+        Planes that metadata declare and the folder lacks, as far as they say; of OME-TIFF its files, of OME-Zarr its wells.
     """
 
     images: list
@@ -104,6 +108,8 @@ class Source:
     channels: dict = dataclasses.field(default_factory=dict)
     finished: bool | None = None
     notes: list = dataclasses.field(default_factory=list)
+    plate: str = ""
+    absent: int = 0
 
 
 def load_reader(name):

@@ -124,6 +124,7 @@ class _Index(NamedTuple):
     profiles: dict  # texts of flat-fields by ChannelID
     shape: tuple | None
     selected: set  # wells that were to be imaged
+    plate: str = ""  # its barcode, or what a person has typed in its place
 
 
 def scan(source, params):
@@ -173,7 +174,8 @@ def scan(source, params):
     if unreadable:
         notes.append(f"flat-fields that cannot be read: {_list_some(unreadable)}")
     notes += _note_optics(counted, calls, params)
-    return Source(images, index.shape, channels, None, notes)
+    missing = sum(bool(listed.url) for listed in absent)
+    return Source(images, index.shape, channels, None, notes, plate=index.plate, absent=missing)
 
 
 def listing(source, params):
@@ -389,7 +391,7 @@ def _choose_index(source, files):
 
 def _read_index(path, name, wanted):
     """Read an index; `wanted` are the elements whose texts decide whether an image counts."""
-    rows, selected, shape, start = [], set(), None, None
+    rows, selected, shape, start, plate = [], set(), None, None, ""
     # Facts of a channel may stand in several maps, before or behind the images; elements go before bracketed texts.
     entries, bracketed, profiles = {}, {}, {}
     found = elements(path, "Plate", "Entry", "Image", root=True)
@@ -405,12 +407,13 @@ def _read_index(path, name, wanted):
             _read_entry(element.get("ChannelID", "").strip(), facts, entries, bracketed, profiles)
         else:
             shape = shape or _read_shape(facts)
+            plate = plate or facts.get("PlateID", ("",))[0]
             start = start or _moment(facts.get("MeasurementStartTime", ("",))[0])
             selected |= {well for well in map(_well_of_id, element.iterfind("Well")) if well}
     listed = _complete(rows, entries, bracketed, wanted)
     if shape:
         _refuse_wells_outside(listed, shape, name)
-    return _Index(name, listed, profiles, shape, selected)
+    return _Index(name, listed, profiles, shape, selected, plate)
 
 
 def _read_image(element, facts, start, wanted, name):

@@ -91,6 +91,7 @@ class _Plate(NamedTuple):
     images: list
     indexes: list  # (name, os.stat_result) of .HTD files, the one that counts first
     notes: list
+    name: str = ""
 
 
 class _Sample(NamedTuple):
@@ -146,6 +147,8 @@ def scan(source, params):
         shape=shape,
         channels=_channel_names(images, index, sample, tags),
         notes=notes,
+        plate=plate.name,
+        absent=_count_absent(index, plate.images),
     )
 
 
@@ -219,7 +222,7 @@ def _list_plate(source):
         notes.append(f"{len(strange)} TIFF files left out, named unlike the others: {shown}")
     prefix = listed[0].plate.lower() if listed else ""
     indexes.sort(key=lambda one: (Path(one[0]).stem.lower() != prefix, one[0].count("/"), one[0]))
-    return _Plate([one.image for one in listed], indexes, notes)
+    return _Plate([one.image for one in listed], indexes, notes, listed[0].plate if listed else "")
 
 
 def _list_all(source):
@@ -350,13 +353,7 @@ def _compare(index, name, images):
     def named(wave):
         return f"{wave} ({_wave_name(index, wave)})" if _wave_name(index, wave) else str(wave)
 
-    selected = {
-        well_name(row, column)
-        for row in range(32)
-        for column, value in enumerate(index.get(f"WellsSelection{row + 1}", [])[:48])
-        if value.upper() == "TRUE"
-    }
-    if selected:
+    if selected := _declared_wells(index):
         tell("wells", selected, {image.well for image in images})
     if waves := _declared_waves(index):
         tell("channels", waves, {int(image.channel) for image in images}, named)
@@ -369,6 +366,22 @@ def _compare(index, name, images):
     if steps and (found or index.get("ZProjection", [""])[0].upper() != "TRUE"):  # of a stack, the projection may do
         tell("z steps", set(range(1, steps + 1)), found or {1})
     return lines
+
+
+def _count_absent(index, images):
+    """Images that the .HTD declares and the files lack, planes and time points apart; 0 where it does not say all of it."""
+    declared = len(_declared_wells(index)) * len(_declared_waves(index)) * _declared_fields(index) if index else 0
+    return max(0, declared - len({(image.well, image.field, image.channel) for image in images}))
+
+
+def _declared_wells(index):
+    """Wells that were to be imaged."""
+    return {
+        well_name(row, column)
+        for row in range(32)
+        for column, value in enumerate(index.get(f"WellsSelection{row + 1}", [])[:48])
+        if value.upper() == "TRUE"
+    }
 
 
 def _declared_waves(index):

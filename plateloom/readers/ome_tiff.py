@@ -229,13 +229,13 @@ def scan(source, params):
         spots = _match_images(sheets, params, notes)
     else:
         spots, shape = _join_wells(folder, sheets, params, notes)
-    images, channels, left_out = _list_planes(folder, spots, sheets, params, notes)
+    images, channels, left_out, absent = _list_planes(folder, spots, sheets, params, notes)
     images += _stand_ins(folder, broken, images, params, notes)
     images = _settle_positions(images, params, notes)
     _note_strangers(folder, sheets, images, {*broken, *strangers, *left_out}, notes)
     if shape and not all(row < shape[0] and column < shape[1] for row, column in {parse_well(i.well) for i in images}):
         shape = None
-    return Source(sort_planes(images), shape=shape, channels=channels, notes=notes)
+    return Source(sort_planes(images), shape=shape, channels=channels, notes=notes, absent=absent)
 
 
 def listing(source, params):
@@ -694,7 +694,8 @@ def _match_images(sheets, params, notes):
 
 
 def _list_planes(folder, spots, sheets, params, notes):
-    """Planes that lie in files that are there, facts of the channels, and files that the pattern leaves out."""
+    """Planes that lie in files that are there, facts of the channels, files that the pattern leaves out, and how many
+    files are named and absent."""
     uuids = {sheet.uuid: sheet.file for sheet in sheets if sheet.uuid and sheet.file in folder.files}
     match = _matcher(params) if params.pattern and params.names == "file" else None
     kind = _kind_of_place(spots, params, notes)
@@ -736,7 +737,7 @@ def _list_planes(folder, spots, sheets, params, notes):
     left_out = [file for file, found in known.items() if not found]
     if left_out:
         notes.append(f"{len(left_out)} files do not match the pattern and are left out, e.g. {min(left_out)!r}")
-    return images, channels, left_out
+    return images, channels, left_out, len(absent)
 
 
 def _spread(spot, folder, pages, uuids):

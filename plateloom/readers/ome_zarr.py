@@ -145,6 +145,8 @@ def _scan(source, params):
             raise PlateLayoutError(f"no field of {str(source)!r} can be read, e.g. {broken[0][2]!r}: {broken[0][3]}")
         images += _stand_ins(source, broken, images)
     found = Source(sort_planes(images), shape=_plate_shape(plate, wells), channels=channels, notes=notes)
+    found.plate = plate["name"] if isinstance(plate.get("name"), str) else ""
+    found.absent = len(plate.get("wells") or ()) - len(wells)
     return found, marks
 
 

@@ -154,6 +154,7 @@ def scan(source, params):
     else:
         records = _read_names(files, corrections, notes)
         located = [(record, files[record.file]) for record in records]
+    absent = sum(status is None for _, status in located)
     located, channel_of = _choose(located, params, records_file, notes)
     images = [
         SourceImage(
@@ -183,6 +184,8 @@ def scan(source, params):
         channels=_describe(files, channel_of, settings, detail),
         finished=detail.finished,
         notes=notes,
+        plate=detail.plate.replace("\\", "/").rpartition("/")[2].removesuffix(".wpi"),
+        absent=absent,
     )
 
 
