@@ -5,6 +5,7 @@ rule segment_plate:
     input:
         converted="results/plates/{plate}/records/conversion/part-{part}.json",
         illuminated="results/plates/{plate}/records/illumination/part-0.json",
+        trained=if_wanted("training", "results/screen/records/training.json"),
     output:
         record="results/plates/{plate}/records/segmentation/part-{part}.json",
     log:

@@ -14,5 +14,6 @@ if __name__ == "__main__":  # Dask's worker processes import this file
         code=snakemake.params.code,
         converted=snakemake.input.converted,
         illuminated=snakemake.input.illuminated,
+        trained=snakemake.input.trained,
         record=snakemake.output.record,
     )

@@ -22,12 +22,13 @@ from pydantic import ValidationError
 from scipy import ndimage
 from test_segmentation import assert_contract
 
+from plateloom import devices
 from plateloom.cli.check import find_problems
 from plateloom.config import load_config
 from plateloom.errors import ConfigError, ModelMismatchError, TileOverlapError
 from plateloom.planning import Screen
 from plateloom.registry import load_method
-from plateloom.segmentation import METHODS, make_method, segment_image
+from plateloom.segmentation import METHODS, describe_run, make_method, segment_image
 from plateloom.segmentation.blocks import Blocks
 from plateloom.segmentation.foreign import _name_cells
 from plateloom.status import read_screen
@@ -226,6 +227,44 @@ def stand_ins(monkeypatch, tmp_path):
     return notes, {name: str(path) for name, path in paths.items()}
 
 
+@pytest.mark.parametrize("name", ["cellpose", "instanseg"])
+def test_memory_that_runs_out_is_met_with_smaller_batches_and_patience(name, stand_ins, monkeypatch):
+    import torch
+
+    notes, paths = stand_ins
+    monkeypatch.setattr(devices, "PAUSES", (0.0,))
+    module = load_method(METHODS, name, "segmentation method")
+    tried = []
+    if name == "cellpose":
+        monkeypatch.setattr(module.Cellpose, "batch", 8)
+        package_of, call = sys.modules["cellpose.models"].CellposeModel, "eval"
+    else:
+        package_of, call = sys.modules["instanseg"].InstanSeg, "eval_small_image"
+    run = getattr(package_of, call)
+
+    def scarce(self, image, **options):
+        tried.append(options.get("batch_size", 1))
+        if tried[-1] > 2 or (name == "instanseg" and len(tried) == 1):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(self, image, **options)
+
+    monkeypatch.setattr(package_of, call, scarce)
+    image, centers = draw()
+    given = {"method": name, "params": WANTED | {"weights": paths[name]}, "pixel_size_um": PIXEL_UM, "device": "cpu"}
+    assert segment_image(image, CHANNELS, **given)["Nuclei"].max() == len(centers)
+    expected = [8, 4, 2, 2] if name == "cellpose" else [1, 1, 1]
+    assert tried[: len(expected)] == expected
+    said = describe_run(module, module.Params(**given["params"]), "cpu")
+    assert said["device"] == "cpu" and (name != "cellpose" or said["batch"] == 2)
+
+    def full(self, image, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(package_of, call, full)
+    with pytest.raises(MemoryError, match="Lower engine.tile_px"):
+        segment_image(image, CHANNELS, **given)
+
+
 @each_adapter
 @pytest.mark.parametrize("which", [("weights",), ("cells_weights",), ("weights", "cells_weights")], ids="+".join)
 def test_labels_keep_the_contract_and_tiles_change_nothing(name, which, stand_ins):
@@ -409,6 +448,7 @@ def test_other_weights_under_the_same_name_segment_the_screen_anew(screen, stand
     assert record()["computed"] == ["A01", "A02"]
     field = plate.field_path(screen / "results/plates/P1/plate.zarr", "A01", 1)
     assert plate.read_labels(field, "Nuclei").max() > 3
+    assert record()["facts"] == {"device": "cpu", "precision": "float32", "batch": 8}
     run_stages(screen, until)
     assert record()["computed"] == []
     before = os.stat(screen / "models/mine")

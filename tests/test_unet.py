@@ -1,9 +1,13 @@
 """The method `unet`: exact arithmetic, targets that decode to what they were made of, training, files, and tiles."""
 
+import functools
 import json
 import pickle
 import shutil
+import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +20,13 @@ from conftest import simulate
 from in_process import run_stages
 from scipy import ndimage
 
+from plateloom import devices
 from plateloom.cli import cli
 from plateloom.errors import ConfigError, ModelMismatchError
 from plateloom.planning import Screen
+from plateloom.segmentation import count_together, describe_run, network_file, segment_image, unet
 from plateloom.segmentation import network as network_module
-from plateloom.segmentation import network_file, segment_image, unet
+from plateloom.segmentation.batching import Batches
 from plateloom.segmentation.declumping import NOT_IN_MASK
 from plateloom.segmentation.matching import match_objects
 from plateloom.segmentation.network import (
@@ -53,6 +59,9 @@ from plateloom.segmentation.training import (
     validate,
 )
 from plateloom.simulation import ScreenDesign, render_field
+from plateloom.stages.segmentation import work_together
+from plateloom.store import plate as store
+from plateloom.store.provenance import read_json
 from plateloom.store.tables import read_table
 
 TINY = {"widths": (4, 8), "diameter_px": 8.0}
@@ -279,6 +288,193 @@ def test_tiles_of_a_simulated_field_give_the_labels_of_the_whole_field():
     np.testing.assert_array_equal(tiled, whole)
     tp, fp, fn = match_objects(whole, field.nuclei)
     assert 2 * tp / (2 * tp + fp + fn) > 0.9
+
+
+def test_orientations_are_averaged_and_tiles_change_nothing(fields):
+    """At 16 px per nucleus the image is its own grid: turned and flipped images then have turned and flipped maps."""
+    image = fields[0][0][:, :152]
+    given = {"nucleus_diameter_um": 16.0, "augment": True}
+    whole = segment_image(image[None], ["DNA"], method="unet", params=given, pixel_size_um=1.0)["Nuclei"]
+    tiled = segment_image(image[None], ["DNA"], method="unet", params=given, pixel_size_um=1.0, tile_px=90)["Nuclei"]
+    np.testing.assert_array_equal(tiled, whole)
+    assert whole.max() > 5
+
+    def predict(image, augment):
+        params = unet.Params(nucleus_diameter_um=16.0, augment=augment)
+        method = unet.UNet(params, ["DNA"], pixel_size_um=1.0, shape=image.shape)
+        core = tuple(slice(0, size) for size in image.shape)
+        return method.predict(image[None], (0, 0), method.combine([method.measure(image[None], (0, 0), core)]))
+
+    plain, mean = predict(image, False), predict(image, True)
+    for turn in (lambda one: np.rot90(one, axes=(-2, -1)), lambda one: one[..., ::-1], lambda one: one[..., ::-1, :]):
+        turned = np.ascontiguousarray(turn(image))
+        np.testing.assert_allclose(predict(turned, True), turn(mean), atol=1e-4)
+        assert np.abs(predict(turned, False) - turn(plain)).max() > 0.1, "there is nothing to average"
+    assert 0.01 < np.abs(mean - plain).mean() < 0.3 * plain.std()
+
+
+# --- batches and memory ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """No waiting for memory."""
+    monkeypatch.setattr(devices, "PAUSES", (0.0, 0.0))
+
+
+def rounded_inputs(count, shape=(64, 48)):
+    rng = np.random.default_rng(4)
+    return [round_input(rng.uniform(0, 2, shape).astype(np.float32)) for _ in range(count)]
+
+
+def ask_together(batches, inputs):
+    """Ask from as many threads, as if the network were at work until all of them wait."""
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        with batches._busy:
+            asked = [pool.submit(batches, one) for one in inputs]
+            while len(batches._waiting) < len(inputs):
+                time.sleep(0.001)
+        return [one.result() for one in asked]
+
+
+def test_what_waits_while_the_network_computes_is_its_next_batch_and_each_gets_its_own_answer():
+    network, inputs, sizes = fold(shaken()), rounded_inputs(9), []
+
+    def run(points):
+        sizes.append(len(points))
+        return run_network(network, points)
+
+    batches = Batches(run, 4)
+    found = ask_together(batches, inputs)
+    assert sizes == [4, 4, 1] and batches.largest == 4
+    for points, maps in zip(inputs, found, strict=True):
+        np.testing.assert_array_equal(maps, run_network(network, points))
+
+
+def test_inputs_of_several_shapes_share_no_batch():
+    shapes = []
+
+    def run(points):
+        shapes.append(points.shape)
+        return points.sum((1, 2))
+
+    inputs = [np.full((3 + i % 2, 5), i, np.float32) for i in range(8)]
+    assert ask_together(Batches(run, 8), inputs) == [one.sum() for one in inputs]
+    assert sorted(shapes) == [(4, 3, 5), (4, 4, 5)]
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved_for_good(patient):
+    network, inputs, sizes = fold(shaken()), rounded_inputs(8), []
+
+    def run(points):
+        sizes.append(len(points))
+        if len(points) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+        return run_network(network, points)
+
+    batches = Batches(run, 8)
+    for expected in ([8, 4, 2, 2, 2, 2], [2, 2, 2, 2]):
+        for points, maps in zip(inputs, ask_together(batches, inputs), strict=True):
+            np.testing.assert_array_equal(maps, run_network(network, points))
+        assert sizes == expected and batches.size == 2
+        sizes.clear()
+
+
+def test_what_does_not_fit_alone_is_tried_again_and_then_says_what_to_do(patient):
+    tries = []
+
+    def run(points):
+        tries.append(len(points))
+        if len(tries) < 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return points
+
+    np.testing.assert_array_equal(Batches(run, 8)(np.ones((2, 2))), np.ones((2, 2)))
+    assert tries == [1, 1, 1], "another job has let go of its memory meanwhile"
+
+    def never(points):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+
+    batches = Batches(never, 8)
+    for ask in (batches, lambda points: ask_together(batches, [points] * 3)):
+        with pytest.raises(MemoryError, match=r"20 MiB\). Lower engine.tile_px.*engine.device: cpu"):
+            ask(np.ones((2, 2)))
+
+    def broken(points):
+        raise RuntimeError("CUDA error: device-side assert")
+
+    with pytest.raises(RuntimeError, match="assert"):
+        Batches(broken, 8)(np.ones((2, 2)))
+
+
+def test_half_precision_changes_single_pixels_only(fields):
+    """Here on a CPU, whose half precision adds up in float32 as a GPU's does."""
+    image = fields[0][0]
+    method = unet.UNet(unet.Params(nucleus_diameter_um=16.0), ["DNA"], pixel_size_um=1.0, shape=image.shape)
+    whole = tuple(slice(0, size) for size in image.shape)
+    known = method.combine([method.measure(image[None], (0, 0), whole)])["nuclei"]
+    points = round_input(prepare_input(image, known["background"], known["foreground"]))
+    network = load_network(network_file.SHIPPED)
+    exact, mixed = run_network(network, points), run_network(network, points, mixed=True)
+    assert exact.dtype == mixed.dtype == np.float32 and not np.array_equal(exact, mixed)
+    assert ((exact[0] > 0) != (mixed[0] > 0)).mean() < 1e-3
+    assert np.abs(exact[1] - mixed[1]).max() < 0.05
+
+
+def test_only_a_gpu_works_on_several_images_at_once_and_in_half_precision(monkeypatch):
+    params = unet.Params()
+    assert describe_run(unet, params, "cpu") == {"device": "cpu", "precision": "float32", "batch": 1}
+    from plateloom.segmentation import watershed
+
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert count_together(unet, "cpu") == 1 == count_together(watershed, "require")
+        assert count_together(unet, "prefer") == (unet.TOGETHER if there else 1)
+    assert describe_run(watershed, watershed.Params(), "prefer") == {}
+
+
+def test_work_done_together_comes_back_in_order_and_side_by_side():
+    meeting = threading.Barrier(3, timeout=20)
+
+    def work(number, factor):
+        meeting.wait()
+        return number * factor
+
+    assert work_together([(work, i, 10) for i in range(3)]) == [0, 10, 20]
+
+
+def test_a_gpu_s_batches_give_a_screen_the_same_labels(tmp_path, monkeypatch):
+    """All of a GPU's way but the GPU: fields and tiles in threads, shared network, batches, and what the record says."""
+    folder = simulate(tmp_path / "screen", rows=1, columns=2, fields=3, size_px=200, cells_per_field=20.0)
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    settings["segmentation"] = {"method": "unet", "parameters": {"nuclei_channel": "DNA", "nucleus_diameter_um": 15.0}}
+    until = ["conversion", "assembly", "illumination", "segmentation"]
+    found, records = [], []
+
+    @functools.cache
+    def shared(path, sha256, policy, mixed):
+        network = load_network(path, sha256)
+        return Batches(lambda points: run_network(network, points), 2)
+
+    for tile_px, there in ((2048, False), (2048, True), (150, True)):
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings | {"engine": {"tile_px": tile_px}}))
+        shutil.rmtree(folder / "results/plates/P1/segmentation", ignore_errors=True)
+        with monkeypatch.context() as patched:
+            if there:
+                patched.setattr(unet, "_load", shared)
+                patched.setattr(devices, "has_gpu", lambda policy: True)
+                patched.setattr(devices, "choose_device", lambda policy: "cuda")
+            run_stages(folder, until)
+        images = folder / "results/plates/P1/plate.zarr"
+        fields = [store.field_path(images, well, field) for well in ("A01", "A02") for field in (1, 2, 3)]
+        found.append([store.read_labels(path, "Cells") for path in fields])
+        records.append(read_json(folder / "results/plates/P1/records/segmentation/part-0.json"))
+    for labels in found[1:]:
+        for one, wanted in zip(labels, found[0], strict=True):
+            np.testing.assert_array_equal(one, wanted)
+    assert [record["facts"]["device"] for record in records] == ["cpu", "cuda", "cuda"]
+    assert records[1]["facts"] == {"device": "cuda", "precision": "float16", "batch": 2}
+    assert records[1]["cluster"]["tasks"] < records[0]["cluster"]["tasks"]
 
 
 # --- the file --------------------------------------------------------------------------------------------------------

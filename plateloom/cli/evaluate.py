@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 
 from plateloom.errors import ConfigError, PlateLayoutError, did_you_mean
+from plateloom.store.annotations import SUFFIXES, read_labels
 
-SUFFIXES = (".tif", ".tiff", ".png", ".npy")
 NAMES = r"(?P<well>[A-Za-z]{1,2}\d{1,2})_s?(?P<field>\d+)(_(?P<compartment>nuclei|cells|cytoplasm))?"
 KINDS = ("splits", "merges", "missed", "spurious")  # of errors, as `Comparison` names them
 NAMED = 20  # as many images are named in one line
@@ -203,52 +203,7 @@ def _list_store(store, compartment):
 
 
 def _reader(path):
-    return lambda: _read_file(path)
-
-
-def _read_file(path):
-    """Pixels of a label image file; `ConfigError` where it cannot be read as one."""
-    import numpy as np
-
-    try:
-        labels = {".npy": _read_npy, ".png": _read_png}.get(path.suffix.lower(), _read_tiff)(path)
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever a decoder finds wrong
-        raise ConfigError(f"{str(path)!r} cannot be read as a label image: {error or type(error).__name__}") from None
-    labels = np.asarray(labels)
-    while labels.ndim > 2 and labels.shape[0] == 1:
-        labels = labels[0]
-    if labels.ndim < 2:
-        raise ConfigError(f"{str(path)!r} has the shape {labels.shape}; expected rows and columns of labels")
-    return labels
-
-
-def _read_npy(path):
-    import numpy as np
-
-    return np.load(path, allow_pickle=False)
-
-
-def _read_png(path):
-    import numpy as np
-    from PIL import Image
-
-    with Image.open(path) as image:
-        if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
-            raise ValueError(f"its pixels are {image.mode}; expected one number per pixel, gray or of a palette")
-        return np.asarray(image)
-
-
-def _read_tiff(path):
-    from tifffile import TiffFile
-
-    with TiffFile(path) as tiff:
-        if len(tiff.series) != 1:
-            raise ValueError(f"it holds {len(tiff.series)} images; expected one")
-        if (samples := tiff.pages.first.samplesperpixel) > 1:
-            raise ValueError(f"it has {samples} samples per pixel; expected one number")
-        return tiff.series[0].asarray()
+    return lambda: read_labels(path)
 
 
 def _enumerate(names):

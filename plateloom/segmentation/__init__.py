@@ -15,7 +15,9 @@ made once per image and pickles small::
 A *view* is a tile with its halo, float32 (C, H, W); *origin* is where it begins in the image [px]; *core* is the part
 of it that the tile answers for. Views end at the edge of the image.
 
-A method that computes on a GPU takes ``device`` as well (`make_method`). One that reads models of the user names them in
+A method that computes on a GPU takes ``device`` as well (`make_method`). Its module may say in ``TOGETHER`` how many images
+or tiles threads of one process are to work on side by side, for a network that answers them as one batch, and in
+``describe_run(params, device)`` what stands in the job's record of how it ran. One that reads models of the user names them in
 the module's ``weights_files(params)``, so that their content is part of the labels' fingerprint. One that needs a package
 of other people names it in ``PACKAGE``, the command that installs it in ``INSTALL``, and says in ``notices(params)`` what a
 person must know before using it.
@@ -97,10 +99,32 @@ def segment_image(image, channels, *, method="watershed", params=None, pixel_siz
 
 def make_method(module, params, channels, *, pixel_size_um, shape, device):
     """Make a method for one image; `device` goes to those that take it."""
+    more = {"device": device} if takes_device(module) else {}
+    return module.Method(params, channels, pixel_size_um=pixel_size_um, shape=shape, **more)
+
+
+def takes_device(module):
+    """Whether a method can compute on a GPU."""
     import inspect
 
-    more = {"device": device} if "device" in inspect.signature(module.Method).parameters else {}
-    return module.Method(params, channels, pixel_size_um=pixel_size_um, shape=shape, **more)
+    return "device" in inspect.signature(module.Method).parameters
+
+
+def count_together(module, device):
+    """How many images or tiles a worker is to work on side by side: one, but on a GPU as many as the method says."""
+    from plateloom.devices import has_gpu
+
+    return getattr(module, "TOGETHER", 1) if takes_device(module) and has_gpu(device) else 1
+
+
+def describe_run(module, params, device):
+    """What a job's record says of how a method runs in this process; nothing of methods that know no device."""
+    from plateloom.devices import choose_device
+
+    if not takes_device(module):
+        return {}
+    describe = getattr(module, "describe_run", None)
+    return describe(params, device) if describe else {"device": choose_device(device)}
 
 
 def number(ids):

@@ -6,7 +6,7 @@ The published weights learned from images that may not be used commercially: `no
 import numpy as np
 from pydantic import Field
 
-from plateloom.devices import choose_device
+from plateloom.devices import choose_device, fit_memory
 from plateloom.errors import ModelMismatchError
 from plateloom.segmentation.foreign import NetworkMethod, NetworkParams, import_package, kept, stamp, weights_of
 
@@ -39,23 +39,38 @@ class Params(NetworkParams):
 
 
 class Cellpose(NetworkMethod):
-    """The method on the tiles of one image."""
+    """The method on the tiles of one image.
+
+    Attributes
+    ----------
+    batch : int
+        Pieces of 256 × 256 px that the network is given at once: cellpose's own default, halved for the rest of the process
+        when memory does not hold it.
+    """
+
+    batch = 8
 
     def find(self, pixels, role, weights, diameter_px):
         model = _load(weights, stamp(weights), choose_device(self.device))
         image = np.zeros((*pixels.shape[1:], 3), np.float32)  # the network has three channels, in any order
         image[..., : len(pixels)] = np.moveaxis(pixels[::-1], 0, -1)
         params = self.params
-        return model.eval(
-            image,
-            channel_axis=-1,
-            normalize=False,  # by the whole image, and done
-            diameter=diameter_px if params.rescale else None,
-            flow_threshold=params.flow_threshold,
-            cellprob_threshold=params.cellprob_threshold,
-            min_size=params.min_size_px,
-            max_size_fraction=1.0,
-        )[0]
+
+        def run(batch):
+            return model.eval(
+                image,
+                batch_size=batch,
+                channel_axis=-1,
+                normalize=False,  # by the whole image, and done
+                diameter=diameter_px if params.rescale else None,
+                flow_threshold=params.flow_threshold,
+                cellprob_threshold=params.cellprob_threshold,
+                min_size=params.min_size_px,
+                max_size_fraction=1.0,
+            )[0]
+
+        labels, Cellpose.batch = fit_memory(run, Cellpose.batch)
+        return labels
 
 
 Method = Cellpose
@@ -64,6 +79,13 @@ Method = Cellpose
 def weights_files(params):
     """Files that the result depends on."""
     return weights_of(params)
+
+
+def describe_run(params, device):
+    """What stands in a job's record: device, precision and batch."""
+    chosen = choose_device(device)
+    precision = "float32" if chosen == "cpu" else "bfloat16"
+    return {"device": chosen, "precision": precision, "batch": Cellpose.batch}
 
 
 def notices(params):

@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 
-from plateloom.devices import choose_device
+from plateloom.devices import choose_device, fit_memory
 from plateloom.errors import ModelMismatchError
 from plateloom.segmentation.foreign import NetworkMethod, NetworkParams, import_package, kept, stamp, weights_of
 
@@ -31,13 +31,17 @@ class InstanSeg(NetworkMethod):
 
     def find(self, pixels, role, weights, diameter_px):
         model = _load(weights, stamp(weights), choose_device(self.device))
-        found = model.eval_small_image(
-            np.ascontiguousarray(pixels),
-            pixel_size=self.pixel_size_um,
-            normalise=False,  # by the whole image, and done
-            return_image_tensor=False,
-            target=role,
-        )
+
+        def run(_):
+            return model.eval_small_image(
+                np.ascontiguousarray(pixels),
+                pixel_size=self.pixel_size_um,
+                normalise=False,  # by the whole image, and done
+                return_image_tensor=False,
+                target=role,
+            )
+
+        found, _ = fit_memory(run, 1)  # one block at a time: there is nothing to halve, but to wait for
         labels = found.detach().cpu().numpy()
         if labels.ndim != 4 or labels.shape[2:] != pixels.shape[1:]:
             raise ModelMismatchError(f"{weights!r} gave {labels.shape} for an image of {pixels.shape[1:]}")

@@ -20,7 +20,8 @@ STEPS = 64  # of an activation, per unit
 CEILING = 255  # of an activation, in steps
 INPUT_STEPS = 256  # of the input, per unit
 INPUT_RANGE = (-0.5, 2.0)
-STRIP = 64  # rows that inference works on at a time
+STRIP = 64  # rows that inference works on at a time, so that they stay in a processor's cache
+STRIP_OF_GPU = 2048  # which works on much at once; bounds its memory
 _EXACT = 2**24  # whole numbers up to this are exact in float32
 _LARGEST_WEIGHT = 2**10  # in steps; float16, which stores them, holds 2**11
 _FINEST = 24  # float16's least number is 2**-24
@@ -111,8 +112,9 @@ class Network(nn.Module):
             return work(*(source for source, _ in sources))
         (first, rows), *_ = sources
         height, whole = int(first.shape[2] / rows), None
-        for start in range(0, height, STRIP):
-            stop = min(start + STRIP, height)
+        strip = STRIP if first.device.type == "cpu" else STRIP_OF_GPU
+        for start in range(0, height, strip):
+            stop = min(start + strip, height)
             top, bottom = max(start - 2, 0), min(stop + 2, height)
             parts = [
                 source[:, :, int(top * rows) : int(bottom * rows)].to(self.head.weight.dtype)
@@ -270,25 +272,30 @@ def check_exact(network):
             raise ModelMismatchError(f"The weights of the layer {name!r} are not rounded as `fold` rounds them.")
 
 
-def run_network(network, points):
-    """Run a rounded network on one image.
+def run_network(network, points, *, mixed=False):
+    """Run a rounded network on one image, or on several of one size.
 
     Parameters
     ----------
     network : Network
         Used on the device that it is on.
-    points : ndarray of float32, shape (H, W)
+    points : ndarray of float32, shape (H, W) or (N, H, W)
         What `round_input` returned.
+    mixed : bool
+        Convolutions in half precision, for GPUs. Activations, of 8 bits, and weights, of 11, are exact in it; what a sum
+        is rounded to before it is rounded to whole steps is not, so that some activations are a step off.
 
     Returns
     -------
-    ndarray of float32, shape (3, H, W)
+    ndarray of float32, shape (3, H, W) or (N, 3, H, W)
         See `Network.forward`.
     """
-    batch = torch.from_numpy(np.ascontiguousarray(points))[None, None].to(network.head.weight.device)
-    with torch.inference_mode():
+    device, size = network.head.weight.device, points.shape[-2:]
+    batch = torch.from_numpy(np.ascontiguousarray(points).reshape(-1, 1, *size)).to(device)
+    with torch.inference_mode(), torch.autocast(device.type, torch.float16, enabled=mixed):
         maps = network(batch.contiguous(memory_format=torch.channels_last))
-    return np.ascontiguousarray(maps[0].cpu().numpy())
+    maps = np.ascontiguousarray(maps.float().cpu().numpy())
+    return maps.reshape(*points.shape[:-2], *maps.shape[1:])
 
 
 def save_network(path, network):

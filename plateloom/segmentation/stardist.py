@@ -76,6 +76,12 @@ def weights_files(params):
     ]
 
 
+def describe_run(params, device):
+    """What stands in a job's record: the device that TensorFlow takes."""
+    tensorflow = import_package("tensorflow", INSTALL)
+    return {"device": "cuda" if device != "cpu" and tensorflow.config.list_physical_devices("GPU") else "cpu"}
+
+
 def notices(params):
     """What to know before using it."""
     return []

@@ -7,6 +7,8 @@ grid begins at the image's first pixel, and its reach is bounded: a tile gets th
 
 import functools
 import math
+import threading
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -20,6 +22,8 @@ from plateloom.segmentation.targets import find_nuclei
 
 SHIPPED_SHA256 = "5f9a4dffebafbe26ee10a9f7a792350b47878f215c93fe0c8141c77503805f95"
 """Of the weights that we ship. It stands in the code, so that other weights give the stage another fingerprint."""
+TOGETHER = 4  # images or tiles that a GPU's worker prepares at a time, in threads
+BATCH = 8  # images or views at most that a GPU is given at once
 
 
 class Params(BaseModel):
@@ -84,6 +88,15 @@ class Params(BaseModel):
         description="File of your own weights, made by `plateloom train-segmenter`: a path, from the screen's folder. Empty: "
         "those that we ship.",
     )
+    augment: bool = Field(
+        False,
+        description="Show the network each image in its eight orientations and take the mean (yes/no), at eight times the work.",
+    )
+    mixed_precision: bool = Field(
+        True,
+        description="On a GPU compute in half precision (yes/no): single pixels may come out otherwise than on a CPU, which "
+        "always computes exactly.",
+    )
 
     @model_validator(mode="after")
     def _is_sound(self):
@@ -124,6 +137,7 @@ class UNet(watershed.Watershed):
     def __init__(self, params, channels, *, pixel_size_um, shape, device="cpu", network=None):
         super().__init__(params.of_watershed(), channels, pixel_size_um=pixel_size_um, shape=shape)
         self.prominence, self.device, self.network = params.prominence, device, network
+        self.augment, self.mixed = params.augment, params.mixed_precision
         self.log_odds = math.log(params.probability / (1 - params.probability))
         self.file = (params.weights, hash_file(params.weights)) if params.weights else (str(SHIPPED), SHIPPED_SHA256)
         config = _read_config(*self.file) if network is None else network.config
@@ -206,16 +220,37 @@ class UNet(watershed.Watershed):
         from plateloom.segmentation.network import prepare_input, round_input, run_network
 
         known, size = thresholds["nuclei"], view.shape[1:]
-        network = _load(*self.file, self.device) if self.network is None else self.network
+        run = load(*self.file, self.device, self.mixed) if self.network is None else partial(run_network, self.network)
         pixels = prepare_input(view[self.nuclei_index], known["background"], known["foreground"])
         points, first = sample_view(pixels, origin, self.shape, self.scale, self.multiple)
         if 0 in points.shape:
             return np.full((3, *size), -9.0, np.float32)
-        maps = run_network(network, round_input(points))
+        maps = (average_orientations if self.augment else lambda run, points: run(points))(run, round_input(points))
         return sample_points(maps, first, origin, size, self.shape, self.scale, self.multiple)
 
 
 Method = UNet
+
+
+def average_orientations(run, points):
+    """Mean of what a network says of an image turned and flipped.
+
+    Parameters
+    ----------
+    run : callable(ndarray, shape (h, w)) -> ndarray, shape (C, h, w)
+    points : ndarray, shape (H, W)
+
+    Returns
+    -------
+    ndarray of float32, shape (C, H, W)
+        Summed up in one order: the same bits for a tile as for the whole image.
+    """
+    total = 0.0
+    for quarters in range(4):
+        for step in (1, -1):
+            maps = run(np.ascontiguousarray(np.rot90(points, quarters)[:, ::step]))
+            total = total + np.rot90(maps[:, :, ::step], -quarters, axes=(1, 2))
+    return np.ascontiguousarray(total / np.float32(8))
 
 
 def estimate_diameter(image, *, weights="", device="cpu"):
@@ -271,10 +306,43 @@ def _read_config(path, sha256):
     return read_network_file(path, sha256).config
 
 
-@functools.lru_cache(maxsize=2)
-def _load(path, sha256, device):
-    """A network on its device, once per process."""
-    from plateloom.devices import choose_device
-    from plateloom.segmentation.network import load_network
+def describe_run(params, device):
+    """Say how this process runs the network: `device`, `precision`, and `batch`, the most that it may take at once.
 
-    return load_network(path, sha256).to(choose_device(device))
+    Parameters
+    ----------
+    params : Params
+    device : {'require', 'prefer', 'cpu'}
+    """
+    from plateloom.devices import choose_device
+
+    if (chosen := choose_device(device)) == "cpu":
+        return {"device": chosen, "precision": "float32", "batch": 1}
+    file = (params.weights, hash_file(params.weights)) if params.weights else (str(SHIPPED), SHIPPED_SHA256)
+    batches = load(*file, device, params.mixed_precision)
+    return {"device": chosen, "precision": "float16" if params.mixed_precision else "float32", "batch": batches.size}
+
+
+def load(path, sha256, device, mixed):
+    """What runs a network on its device, once per process: callable(points) -> maps, see `run_network`.
+
+    On a CPU each thread runs it for itself, exactly. On a GPU threads share it, see `Batches`.
+    """
+    with _LOADING:
+        return _load(path, sha256, device, mixed)
+
+
+_LOADING = threading.Lock()
+
+
+@functools.lru_cache(maxsize=2)
+def _load(path, sha256, policy, mixed):
+    from plateloom.devices import choose_device
+    from plateloom.segmentation.batching import Batches
+    from plateloom.segmentation.network import load_network, run_network
+
+    device = choose_device(policy)
+    network = load_network(path, sha256).to(device)
+    if device == "cpu":
+        return partial(run_network, network)
+    return Batches(partial(run_network, network, mixed=mixed), BATCH)

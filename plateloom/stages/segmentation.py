@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -9,19 +11,37 @@ import pandas as pd
 from plateloom import segmentation
 from plateloom.engine import parts as engine
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
-from plateloom.errors import DataFault, PlateLayoutError
+from plateloom.errors import DataFault, ModelMismatchError, PlateLayoutError
 from plateloom.registry import load_method
 from plateloom.stages.illumination import read_corrected, usable_fields, wells_of
 from plateloom.store import plate as store
 from plateloom.store.corrections import correction_path, read_correction
-from plateloom.store.layout import plate_folder, plate_store, well_table
-from plateloom.store.provenance import recipe
+from plateloom.store.layout import model_folder, plate_folder, plate_store, well_table
+from plateloom.store.provenance import read_json, recipe
 from plateloom.tiling import cut_tiles
 
 log = logging.getLogger(__name__)
 
 
-def segment_part(*, plate, part, parts, settings, corrections, code, converted, illuminated, record):
+class Segmented(NamedTuple):
+    """What became of a field.
+
+    Attributes
+    ----------
+    counts : dict of str to int
+        Number of objects per compartment.
+    reason : str
+        Why there are none to count; empty where there are.
+    facts : dict
+        How a network ran.
+    """
+
+    counts: dict
+    reason: str = ""
+    facts: dict = {}
+
+
+def segment_part(*, plate, part, parts, settings, corrections, code, converted, illuminated, trained, record):
     """Segment the wells of one part.
 
     Parameters
@@ -35,16 +55,21 @@ def segment_part(*, plate, part, parts, settings, corrections, code, converted, 
     code : str
     converted, illuminated : str
         Records.
+    trained : list of str
+        Record of the network's training, where the screen trains one.
     record : str
     """
 
     def plan(inputs):
         flatfield = inputs["illuminated"]["artefacts"]["illumination"]
+        network = {
+            name: check_network(made) for found in inputs["trained"] for name, made in found["artefacts"].items()
+        }
         module = load_method(segmentation.METHODS, settings["method"], "segmentation method")
         for notice in module.notices(module.Params(**settings["parameters"])) if hasattr(module, "notices") else ():
             log.warning(notice)
         return [
-            _unit(plate, well, images, flatfield, settings, corrections.get(well, {}), code)
+            _unit(plate, well, images, flatfield, network, settings, corrections.get(well, {}), code)
             for well, images in wells_of([inputs["converted"]]).items()
         ]
 
@@ -54,7 +79,7 @@ def segment_part(*, plate, part, parts, settings, corrections, code, converted, 
         plan=plan,
         code=code,
         settings=settings,
-        upstream={"converted": converted, "illuminated": illuminated},
+        upstream={"converted": converted, "illuminated": illuminated, "trained": list(trained)},
         plate=plate,
         part=part,
         parts=parts,
@@ -63,13 +88,34 @@ def segment_part(*, plate, part, parts, settings, corrections, code, converted, 
     )
 
 
-def _unit(plate, well, images, flatfield, settings, corrections, code):
-    inputs = {"images": images, "illumination": flatfield}
+def check_network(fingerprint):
+    """Give the fingerprint of the screen's own network back, if its file is the one that was trained.
+
+    Raises
+    ------
+    ModelMismatchError
+        If another lies there, or it was altered.
+    """
+    from plateloom.segmentation.network_file import hash_file
+
+    folder = model_folder("segmenter")
+    card = read_json(folder / "model.json")
+    if card is None or card["plateloom"]["fingerprint"] != fingerprint:
+        raise ModelMismatchError(f"{folder} does not hold the network {fingerprint}; run again")
+    if hash_file(folder / "nuclei.safetensors") != card["content"]:
+        raise ModelMismatchError(f"{folder / 'nuclei.safetensors'} was altered: expected {card['content']}")
+    return fingerprint
+
+
+def _unit(plate, well, images, flatfield, network, settings, corrections, code):
+    inputs = {"images": images, "illumination": flatfield} | network
     inputs |= {f"correction of field {field}": found for field, found in corrections.items()}
     made = recipe("segmentation", parameters=settings, code=code, inputs=inputs)
     tile_px, device = engine.EXECUTION.tile_px, engine.EXECUTION.device
 
     def work():
+        module = load_method(segmentation.METHODS, settings["method"], "segmentation method")
+        together = segmentation.count_together(module, device)
         fields = usable_fields(plate, [well])
         # A labels folder of an earlier recipe must not be taken for this one's if the job is killed half-way.
         for _, field in fields:
@@ -83,12 +129,13 @@ def _unit(plate, well, images, flatfield, settings, corrections, code):
             (large if max(shape) > tile_px else whole).append(field)
         tasks = [(take_correction, plate, well, field, corrections[str(field)], made) for field in corrected]
         tasks += [(segment_field, plate, well, field, flatfield, settings, device, made) for field in whole]
-        found = yield tasks
+        found = yield from _run_together(tasks, together)
         for field in large:
-            found.append((yield from _segment_tiles(plate, well, field, flatfield, settings, device, made, tile_px)))
-        rows, failures = [], []
-        for field, result in zip(corrected + whole + large, found, strict=True):
-            counts, reason = ({}, result) if isinstance(result, str) else (result, "")
+            where = (plate, well, field, flatfield, settings, device)
+            found.append((yield from _segment_tiles(*where, made, tile_px, together)))
+        rows, failures, facts = [], [], {}
+        for field, (counts, reason, used) in zip(corrected + whole + large, found, strict=True):
+            facts |= used
             if reason:
                 failures.append({"well": well, "field": field, "channel": "", "reason": reason})
             rows.append(
@@ -105,9 +152,26 @@ def _unit(plate, well, images, flatfield, settings, corrections, code):
         columns = ["Metadata_Plate", "Metadata_Well", "Metadata_Field", "Status", "Reason", "Corrected"]
         columns += [f"Count_{name}" for name in segmentation.COMPARTMENTS]
         table = pd.DataFrame(rows, columns=columns)
-        return Outcome(table.sort_values("Metadata_Field", ignore_index=True), failures)
+        return Outcome(table.sort_values("Metadata_Field", ignore_index=True), failures, facts=facts)
 
     return Unit(well, well_table(plate, "segmentation", well), made, work)
+
+
+def _run_together(tasks, number):
+    """Yield tasks, so many of them as one (see `work_together`); returns their results in order."""
+    if number == 1:
+        return (yield tasks)
+    found = yield [(work_together, tasks[i : i + number]) for i in range(0, len(tasks), number)]
+    return [result for some in found for result in some]
+
+
+def work_together(tasks):
+    """Do some tasks side by side, in a worker that has a GPU: list of their results.
+
+    While the network computes for one, the next are read and prepared; what they ask for meanwhile is one batch.
+    """
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        return list(pool.map(lambda task: task[0](*task[1:]), tasks))
 
 
 def take_correction(plate, well, field, digest, record):
@@ -115,22 +179,22 @@ def take_correction(plate, well, field, digest, record):
 
     Returns
     -------
-    dict of str to int, or str
-        Number of objects per compartment; or why they cannot be taken.
+    Segmented
     """
     path = correction_path(plate, well, field)
     try:
         labels = read_correction(path, digest)
     except DataFault as fault:
-        return str(fault)
+        return Segmented({}, str(fault))
     shape = store.image_shape(store.field_path(plate_store(plate), well, field))[1:]
     if labels["Nuclei"].shape != tuple(shape):
-        return (
+        reason = (
             f"the corrected labels in {str(path)!r} are {_size(labels['Nuclei'].shape)} px and the image is "
             f"{_size(shape)} px; withdraw them or import others"
         )
+        return Segmented({}, reason)
     labels["Cytoplasm"] = segmentation.subtract_nuclei(labels["Cells"], labels["Nuclei"])
-    return _write(plate, well, field, labels, record)
+    return Segmented(_write(plate, well, field, labels, record))
 
 
 def _size(shape):
@@ -142,13 +206,12 @@ def segment_field(plate, well, field, flatfield, settings, device, record):
 
     Returns
     -------
-    dict of str to int, or str
-        Number of objects per compartment; or why the field cannot be segmented.
+    Segmented
     """
     try:
         channels, pixel_size_um = _channels(plate, well, field, settings)
     except DataFault as fault:
-        return str(fault)
+        return Segmented({}, str(fault))
     image = read_corrected(plate, well, field, flatfield, channels=channels)
     labels = segmentation.segment_image(
         image,
@@ -158,33 +221,35 @@ def segment_field(plate, well, field, flatfield, settings, device, record):
         pixel_size_um=pixel_size_um,
         device=device,
     )
-    return _write(plate, well, field, labels, record)
+    return Segmented(_write(plate, well, field, labels, record), facts=_describe_run(settings, device))
 
 
-def _segment_tiles(plate, well, field, flatfield, settings, device, record, tile_px):
+def _segment_tiles(plate, well, field, flatfield, settings, device, record, tile_px, together):
     """Segment a field tile by tile, in the phases of a method (see `plateloom.segmentation`); yields lists of tasks."""
     path = store.field_path(plate_store(plate), well, field)
     shape = store.image_shape(path)[1:]
     try:
         method = _method(plate, well, field, settings, device)
     except DataFault as fault:
-        return str(fault)
+        return Segmented({}, str(fault))
     halo = method.halo_px
-    folder = path / ".tiles"
+    folder = engine.EXECUTION.private_folder(path / ".tiles")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     where = (plate, well, field, flatfield, settings, device, str(folder))
     measured = yield [(measure_tile, *where, tile) for tile in cut_tiles(shape, tile_px, halo_px=halo["measure"])]
     thresholds = method.combine(measured)
-    ids = yield [(seed_tile, *where, tile, thresholds) for tile in cut_tiles(shape, tile_px, halo_px=halo["seed"])]
-    np.save(folder / "numbers.npy", segmentation.number(ids))
+    tasks = [(seed_tile, *where, tile, thresholds) for tile in cut_tiles(shape, tile_px, halo_px=halo["seed"])]
+    seeded = yield from _run_together(tasks, together)
+    np.save(folder / "numbers.npy", segmentation.number(ids for ids, _ in seeded))
     grown = yield [
         (grow_tile, *where, tile, thresholds, shape, tile_px)
         for tile in cut_tiles(shape, tile_px, halo_px=halo["grow"])
     ]
     yield [(join_tiles, plate, well, field, record, str(folder), shape, tile_px)]
     shutil.rmtree(folder)
-    return {name: len(segmentation.number(one[name] for one in grown)) for name in segmentation.COMPARTMENTS}
+    counts = {name: len(segmentation.number(one[name] for one in grown)) for name in segmentation.COMPARTMENTS}
+    return Segmented(counts, facts=seeded[-1][1])
 
 
 def measure_tile(plate, well, field, flatfield, settings, device, folder, tile):
@@ -194,11 +259,11 @@ def measure_tile(plate, well, field, flatfield, settings, device, folder, tile):
 
 
 def seed_tile(plate, well, field, flatfield, settings, device, folder, tile, thresholds):
-    """Find a tile's nuclei, leave their ids in a file, and return which there are; runs in a worker."""
+    """Find a tile's nuclei, leave their ids in a file, and return which there are, and how that ran; runs in a worker."""
     method, view = _view(plate, well, field, flatfield, settings, device, tile)
     ids = method.seed(view, tile.origin, tile.inner, thresholds)
     np.save(_tile_file(folder, "ids", tile), ids)
-    return np.unique(ids)
+    return np.unique(ids), _describe_run(settings, device)
 
 
 def grow_tile(plate, well, field, flatfield, settings, device, folder, tile, thresholds, shape, tile_px):
@@ -258,6 +323,12 @@ def _read_tiles(kind, folder, shape, tile_px, window, dtype):
 
 def _tile_file(folder, kind, tile):
     return f"{folder}/{kind}-{tile.core[0].start}-{tile.core[1].start}.npy"
+
+
+def _describe_run(settings, device):
+    """How this process runs the method's network."""
+    module = load_method(segmentation.METHODS, settings["method"], "segmentation method")
+    return segmentation.describe_run(module, module.Params(**settings["parameters"]), device)
 
 
 def _method(plate, well, field, settings, device):
