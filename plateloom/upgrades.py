@@ -1,0 +1,83 @@
+"""New code and old results: which results a run would make again because code has changed, and what that costs."""
+
+import dataclasses
+
+from plateloom.planning import STAGES
+from plateloom.status import later
+from plateloom.store.provenance import read_json
+
+
+@dataclasses.dataclass
+class Changed:
+    """A stage whose results would be made again because of code.
+
+    Attributes
+    ----------
+    stage : str
+    jobs : int
+    plates : set of str
+        Empty for a stage of the screen.
+    core_seconds : float
+        [s] that these jobs took, times their cores. Jobs that kept wells of an earlier one took less than all would.
+    codes : set of str
+        Digests of the stage's own code that made these results and is not the present one; empty where it merely follows.
+    """
+
+    stage: str
+    jobs: int = 0
+    plates: set = dataclasses.field(default_factory=set)
+    core_seconds: float = 0.0
+    codes: set = dataclasses.field(default_factory=set)
+
+
+def find_changed(screen, last=None):
+    """Find what a run would make again because of code, by the records alone.
+
+    Parameters
+    ----------
+    screen : Screen
+    last : str, optional
+        The stage that the run ends with.
+
+    Returns
+    -------
+    list of Changed
+        In the order of the stages; what nobody would make again is not among them.
+    """
+    found, hit = {}, set()
+    for stage in screen.stages():
+        if last not in (None, stage) and last not in later(stage):
+            continue
+        known = screen.codes(stage)
+        for plate in [None] if STAGES[stage].scope == "screen" else screen.complete_plates:
+            records = [read_json(screen.folder / path) for path in screen.records(stage, plate)]
+            records = [record for record in records if record]
+            own = [record for record in records if record.get("code", "") not in known]
+            above = STAGES[stage].after
+            follows = any(name in above and (plate is None or of in (plate, None)) for of, name in hit)
+            if not own and not (follows and records):
+                continue
+            hit.add((plate, stage))
+            one = found.setdefault(stage, Changed(stage))
+            again = records if follows else own
+            one.jobs += len(again)
+            one.plates |= {plate} if plate else set()
+            one.codes |= {record.get("code", "") for record in own}
+            one.core_seconds += sum(record.get("seconds", 0) * max(1, record.get("threads", 1)) for record in again)
+    return list(found.values())
+
+
+def core_hours(changed):
+    """What all of it took [core-hours]."""
+    return sum(one.core_seconds for one in changed) / 3600
+
+
+def describe(changed):
+    """What would be made again, a line per stage, and the sum."""
+    lines = []
+    for one in changed:
+        where = f"{len(one.plates)} plate{'s' * (len(one.plates) != 1)}, " if one.plates else ""
+        why = "its code has changed" if one.codes else "follows"
+        jobs = f"{one.jobs} job{'s' * (one.jobs != 1)}"
+        lines.append(f"{one.stage}: {why}: {where}{jobs}, {one.core_seconds / 3600:.2g} core-hours")
+    return [*lines, f"in all at least {core_hours(changed):.2g} core-hours, by what these jobs took"]

@@ -1,0 +1,141 @@
+"""`runs/{time}` in the screen: what a run began with stands there at once, and what it came to in the end, also after a kill."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+from in_process import run_stages
+
+from plateloom import runs
+from plateloom.config import load_config
+from plateloom.planning import Screen
+from plateloom.store.provenance import read_json, replacing, write_json
+
+TO_QUALITY = ("conversion", "assembly", "quality")
+
+
+def open_screen():
+    return Screen(yaml.safe_load(Path("config.yaml").read_text()))
+
+
+def all_runs():
+    return sorted(Path("runs").iterdir())
+
+
+# What Snakemake does with the driver, without its jobs.
+DRIVER = """
+import os, signal, sys, yaml
+from plateloom import driver
+screen = driver.open_screen(yaml.safe_load(open("config.yaml")), main=True)
+driver.begin_run(screen)
+{then}
+"""
+
+
+def drive(then):
+    command = [sys.executable, "-c", DRIVER.format(then=then), "--cores", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment).returncode
+
+
+def test_a_run_leaves_what_it_began_with_and_what_it_came_to(screen):
+    folder = runs.begin(open_screen(), ["snakemake", "--cores", "2"])
+    begun = read_json(folder / "begin.json")
+    assert begun["command"] == "snakemake --cores 2" and begun["plates"] == ["P1"]
+    assert begun["code"]["segmentation"] == open_screen().code("segmentation") and not begun["adopted_code"]
+    assert begun["versions"]["python"] and begun["seeds"]["latent.autoencoder.parameters.seed"] == 0
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    assert load_config(settings) == open_screen().config, "the same run can be begun again from it"
+    assert any(line.startswith("zarr==") for line in (folder / "packages.txt").read_text().splitlines())
+    assert not (folder / "end.json").exists()
+    run_stages(screen, TO_QUALITY)
+    found = runs.end(folder, 0)
+    assert found == read_json(folder / "end.json")
+    rows = list(csv.DictReader((folder / "jobs.tsv").read_text().splitlines(), delimiter="\t"))
+    assert [row["stage"] for row in rows] == list(TO_QUALITY)
+    records = [read_json(f"results/plates/P1/records/{stage}/part-0.json") for stage in TO_QUALITY]
+    assert found["jobs"] == {"done": 3, "failed": 0, "skipped": 0} and found["exit_code"] == 0
+    assert found["peak_memory_mb"] == max(record["memory_mb"] for record in records)
+    spent = sum(record["seconds"] * record["threads"] for record in records)
+    assert found["core_hours"] == pytest.approx(spent / 3600, abs=1e-4)
+    assert rows[0]["computed"] == str(len(records[0]["computed"])) and rows[0]["host"] == records[0]["host"]
+    started = records[0]["started"]
+    assert runs.find_run(".", started) == f"runs/{folder.name}" and not runs.find_run(".", "2001-01-01T00:00:00")
+
+
+def test_of_an_earlier_run_nothing_is_counted(screen):
+    run_stages(screen, TO_QUALITY)
+    for path in Path("results").rglob("part-*.json"):
+        os.utime(path, (1e9, 1e9))
+    folder = runs.begin(open_screen(), ["snakemake"])
+    assert runs.end(folder, 0)["jobs"]["done"] == 0
+    again = runs.begin(open_screen(), ["snakemake"])
+    assert again != folder and again.name.startswith(folder.name[:10])
+
+
+@pytest.mark.parametrize(
+    "then, code", [("driver.end_run()", 0), ("os.kill(os.getpid(), signal.SIGTERM)", 143), ("sys.exit(7)", None)]
+)
+def test_the_driver_says_how_it_ended(screen, then, code):
+    returned = drive(then)
+    assert code in (None, returned)
+    (folder,) = all_runs()
+    assert read_json(folder / "end.json")["exit_code"] == code
+    assert "--cores 2" in read_json(folder / "begin.json")["command"]
+    runs.note_exit(".", 3, since=0)
+    assert read_json(folder / "end.json")["exit_code"] == 3
+    runs.note_exit(".", 1, since=1e12)
+    assert read_json(folder / "end.json")["exit_code"] == 3, "that was another command's run"
+
+
+def test_after_a_kill_the_next_run_says_so(screen):
+    assert drive("os.kill(os.getpid(), signal.SIGKILL)") == -signal.SIGKILL
+    (killed,) = all_runs()
+    assert (killed / "begin.json").exists() and not (killed / "end.json").exists()
+    shutil.move(killed, killed.with_name("2020-01-01T00-00-00"))
+    assert drive("driver.end_run()") == 0
+    first, second = all_runs()
+    found = read_json(first / "end.json")
+    assert found["reason"] == runs.SILENT and found["told_by"] == second.name and found["exit_code"] is None
+    assert read_json(second / "end.json")["exit_code"] == 0
+
+
+def test_the_second_phase_belongs_to_its_run(screen):
+    assert drive("os.environ['PLATELOOM_RUN'] = str(os.getpid()); driver.begin_run(screen); driver.end_run()") == 0
+    assert len(all_runs()) == 1
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_new_files_have_the_mode_of_a_plain_file_and_the_group_of_their_folder(tmp_path, mask):
+    """In a shared folder (setgid) colleagues must be able to read, and to write what the owner's umask lets them."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o2770)
+    code = (
+        "import os, sys; from pathlib import Path; os.umask(int(sys.argv[2], 8));"
+        "from plateloom.store.provenance import write_json; folder = Path(sys.argv[1]);"
+        "write_json(folder / 'new/ours.json', {}); open(folder / 'new/plain', 'w').close()"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(shared), oct(mask)], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    ours, plain = ((shared / "new" / name).stat() for name in ("ours.json", "plain"))
+    assert ours.st_mode == plain.st_mode and ours.st_gid == plain.st_gid == shared.stat().st_gid
+    assert (shared / "new").stat().st_mode & 0o2000, "new folders hand the group on"
+
+
+def test_a_file_that_is_there_keeps_no_mode_of_its_own(tmp_path):
+    path = tmp_path / "record.json"
+    write_json(path, {})
+    path.chmod(0o600)
+    with replacing(path) as file:
+        file.write(b"{}")
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
