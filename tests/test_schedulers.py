@@ -70,6 +70,17 @@ def test_profiles_keep_plateloom_s_rules_and_leave_the_site_its_own(name):
     assert not any("array" in key for key in settings)
 
 
+def test_the_profile_for_kubernetes_has_options_that_exist_and_says_whose_gpus_every_rule_may_ask_for():
+    from snakemake.cli import get_argument_parser
+
+    settings = yaml.safe_load(PROFILES["kubernetes"].read_text())
+    known = {name.removeprefix("--") for action in get_argument_parser()._actions for name in action.option_strings}
+    assert set(settings) <= known and settings["executor"] == "kubernetes"
+    rules = "\n".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
+    with_gpu = {body.split(":")[0] for body in rules.split("\nrule ")[1:] if "gpu=gpus_for(" in body}
+    assert {rule: {"gpu_manufacturer": "nvidia"} for rule in with_gpu} == settings["set-resources"]
+
+
 @pytest.mark.parametrize("cluster", CLUSTERS)
 def test_a_job_is_submitted_with_what_it_asks_for(cluster, stand_in, jobscript, tmp_path):
     command, answer = CLUSTERS[cluster]

@@ -7,11 +7,16 @@ import functools
 import itertools
 import logging
 import os
+import socket
+import time
 from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
 KINDS = ("processes", "threads", "address", "slurm")
+REMOTE = ("address", "slurm")  # workers that may be on other nodes, and come and go
+BARE_MB = 150  # what a worker process has imported before its first task [MB]
+AGAIN = 5.0  # [s] after which the number of such workers is asked for again
 
 
 @dataclasses.dataclass
@@ -23,17 +28,21 @@ class Cluster:
     connect : callable() -> distributed.Client
     kind : str
     tasks_per_worker : int
+    share_mb : int
+        Memory of a worker process, beyond which it is killed [MB]; 0 where nothing watches it.
     workers : list of str
-        Names of the workers that took part.
+        Addresses of the workers that took part; of those that are Slurm jobs, with node and job.
     tasks, peak_in_flight : int
         Tasks run, and the highest number submitted but not yet finished.
     worker_peak_mb : int
         Highest resident memory of a worker process [MB].
     """
 
+    _limit = None  # when it was asked for, and what it was then
     connect: Callable
     kind: str
     tasks_per_worker: int
+    share_mb: int = 0
     workers: list = dataclasses.field(default_factory=list)
     tasks: int = 0
     peak_in_flight: int = 0
@@ -44,10 +53,13 @@ class Cluster:
         """The client; the cluster is only started when the first task needs it."""
         return self.connect()
 
-    @functools.cached_property
+    @property
     def limit(self):
-        """Tasks in flight at most."""
-        return max(1, sum(self.client.nthreads().values())) * self.tasks_per_worker
+        """Tasks in flight at most; it grows with workers that join later."""
+        now = time.monotonic()
+        if self._limit is None or (self.kind in REMOTE and now - self._limit[0] > AGAIN):
+            self._limit = now, max(1, sum(self.client.nthreads().values())) * self.tasks_per_worker
+        return self._limit[1]
 
     def run(self, units, *, finished):
         """Run generators of task lists side by side, with at most `limit` tasks in flight over all of them.
@@ -60,7 +72,7 @@ class Cluster:
         finished : callable(name, value)
             Called here, in the job's process, as soon as a generator has returned.
         """
-        from distributed import as_completed
+        from distributed import KilledWorker, as_completed
 
         waiting = iter(units)
         open_units = collections.deque()  # units that have tasks left to submit
@@ -119,18 +131,26 @@ class Cluster:
                 return
             future = next(queue)
             unit, position = owners.pop(future.key)
-            unit.results[position] = future.result()  # raises what the task raised
+            try:
+                unit.results[position] = future.result()  # raises what the task raised
+            except KilledWorker as error:
+                share = f", which has {self.share_mb} MB," if self.share_mb else ""
+                raise MemoryError(
+                    f"worker after worker{share} has died over the same piece of work: give the job more memory (mem_mb) or fewer "
+                    "threads, or find out what kills its processes"
+                ) from error
             unit.left -= 1
             del future
             close_if_done(unit)
 
     def observe(self):
-        """Ask the workers, if there are any, for their names and peak memory."""
+        """Ask the workers, if there are any, for what they are and their peak memory."""
         if "client" not in self.__dict__:
             return
-        peaks = self.client.run(peak_memory_mb)
-        self.workers = sorted(set(self.workers) | {str(address) for address in peaks})
-        self.worker_peak_mb = max([self.worker_peak_mb, *peaks.values()])
+        found = self.client.run(describe_worker)
+        names = {f"{address}{where if self.kind == 'slurm' else ''}" for address, (where, _) in found.items()}
+        self.workers = sorted(set(self.workers) | names)
+        self.worker_peak_mb = max([self.worker_peak_mb, *(peak for _, peak in found.values())])
 
 
 class _Unit:
@@ -170,6 +190,10 @@ def open_cluster(*, threads, kind="processes", tasks_per_worker=2, memory_mb=Non
     for name in (*single, "ZARR_THREADING__MAX_WORKERS"):
         os.environ.setdefault(name, "1")
     settings = {"distributed.worker.daemon": True, "distributed.admin.tick.limit": "1h"}
+    # A worker that is paused for its memory would never go on: what it holds is no result that could be spilled. One that
+    # needs more than its share is killed, which ends the job after some tries.
+    settings |= {f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause")}
+    share_mb = int(memory_mb / threads) if memory_mb and kind == "processes" else 0
     with dask.config.set(settings), contextlib.ExitStack() as stack:
 
         def connect():
@@ -186,12 +210,14 @@ def open_cluster(*, threads, kind="processes", tasks_per_worker=2, memory_mb=Non
                 client.wait_for_workers(1, timeout=600)
                 return client
             processes = kind == "processes"
+            if share_mb:
+                _refuse_too_little(memory_mb, threads)
             cluster = stack.enter_context(
                 LocalCluster(
                     n_workers=threads if processes else 1,
                     threads_per_worker=1 if processes else threads,
                     processes=processes,
-                    memory_limit=int(memory_mb * 1e6 / threads) if memory_mb and processes else 0,
+                    memory_limit=int(share_mb * 1e6),
                     host="127.0.0.1" if processes else None,
                     dashboard_address="127.0.0.1:0",  # any port: several jobs share a node
                     silence_logs=logging.ERROR,
@@ -199,7 +225,22 @@ def open_cluster(*, threads, kind="processes", tasks_per_worker=2, memory_mb=Non
             )
             return stack.enter_context(Client(cluster))
 
-        yield Cluster(connect, kind, tasks_per_worker)
+        yield Cluster(connect, kind, tasks_per_worker, share_mb)
+
+
+def _refuse_too_little(memory_mb, threads):
+    """Refuse a share of memory that no worker could begin with: it would be killed and started again for ever."""
+    needed = int(1.2 * min(peak_memory_mb(), BARE_MB) * threads)
+    if memory_mb < needed:
+        raise MemoryError(
+            f"{memory_mb} MB for {threads} workers: they need {needed} MB before they have done anything; give the job more "
+            "(mem_mb), or fewer threads"
+        )
+
+
+def describe_worker():
+    """Where this process runs, for the record of a job, and its highest resident memory [MB]."""
+    return f" on {socket.gethostname()}, Slurm job {os.environ.get('SLURM_JOB_ID', '?')}", peak_memory_mb()
 
 
 def peak_memory_mb():

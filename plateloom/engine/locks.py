@@ -11,6 +11,8 @@ from pathlib import Path
 from plateloom.errors import LockedError
 
 RUN = Path(".plateloom.lock")  # of a whole run, in the screen's folder
+GLANCES = 5  # tries before a lock counts as held: `is_held` takes it for a moment
+GLANCE = 0.1  # [s]
 
 
 @contextlib.contextmanager
@@ -37,10 +39,16 @@ def hold(path, *, wait):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise LockedError(f"{str(path)!r} is held by {describe(_said(file))}; wait for it, or end it") from None
+        for left in range(GLANCES, 0, -1):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                break
+            except BlockingIOError:
+                if left == 1:
+                    raise LockedError(
+                        f"{str(path)!r} is held by {describe(_said(file))}; wait for it, or end it"
+                    ) from None
+                time.sleep(GLANCE)
         lock = Lock(file)
         lock.say()
         yield lock

@@ -11,7 +11,8 @@ from importlib import metadata
 from pathlib import Path
 
 from plateloom.engine import locks
-from plateloom.engine.cluster import open_cluster, peak_memory_mb
+from plateloom.engine.cluster import REMOTE, open_cluster, peak_memory_mb
+from plateloom.engine.scratch import open_scratch
 from plateloom.errors import INTERRUPTION, DataFault, DeferredError
 from plateloom.store.layout import part_of
 from plateloom.store.plate import finished_record, read_group, write_group
@@ -32,6 +33,7 @@ class Execution:
     ----------
     threads : int
     attempt : int
+        Of this job, as its lock counts them: how often it was begun without an end, and once more.
     memory_mb : int or None
         [MB].
     log : str
@@ -46,6 +48,8 @@ class Execution:
         How old the newest file of a plate must be [min].
     end_marker : bool
         Whether to wait for the microscope's own mark that a plate is finished.
+    scratch : str
+        Folder on the node's own disk (see `open_scratch`); empty: none.
     """
 
     threads: int = 2
@@ -57,9 +61,28 @@ class Execution:
     device: str = "prefer"
     settle_minutes: float = 0.0
     end_marker: bool = True
+    scratch: str = ""
+    _private: Path | None = None
+
+    def private_folder(self, beside):
+        """Where a job keeps files that only its own tasks read: on the node's disk if it has a folder there.
+
+        Parameters
+        ----------
+        beside : path
+            Where they lie else: beside the results.
+
+        Returns
+        -------
+        Path
+            A name of its own for each `beside`; its owner makes it.
+        """
+        return Path(beside) if self._private is None else self._private / digest(str(beside))[:12]
 
 
 EXECUTION = Execution()
+SMALLER_FROM = 3  # attempt that makes tiles smaller
+LEAST_TILE_PX = 512
 
 
 def start_job(snakemake):
@@ -93,6 +116,7 @@ def start_job(snakemake):
         device=engine.get("device", Execution.device),
         settle_minutes=engine.get("settle_minutes", Execution.settle_minutes),
         end_marker=engine.get("end_marker", Execution.end_marker),
+        scratch=engine.get("scratch", Execution.scratch),
     )
 
 
@@ -221,6 +245,7 @@ def run_job(
     with locks.hold(record.with_name(f".{record.stem}.lock"), wait=True) as lock:
         attempts = lock.previous.get("attempts", 0) + 1
         lock.say(attempts=attempts, log=EXECUTION.log, stage=stage)
+        EXECUTION.attempt, EXECUTION.tile_px = attempts, smaller_tile(EXECUTION.tile_px, attempts)
         told = _Told(stage, record, plate, part, attempts, started)
         told.say(code=code, settings=digest(settings or {}), parts=parts)
         inputs = _read_inputs(upstream or {})
@@ -258,11 +283,16 @@ def run_job(
             lock.say(attempts=attempts, log=EXECUTION.log, stage=stage, done=len(artefacts), of=len(units))
             log.info("%s: %s made, %d of %d", stage, unit.name, len(computed), len(missing))
 
+        # Workers elsewhere do not see this node's disk.
+        remote = EXECUTION.cluster.get("kind") in REMOTE
         try:
             if missing:
-                with open_cluster(
-                    threads=EXECUTION.threads, memory_mb=EXECUTION.memory_mb, **EXECUTION.cluster
-                ) as cluster:
+                with (
+                    open_scratch("" if remote else EXECUTION.scratch, record) as EXECUTION._private,
+                    open_cluster(
+                        threads=EXECUTION.threads, memory_mb=EXECUTION.memory_mb, **EXECUTION.cluster
+                    ) as cluster,
+                ):
                     by_name = {unit.name: unit for unit in missing}
                     cluster.run(
                         ((unit.name, _begin(unit)) for unit in missing),
@@ -289,6 +319,20 @@ def run_job(
             facts=facts,
             cluster=seen,
         )
+
+
+def smaller_tile(tile_px, attempts):
+    """Side of a tile [px] for an attempt: halved from the third on, since the second had more memory and did not end either.
+
+    No result depends on it.
+
+    Examples
+    --------
+    >>> [smaller_tile(2048, attempt) for attempt in (1, 2, 3, 4, 9)]
+    [2048, 2048, 1024, 512, 512]
+    """
+    least = min(tile_px, LEAST_TILE_PX)
+    return max(least, tile_px >> max(0, attempts - SMALLER_FROM + 1))
 
 
 def _begin(unit):

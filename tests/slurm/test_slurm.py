@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import ROOT, simulate, snakemake
 from in_process import run_stages
 
@@ -263,3 +265,45 @@ def test_jobs_of_a_killed_run_are_cancelled_before_the_next_one_works(site, tmp_
         assert jobs[f"convert_plate.{plate}.0"][-1]["State"] == "COMPLETED"
         done = json.loads((screen / f"results/plates/{plate}/records/conversion/part-0.json").read_text())
         assert done["status"] == "done"
+
+
+def test_dask_workers_that_are_slurm_jobs_give_the_same_results_and_stand_in_the_record(site, tmp_path):
+    screen, other = tmp_path / "screen", tmp_path / "local"
+    simulate(screen, **DESIGN)
+    shutil.copytree(screen, other)
+    settings = yaml.safe_load((screen / "config.yaml").read_text())
+    worker = {"cores": 1, "processes": 1, "memory": "1GB", "walltime": "00:10:00", "queue": "cpu", "account": "screens"}
+    settings["engine"] = {"kind": "slurm", "slurm": worker | {"jobs": 2, "interface": "lo", "job_name": "dask-of-test"}}
+    (screen / "config.yaml").write_text(yaml.safe_dump(settings))
+    command = [*COMMAND, "run", screen, "--cores", "2", "--until", "conversion"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    run_stages(other, ("conversion", "assembly"))
+    assert results_of(screen) == results_of(other) and len(results_of(screen)) > 50
+    cluster = json.loads((screen / "results/plates/P1/records/conversion/part-0.json").read_text())["cluster"]
+    assert cluster["kind"] == "slurm" and cluster["tasks"] == 6 and cluster["workers"]
+    form = r"tcp://127\.0\.0\.1:\d+ on \S+, Slurm job (\d+)"
+    numbers = {re.fullmatch(form, worker)[1] for worker in cluster["workers"]}
+    text = subprocess.run(["squeue", "-h", "--name=dask-of-test"], capture_output=True, text=True, check=True).stdout
+    assert not text.strip() or "CG" in text, "workers end with their job"
+    asked = ["sacct", "-X", "-n", "-P", "--name=dask-of-test", "--format=JobIDRaw", "--starttime=today"]
+    assert numbers <= set(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_the_driver_can_be_a_job_itself(site, tmp_path):
+    screen = simulate(tmp_path / "screen", **DESIGN)
+    line = shlex.join(
+        [*COMMAND, "run", str(screen), "--profile", "slurm", "--profile", str(site), *QUICKLY, "--until", "conversion"]
+    )
+    said = tmp_path / "driver.txt"
+    submit = ["sbatch", "--parsable", "--wait", "--account=screens", "--partition=gpu", "--cpus-per-task=1", "--mem=2G"]
+    submit += ["--time=10", "--job-name=driver", f"--output={said}", f"--wrap={line}"]
+    environment = os.environ | {"PLATELOOM_POLL": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(submit, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr + said.read_text()
+    assert "1 of 1 plates complete up to conversion" in said.read_text()
+    jobs = wait_for(lambda: {row["of"]: row for row in jobs_of(screen) if row["State"] == "COMPLETED"})
+    assert set(jobs) == {"convert_plate.P1.0", "assemble_plate.P1"}
+    assert {row["Partition"] for row in jobs.values()} == {"cpu"}, "its own place in the queue is not handed on"
