@@ -1,5 +1,6 @@
-"""Latent spaces: crops, the autoencoder and the maps."""
+"""Latent spaces: crops, encoders and the maps."""
 
+import json
 import subprocess
 import sys
 
@@ -11,9 +12,11 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from plateloom.errors import ModelMismatchError
-from plateloom.latent import MAPS, autoencoder, network, umap
+from plateloom.latent import MAPS, METHODS, autoencoder, contrastive, network, poses, umap
+from plateloom.latent.architectures import contrast
 from plateloom.latent.crops import crop_cells, intensity_range, normalize_crops
 from plateloom.latent.maps import Map, fit_map
+from plateloom.latent.novelty import error_limit
 from plateloom.registry import load_method
 
 
@@ -175,10 +178,30 @@ def test_encoding_does_not_depend_on_the_batches(trained):
         np.testing.assert_allclose(network.encode(result.model, holdout, batch_size=size), whole, atol=1e-5)
 
 
+KINDS = {
+    "autoencoder": ("autoencoder", {}),
+    "invariant": ("autoencoder", {"invariant": True}),
+    "variational": ("autoencoder", {"variational": True}),
+    "variational invariant": ("autoencoder", {"variational": True, "invariant": True}),
+    "contrastive": ("contrastive", {}),
+}
+
+
+def test_every_method_is_under_the_contract():
+    assert {method for method, _ in KINDS.values()} == set(METHODS)
+
+
+@pytest.fixture(params=KINDS)
+def small_params(request):
+    """Makes parameters of each kind of encoder, small ones."""
+    method, own = KINDS[request.param]
+    return lambda **other: load_method(METHODS, method, "latent method").Params(**SMALL | own | other)
+
+
 @pytest.mark.parametrize("killed_after", [1, 3])
-def test_a_killed_training_resumes_as_if_it_had_never_stopped(killed_after):
+def test_a_killed_training_resumes_as_if_it_had_never_stopped(killed_after, small_params):
     crops, _ = make_crops(100, 3, side=32)
-    params = autoencoder.Params(**SMALL)
+    params = small_params()
     whole = network.train(crops, params=params, holdout=crops[:20])
     saved = {}
 
@@ -200,11 +223,9 @@ def test_a_killed_training_resumes_as_if_it_had_never_stopped(killed_after):
     assert finished.history == whole.history
 
 
-def test_the_same_seed_gives_the_same_model_and_another_seed_another():
+def test_the_same_seed_gives_the_same_model_and_another_seed_another(small_params):
     crops, _ = make_crops(40, 4, side=32)
-    runs = [
-        network.train(crops, params=autoencoder.Params(**SMALL | {"epochs": 1, "seed": seed})) for seed in (0, 0, 1)
-    ]
+    runs = [network.train(crops, params=small_params(epochs=1, seed=seed)) for seed in (0, 0, 1)]
     codes = [network.encode(run.model, crops) for run in runs]
     np.testing.assert_array_equal(codes[0], codes[1])
     assert np.abs(codes[0] - codes[2]).max() > 1e-3
@@ -253,21 +274,163 @@ def test_a_memory_map_of_bytes_is_trained_on_batch_by_batch(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
-def test_any_number_of_channels_is_trained_and_encoded(channels):
+def test_any_number_of_channels_is_trained_and_encoded(channels, small_params):
     crops = np.random.default_rng(0).random((10, channels, 16, 16), dtype=np.float32)
     crops[:, 0] = 0  # an empty channel is no reason to fail
-    result = network.train(crops, params=autoencoder.Params(out_px=16, latent_dim=3, width=2, epochs=1))
-    assert network.encode(result.model, crops).shape == (10, 3)
-    assert network.reconstruct(result.model, crops).shape == crops.shape
+    result = network.train(crops, params=small_params(out_px=16, latent_dim=3, width=2, epochs=1), holdout=crops[:3])
+    codes, errors = network.encode_with_errors(result.model, crops)
+    assert codes.shape == (10, 3) and np.isfinite(codes).all() and np.isfinite(result.history[0]["holdout"])
+    np.testing.assert_allclose(network.encode(result.model, crops), codes, atol=1e-6)
+    if result.model.reconstructs:
+        assert network.reconstruct(result.model, crops).shape == crops.shape and errors.shape == (10,)
+    else:
+        assert errors is None
     assert network.encode(result.model, crops[:0]).shape == (0, 3)
     with pytest.raises(ModelMismatchError, match="channels"):
         network.encode(result.model, np.zeros((2, channels + 1, 16, 16), np.float32))
+
+
+def test_every_kind_of_model_goes_through_safetensors_unchanged(small_params):
+    crops, _ = make_crops(20, 6, side=32)
+    model = network.train(crops, params=small_params(epochs=1)).model
+    config, tensors = network.to_tensors(model)
+    again = network.from_tensors(json.loads(json.dumps(config)), load_safetensors(save_safetensors(tensors)))
+    np.testing.assert_array_equal(network.encode(again, crops), network.encode(model, crops))
+
+
+def test_the_autoencoder_beats_pca_of_the_same_size_on_wells_that_it_has_not_seen():
+    """Each seed is a well; PCA is fitted on the same crops in the same units, as they are and turned in all eight ways."""
+    from sklearn.decomposition import PCA
+
+    crops = np.concatenate([make_crops(150, seed, side=32)[0] for seed in range(20, 26)])
+    unseen = np.concatenate([make_crops(60, seed, side=32)[0] for seed in (30, 31)])
+    params = autoencoder.Params(out_px=32, latent_dim=8, width=12, epochs=12, batch_size=16)
+    result = network.train(crops, params=params, holdout=unseen)
+    scale = result.model.scale.numpy()
+    turned = np.concatenate([poses.turn_alike(torch.from_numpy(crops), turn).numpy() for turn in range(8)]) / scale
+    rows = (unseen / scale).reshape(len(unseen), -1)
+    errors = []
+    for learned in (crops / scale, turned):
+        fitted = PCA(params.latent_dim, svd_solver="randomized", random_state=0).fit(learned.reshape(len(learned), -1))
+        errors.append(np.mean((rows - fitted.inverse_transform(fitted.transform(rows))) ** 2))
+    pca = min(errors)
+    assert pca < result.baseline
+    assert result.history[-1]["holdout"] < 0.9 * pca
+
+
+def turned_and_others(model, crops):
+    """How far a crop's latent moves when the crop is turned, in units of the distance to the other crops' latents."""
+    random = np.random.default_rng(7)
+    codes = network.encode(model, crops)
+    apart = np.median(np.linalg.norm(codes[:, None] - codes[None], axis=2)[~np.eye(len(codes), dtype=bool)])
+    tensor = torch.from_numpy(crops)
+    square = [network.encode(model, poses.turn_alike(tensor, turn).numpy()) for turn in range(8)]
+    angles, mirrored = random.uniform(0, 2 * np.pi, len(crops)), random.random(len(crops)) < 0.5
+    free = network.encode(model, poses.rotate_crops(tensor, angles, mirrored).numpy())
+    moved = [np.linalg.norm(codes - other, axis=1) / apart for other in square]
+    return np.max(moved), np.median(np.linalg.norm(codes - free, axis=1)) / apart
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        autoencoder.Params(out_px=32, latent_dim=8, width=8, epochs=8, batch_size=16, invariant=True),
+        autoencoder.Params(out_px=32, latent_dim=8, width=8, epochs=5, batch_size=16, invariant=True, variational=True),
+        contrastive.Params(out_px=32, latent_dim=8, width=8, epochs=5, batch_size=32),
+    ],
+    ids=["autoencoder", "variational", "contrastive"],
+)
+def test_a_turned_cell_has_its_latent_and_not_that_of_another_cell(params):
+    crops, marker = make_crops(300, 8, side=32)
+    unseen, unseen_marker = make_crops(100, 9, side=32)
+    result = network.train(crops, params=params, holdout=unseen)
+    by_quarters, by_any_angle = turned_and_others(result.model, unseen)
+    assert by_quarters < 1e-4
+    assert by_any_angle < 0.15
+    assert result.history[-1]["holdout"] < 0.7 * result.baseline
+    design, new = (np.column_stack([network.encode(result.model, c), np.ones(len(c))]) for c in (crops, unseen))
+    weights = np.linalg.lstsq(design, marker, rcond=None)[0]
+    assert np.corrcoef(new @ weights, unseen_marker)[0, 1] > 0.8
+
+
+def test_the_plain_autoencoder_knows_a_turned_cell_less_well(trained):
+    result, holdout = trained
+    by_quarters, by_any_angle = turned_and_others(result.model, holdout[:60])
+    assert by_quarters > 0.5 and by_any_angle > 0.3
+
+
+def test_an_invariant_model_reconstructs_a_cell_as_it_lies():
+    crops, _ = make_crops(300, 8, side=32)
+    params = autoencoder.Params(out_px=32, latent_dim=12, width=8, epochs=8, batch_size=16, invariant=True)
+    model = network.train(crops, params=params).model
+    unseen = torch.from_numpy(make_crops(40, 9, side=32)[0]) * poses.circle(32)
+    restored = network.reconstruct(model, unseen.numpy())
+    own = ((restored - unseen.numpy()) ** 2).mean(axis=(1, 2, 3))
+    lying = ((restored - poses.turn_alike(unseen, 1).numpy()) ** 2).mean(axis=(1, 2, 3))
+    assert np.mean(own < lying) > 0.9 and own.mean() < 0.6 * lying.mean()
+    outside = poses.circle(32).numpy() == 0
+    assert (restored[:, :, outside] == 0).all()
+
+
+def test_rotation_by_quarters_is_that_of_the_square_and_poses_are_found_again():
+    crops = torch.from_numpy(make_crops(12, 0, side=32)[0]) * poses.circle(32)
+    for quarter in range(4):
+        turned = poses.rotate_crops(crops, np.full(12, quarter * np.pi / 2), np.zeros(12, bool))
+        torch.testing.assert_close(turned, poses.turn_alike(crops, quarter), atol=1e-4, rtol=0)
+    numbers = np.random.default_rng(0).integers(0, 2 * poses.ANGLES, 12)
+    crops[:, 0, 8:16, 14:18] += 1  # no cell that looks alike in two poses
+    crops[:, 1, 14:18, 20:24] += 1
+    angles = 2 * np.pi * (numbers % poses.ANGLES) / poses.ANGLES
+    turned = poses.rotate_crops(crops, angles, numbers >= poses.ANGLES)
+    found, mirrored = poses.best_poses(crops, turned)
+    np.testing.assert_allclose(found.numpy(), angles, atol=1e-5)
+    np.testing.assert_array_equal(mirrored.numpy(), numbers >= poses.ANGLES)
+
+
+def test_the_contrast_is_the_plain_sum_over_pairs():
+    random = np.random.default_rng(0)
+    first, second = random.normal(size=(2, 5, 4))
+    views = np.concatenate([first, second])
+    views /= np.linalg.norm(views, axis=1, keepdims=True)
+    terms = []
+    for i in range(10):
+        similar = {j: np.exp(views[i] @ views[j] / 0.5) for j in range(10) if j != i}
+        terms.append(-np.log(similar[(i + 5) % 10] / sum(similar.values())))
+    assert float(contrast(torch.from_numpy(first), torch.from_numpy(second), 0.5)) == pytest.approx(np.mean(terms))
+    alike = torch.ones(5, 4)
+    assert float(contrast(alike, alike, 0.5)) == pytest.approx(np.log(9))
+
+
+def test_a_heavier_weight_pulls_the_latent_to_the_standard_normal_and_restores_less():
+    crops, _ = make_crops(200, 3, side=32)
+    spread, error = [], []
+    for weight in (0.01, 100.0):
+        params = autoencoder.Params(**SMALL | {"variational": True, "kl_weight": weight})
+        result = network.train(crops, params=params, holdout=crops)
+        spread.append(network.encode(result.model, crops).std(axis=0).mean())
+        error.append(result.history[-1]["holdout"])
+    assert spread[1] < 0.3 * spread[0] and error[1] > 1.1 * error[0]
+
+
+def test_what_the_model_has_never_seen_lies_beyond_the_limit_of_the_error(trained):
+    result, holdout = trained
+    _, errors = network.encode_with_errors(result.model, holdout)
+    assert errors.astype(float).mean() == pytest.approx(result.history[-1]["holdout"], rel=1e-4)
+    limit = error_limit(errors)
+    assert np.mean(errors > limit) < 0.03
+    debris = holdout[:50].copy()
+    debris[:, :, ::4] = 1.0  # stripes
+    assert (network.encode_with_errors(result.model, debris)[1] > limit).all()
+    assert np.isnan(error_limit([])) and np.isnan(error_limit([np.nan]))
 
 
 def test_a_model_goes_through_safetensors_unchanged(trained):
     result, holdout = trained
     config, tensors = network.to_tensors(result.model)
     again = network.from_tensors(config, load_safetensors(save_safetensors(tensors)))
+    np.testing.assert_array_equal(network.encode(again, holdout), network.encode(result.model, holdout))
+    before_there_were_methods = {name: config[name] for name in ("channels", "latent_dim", "out_px", "width")}
+    again = network.from_tensors(before_there_were_methods, tensors)
     np.testing.assert_array_equal(network.encode(again, holdout), network.encode(result.model, holdout))
     with pytest.raises(ModelMismatchError):
         network.from_tensors(config | {"latent_dim": 5}, tensors)
@@ -277,7 +440,7 @@ def test_a_model_goes_through_safetensors_unchanged(trained):
 
 def test_turning_is_the_symmetry_of_the_square():
     crops = torch.arange(9.0).reshape(1, 1, 3, 3).repeat(8, 1, 1, 1)
-    turned = network.turn_crops(crops, np.arange(8))
+    turned = poses.turn_crops(crops, np.arange(8))
     assert len({tuple(crop.flatten().tolist()) for crop in turned}) == 8
     torch.testing.assert_close(turned[0], crops[0])
     torch.testing.assert_close(turned[2], crops[2].flip((1, 2)))

@@ -1,4 +1,4 @@
-"""Latent spaces: cell crops -> autoencoder -> K numbers per cell; tables of cells or wells -> maps of two coordinates.
+"""Latent spaces: cell crops -> encoder -> K numbers per cell; tables of cells or wells -> maps of two coordinates.
 
 A method is one module with its own pydantic `Params`; nothing heavy is imported to learn its name or to check them.
 
@@ -8,6 +8,7 @@ MAPS lay a table out in two coordinates: `embed`, called by `plateloom.latent.ma
 
 METHODS = {
     "autoencoder": "plateloom.latent.autoencoder",
+    "contrastive": "plateloom.latent.contrastive",
 }
 
 MAPS = {

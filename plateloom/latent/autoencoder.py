@@ -1,27 +1,30 @@
-"""A small convolutional autoencoder: its settings; `plateloom.latent.network` has the network, and imports torch."""
+"""A small convolutional autoencoder, if asked a variational one: its settings; the network imports torch.
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+Orientation-invariant training follows Burgess et al. 2024 (doi:10.1038/s41467-024-45362-4): the latent numbers are the
+same however a cell is turned, and the reconstruction is compared with the cell in the pose that fits best.
+"""
 
-SHRINK = 16  # four convolutions of stride 2
+from pydantic import Field
+
+from plateloom.latent.training_settings import EncoderParams
 
 
-class Params(BaseModel):
+class Params(EncoderParams):
     """Settings of the autoencoder and its training."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    latent_dim: int = Field(32, ge=1, description="Latent columns K.")
-    out_px: int = Field(64, ge=SHRINK, description="Side of the crops [px], a multiple of 16")
-    width: int = Field(16, ge=1, description="Channels of the first layer; the deepest has four times as many")
-    epochs: int = Field(20, ge=1, description="Passes over the training crops.")
-    batch_size: int = Field(32, ge=1, description="Crops per step.")
-    learning_rate: float = Field(2e-3, gt=0, description="At the start; falls to 0 along a cosine")
     augment: bool = Field(True, description="Random flips and quarter turns: a cell has no upright position")
-    seed: int = Field(0, ge=0, description="Every random number follows from it.")
+    invariant: bool = Field(
+        False,
+        description="Make the latent numbers independent of how a cell is turned or mirrored; takes several times as long.",
+    )
+    variational: bool = Field(
+        False, description="Learn a distribution per cell, kept near the standard normal one; the latent is its mean."
+    )
+    kl_weight: float = Field(
+        0.1, ge=0, description="Of that nearness, if variational; 1 assumes a noise of one standard deviation per pixel"
+    )
 
-    @field_validator("out_px")
-    @classmethod
-    def _divides(cls, value):
-        if value % SHRINK:
-            raise ValueError(f"out_px is {value}; it must be a multiple of {SHRINK}")
-        return value
+    def network(self, channels):
+        """What builds the network for crops of so many channels: keywords, and `method`, its name."""
+        own = self.model_dump(include={"latent_dim", "out_px", "width", "invariant", "variational"})
+        return {"method": "autoencoder", "channels": channels, **own}

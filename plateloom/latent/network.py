@@ -1,86 +1,22 @@
-"""The autoencoder's network and its training: crops of cells to K numbers and back.
+"""Training and use of the networks in `plateloom.latent.architectures`: crops of cells to K numbers, and back if they can.
 
 Deterministic by seed on a given machine, resumable to the bit, stored as tensors and a dict (safetensors, no pickle).
 """
 
 import contextlib
 import hashlib
+import inspect
 import json
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from plateloom.errors import ModelMismatchError
-from plateloom.latent.autoencoder import SHRINK
+from plateloom.latent.architectures import NETWORKS, CropEncoder
 
-
-class Autoencoder(nn.Module):
-    """Four strided convolutions, K numbers, four transposed convolutions; normalization of the channels is part of it.
-
-    Parameters
-    ----------
-    channels : int
-        C of the crops.
-    latent_dim, out_px, width : int
-        See `Params`.
-    """
-
-    def __init__(self, channels, latent_dim, out_px, width):
-        super().__init__()
-        self.config = {"channels": channels, "latent_dim": latent_dim, "out_px": out_px, "width": width}
-        w, side = width, out_px // SHRINK
-        self.register_buffer("center", torch.zeros(channels, 1, 1))
-        self.register_buffer("scale", torch.ones(channels, 1, 1))
-        self.encoder = nn.Sequential(
-            nn.Conv2d(channels, w, 4, 2, 1),
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(w, 2 * w, 4, 2, 1),
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(2 * w, 4 * w, 4, 2, 1),
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(4 * w, 4 * w, 4, 2, 1),
-            nn.LeakyReLU(0.1),
-            nn.Flatten(),
-            nn.Linear(4 * w * side * side, latent_dim),
-        )
-        self.decoder = nn.Sequential(
-            nn.Linear(latent_dim, 4 * w * side * side),
-            nn.Unflatten(1, (4 * w, side, side)),
-            nn.LeakyReLU(0.1),
-            nn.ConvTranspose2d(4 * w, 4 * w, 4, 2, 1),
-            nn.LeakyReLU(0.1),
-            nn.ConvTranspose2d(4 * w, 2 * w, 4, 2, 1),
-            nn.LeakyReLU(0.1),
-            nn.ConvTranspose2d(2 * w, w, 4, 2, 1),
-            nn.LeakyReLU(0.1),
-            nn.ConvTranspose2d(w, channels, 4, 2, 1),
-        )
-        self._initialize()
-
-    def _initialize(self):
-        """He initialization; the last layer starts near the mean of the channels, not far from it."""
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(layer.weight, a=0.1, nonlinearity="leaky_relu")
-            elif isinstance(layer, nn.ConvTranspose2d):
-                taps = 4  # a kernel of 4 with stride 2 feeds each pixel from 2 x 2
-                nn.init.normal_(layer.weight, std=(2 / (taps * layer.in_channels)) ** 0.5)
-            else:
-                continue
-            nn.init.zeros_(layer.bias)
-        with torch.no_grad():
-            self.decoder[-1].weight.mul_(0.1)
-
-    def standardize(self, crops):
-        """Return the crops in units of each channel's standard deviation, in which every error is measured."""
-        return (crops - self.center) / self.scale
-
-    def forward(self, crops):
-        """Return the reconstruction, standardized."""
-        return self.decoder(self.encoder(self.standardize(crops)))
+FIRST = {"method": "autoencoder", "invariant": False, "variational": False}  # what models say that do not say it
 
 
 @dataclass
@@ -89,32 +25,33 @@ class Trained:
 
     Attributes
     ----------
-    model : Autoencoder
+    model : CropEncoder
         In evaluation mode, on the CPU.
     history : list of dict
-        Per epoch `epoch` (from 1), `train` and `holdout` (mean squared error in units of the channels' variance, NaN
-        without holdout).
+        Per epoch `epoch` (from 1), `train` and `holdout`: of a network that reconstructs the mean squared error in units
+        of the channels' variance, of a contrastive one its loss; NaN without holdout.
     baseline : float
-        The error of the mean training crop on the holdout crops (without: on the training crops): what `holdout` must
-        beat.
+        What `holdout` must beat: the error of the mean training crop on the holdout crops (without: on the training
+        crops), or the loss of views that tell nothing.
     state : dict of str to Tensor
         As given to `on_epoch` last; resumes training.
     """
 
-    model: Autoencoder
+    model: CropEncoder
     history: list
     baseline: float
     state: dict
 
 
 def train(crops, *, params, device="cpu", holdout=None, resume=None, on_epoch=None):
-    """Train an autoencoder.
+    """Train an encoder.
 
     Parameters
     ----------
     crops : array-like of uint8, uint16, float16 or float32, shape (N, C, H, W)
         Read by batches, e.g. a memory map; integers are divided by the largest of their type. H = W = `params.out_px`.
     params : Params
+        Of the method.
     device : str
         "cpu" or "cuda".
     holdout : array-like, shape (M, C, H, W), optional
@@ -137,7 +74,7 @@ def train(crops, *, params, device="cpu", holdout=None, resume=None, on_epoch=No
 
     Notes
     -----
-    Order and augmentation of epoch e are drawn from (seed, e) alone and the learning rate is a function of the step,
+    Order, augmentation and noise of epoch e are drawn from (seed, e) alone and the learning rate is a function of the step,
     so the state needs no random generator. Bitwise equality holds for the same machine and thread count.
     """
     _check_crops(crops, params.out_px)
@@ -149,11 +86,12 @@ def train(crops, *, params, device="cpu", holdout=None, resume=None, on_epoch=No
         holdout = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
-        model = Autoencoder(crops.shape[1], params.latent_dim, params.out_px, params.width)
+        model = build(params.network(crops.shape[1]))
     mean, center, scale = _moments(crops, params.batch_size)
     model.center.copy_(center)
     model.scale.copy_(scale)
     recipe = params.model_dump() | {
+        "method": model.config["method"],
         "crops": list(crops.shape),
         "moments": [center.flatten().tolist(), scale.flatten().tolist()],
     }
@@ -174,26 +112,24 @@ def train(crops, *, params, device="cpu", holdout=None, resume=None, on_epoch=No
             model.train()
             random = np.random.default_rng([params.seed, epoch])
             order = random.permutation(len(crops))
-            turns = random.integers(0, 8, len(crops)) if params.augment else np.zeros(len(crops), int)
             total = 0.0
             for step in range(steps):
                 chosen = np.sort(order[step * params.batch_size : (step + 1) * params.batch_size])
-                batch = turn_crops(_batch(crops, chosen, device), turns[chosen])
                 progress = (epoch * steps + step) / (params.epochs * steps)
                 for group in optimizer.param_groups:
                     group["lr"] = params.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
                 optimizer.zero_grad(set_to_none=True)
-                loss = nn.functional.mse_loss(model(batch), model.standardize(batch))
+                loss, shown = model.loss(_batch(crops, chosen, device), random, params)
                 loss.backward()
                 optimizer.step()
-                total += float(loss.detach()) * len(chosen)
-            held = reconstruction_error(model, holdout, params.batch_size) if holdout is not None else math.nan
+                total += float(shown.detach()) * len(chosen)
+            held = held_out_loss(model, holdout, params) if holdout is not None else math.nan
             history.append({"epoch": epoch + 1, "train": total / len(crops), "holdout": held})
             state = _state(model, optimizer, history, digest)
             if on_epoch is not None:
                 on_epoch(state, list(history))
     model.to("cpu").eval()
-    baseline = baseline_error(model, mean, crops if holdout is None else holdout, params.batch_size)
+    baseline = baseline_loss(model, mean, crops if holdout is None else holdout, params.batch_size)
     return Trained(model, history, baseline, state)
 
 
@@ -202,7 +138,7 @@ def encode(model, crops, batch_size=256):
 
     Parameters
     ----------
-    model : Autoencoder
+    model : CropEncoder
         Used on the device that it is on.
     crops : array-like, shape (N, C, H, W)
         As in training.
@@ -218,7 +154,7 @@ def encode(model, crops, batch_size=256):
     ModelMismatchError
         If the crops have other channels or another side than the model.
     """
-    return _by_batches(model, crops, batch_size, lambda batch: model.encoder(model.standardize(batch)))
+    return _by_batches(model, crops, batch_size, model.encode)
 
 
 def reconstruct(model, crops, batch_size=256):
@@ -233,40 +169,65 @@ def reconstruct(model, crops, batch_size=256):
     Returns
     -------
     ndarray of float32, shape (N, C, H, W)
-        In the units of the crops (integers: divided by the largest of their type).
+        In the units of the crops (integers: divided by the largest of their type). Of an orientation-invariant model 0
+        outside of the largest circle.
     """
-    return _by_batches(model, crops, batch_size, lambda batch: model(batch) * model.scale + model.center)
+    return _by_batches(model, crops, batch_size, lambda batch: model.reconstruct(batch)[1])
 
 
-def reconstruction_error(model, crops, batch_size=256):
-    """Return the mean squared error of the reconstruction, in units of the channels' variance in training.
+def encode_with_errors(model, crops, batch_size=256):
+    """Compute the latent numbers of crops, and how badly each is reconstructed, in one pass.
 
     Parameters
     ----------
-    model : Autoencoder
+    model : CropEncoder
     crops : array-like, shape (N, C, H, W)
     batch_size : int
 
     Returns
     -------
-    float
-        NaN without crops.
+    latent : ndarray of float32, shape (N, K)
+    errors : ndarray of float32, shape (N,), or None
+        Mean squared error in units of the channels' variance in training; None if the model reconstructs nothing.
     """
-    errors = _by_batches(
-        model, crops, batch_size, lambda batch: ((model(batch) - model.standardize(batch)) ** 2).mean(dim=(1, 2, 3))
-    )
-    return float(errors.astype(float).mean()) if len(errors) else math.nan
+    if not model.reconstructs:
+        return encode(model, crops, batch_size), None
+
+    def both(batch):
+        latent, found = model.reconstruct(batch)
+        return torch.cat([latent, model.difference(found, batch)[:, None]], dim=1)
+
+    values = _by_batches(model, crops, batch_size, both)
+    return np.ascontiguousarray(values[:, :-1]), values[:, -1].copy()
 
 
-def baseline_error(model, mean, crops, batch_size=256):
-    """Return the error, in the units of `reconstruction_error`, of answering every crop with one mean crop.
+def held_out_loss(model, crops, params):
+    """Return what `Trained.history` gives of crops that are not trained on.
 
     Parameters
     ----------
-    model : Autoencoder
-        For the units only.
+    model : CropEncoder
+    crops : array-like, shape (N, C, H, W)
+    params : Params
+
+    Returns
+    -------
+    float
+        The same whenever it is asked for; NaN without crops.
+    """
+    random = np.random.default_rng(params.seed)
+    return _mean_by_batches(model, crops, params.batch_size, lambda batch: model.score(batch, random, params))
+
+
+def baseline_loss(model, mean, crops, batch_size=256):
+    """Return what `held_out_loss` would be if nothing were learned.
+
+    Parameters
+    ----------
+    model : CropEncoder
+        For the kind of loss and its units only.
     mean : array of float, shape (C, H, W)
-        The mean crop, from `mean_crop`.
+        The mean crop, from `mean_crop`, which answers every crop if the model reconstructs.
     crops : array-like, shape (N, C, H, W)
     batch_size : int
 
@@ -276,10 +237,7 @@ def baseline_error(model, mean, crops, batch_size=256):
         NaN without crops.
     """
     mean = torch.as_tensor(np.asarray(mean, np.float32), device=model.scale.device)
-    errors = _by_batches(
-        model, crops, batch_size, lambda batch: (((batch - mean) / model.scale) ** 2).mean(dim=(1, 2, 3))
-    )
-    return float(errors.astype(float).mean()) if len(errors) else math.nan
+    return _mean_by_batches(model, crops, batch_size, lambda batch: model.baseline(batch, mean))
 
 
 def mean_crop(crops, batch_size=256):
@@ -297,40 +255,17 @@ def mean_crop(crops, batch_size=256):
     return _moments(crops, batch_size)[0].numpy()
 
 
-def turn_crops(crops, turns):
-    """Flip and rotate each crop by its own one of the eight symmetries of the square.
-
-    Parameters
-    ----------
-    crops : Tensor, shape (N, C, H, H)
-    turns : array of int, shape (N,)
-        Quarter turns (0 to 3), plus 4 for a flip; 0 leaves a crop as it is.
-
-    Returns
-    -------
-    Tensor, shape (N, C, H, H)
-    """
-    turned = crops.clone()
-    for turn in np.unique(turns):
-        if turn == 0:
-            continue
-        chosen = torch.as_tensor(np.flatnonzero(turns == turn), device=crops.device)
-        part = torch.rot90(crops[chosen], int(turn) % 4, dims=(2, 3))
-        turned[chosen] = part.flip(3) if turn >= 4 else part
-    return turned
-
-
 def to_tensors(model):
     """Take a model apart for safetensors.
 
     Parameters
     ----------
-    model : Autoencoder
+    model : CropEncoder
 
     Returns
     -------
     config : dict
-        `channels`, `latent_dim`, `out_px`, `width`: JSON.
+        `method`, `channels`, `latent_dim`, `out_px`, `width` …: JSON.
     tensors : dict of str to Tensor
         Contiguous, on the CPU.
     """
@@ -347,7 +282,7 @@ def from_tensors(config, tensors):
 
     Returns
     -------
-    Autoencoder
+    CropEncoder
         In evaluation mode, on the CPU.
 
     Raises
@@ -355,12 +290,34 @@ def from_tensors(config, tensors):
     ModelMismatchError
         If the tensors are not those of the config.
     """
-    expected = {"channels", "latent_dim", "out_px", "width"}
-    if set(config) != expected:
-        raise ModelMismatchError(f"Found the settings {sorted(config)}. Expected {sorted(expected)}.")
-    model = Autoencoder(**config)
+    model = build(dict(config) if "method" in config else FIRST | dict(config))
     _load(model, tensors)
     return model.eval()
+
+
+def build(config):
+    """Build an untrained network.
+
+    Parameters
+    ----------
+    config : dict
+        `method`, a name in `NETWORKS`, and the network's own keywords.
+
+    Returns
+    -------
+    CropEncoder
+
+    Raises
+    ------
+    ModelMismatchError
+        If the keywords are not the network's.
+    """
+    keywords = {name: value for name, value in config.items() if name != "method"}
+    network = NETWORKS.get(config.get("method"))
+    expected = set(inspect.signature(network).parameters) if network else {"method"}
+    if network is None or set(keywords) != expected:
+        raise ModelMismatchError(f"Found the settings {sorted(config)}. Expected {sorted(expected | {'method'})}.")
+    return network(**keywords)
 
 
 def _check_crops(crops, side, channels=None):
@@ -396,6 +353,19 @@ def _by_batches(model, crops, batch_size, function):
             parts.append(function(batch).cpu().numpy())
     model.train(was_training)
     return np.concatenate(parts).astype(np.float32)
+
+
+def _mean_by_batches(model, crops, batch_size, function):
+    """The mean over crops of a number per batch, without gradients; NaN without crops."""
+    was_training = model.training
+    model.eval()
+    total = 0.0
+    with _exact(), torch.no_grad():
+        for start in range(0, len(crops), batch_size):
+            batch = _batch(crops, slice(start, start + batch_size), model.scale.device)
+            total += float(function(batch)) * len(batch)
+    model.train(was_training)
+    return total / len(crops) if len(crops) else math.nan
 
 
 def _moments(crops, batch_size):

@@ -1,4 +1,4 @@
-"""Crops of cells of the screen -> autoencoder; every cell -> its latent columns, well by well."""
+"""Crops of cells of the screen -> encoder; every cell -> its latent columns, well by well."""
 
 import functools
 import io
@@ -13,8 +13,11 @@ from plateloom.devices import choose_device
 from plateloom.engine import parts as engine
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
 from plateloom.errors import ModelMismatchError, PlateLayoutError
+from plateloom.latent import METHODS
+from plateloom.registry import load_method
 from plateloom.stages.illumination import mosaic_of, read_corrected
 from plateloom.stages.mosaics import find_centers, source_fields
+from plateloom.stages.novelty import ERROR
 from plateloom.stages.sampling import inputs_of, sample_rows, wells_to_learn_from
 from plateloom.store import plate as store
 from plateloom.store.layout import model_folder, plate_folder, plate_store, well_table
@@ -22,17 +25,19 @@ from plateloom.store.provenance import file_digest, read_json, recipe, write_byt
 from plateloom.store.tables import read_table
 
 log = logging.getLogger(__name__)
+KEPT_ERRORS = 2000  # of held-out cells, in the model's card
+EXAMPLES = 12  # held-out cells shown on the page, and as many of those that are restored worst
 
 
 def train_screen(*, plates, settings, code, segmented, illuminated, flagged, record):
-    """Train the autoencoder on crops drawn evenly over wells; whole wells are held out to test it.
+    """Train the encoder on crops drawn evenly over wells; whole wells are held out to test it.
 
     Parameters
     ----------
     plates : list of str
         Plates that are complete.
     settings : dict
-        The config's section `latent.autoencoder`.
+        The config's section `latent.autoencoder`, without what is done with the errors.
     code : str
     segmented, illuminated, flagged : list of str
         Records of all plates.
@@ -71,10 +76,10 @@ def _train(folder, wells, flatfields, settings, made):
     import torch
     from safetensors.torch import load_file, save
 
-    from plateloom.latent import autoencoder, network
+    from plateloom.latent import network
     from plateloom.latent.crops import intensity_range, normalize_crops
 
-    params = autoencoder.Params(**settings["parameters"])
+    params = load_method(METHODS, settings["method"], "latent method").Params(**settings["parameters"])
     work = folder / f".work-{made['fingerprint']}"
     for old in folder.glob(".work-*"):
         if old != work:
@@ -98,6 +103,8 @@ def _train(folder, wells, flatfields, settings, made):
     ]
     held = max(1, round(settings["holdout"] * len(wells)))
     drawn = {"holdout": wells[:held], "train": wells[held:]}
+    private = engine.EXECUTION.private_folder(work)  # of what is read at random in every epoch
+    private.mkdir(parents=True, exist_ok=True)
     number = dict(zip([(well["plate"], well["well"]) for well in wells], counts, strict=True))
     if not any(number[well["plate"], well["well"]] for well in drawn["train"]):
         raise PlateLayoutError("no cell to train on")
@@ -111,7 +118,7 @@ def _train(folder, wells, flatfields, settings, made):
             params.out_px,
             params.out_px,
         )
-        sets[name] = np.lib.format.open_memmap(work / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape)
+        sets[name] = np.lib.format.open_memmap(private / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape)
         position = 0
         for well in members:
             crops = _crops(work, well)
@@ -130,9 +137,19 @@ def _train(folder, wells, flatfields, settings, made):
         sets["train"], params=params, device=device, holdout=sets["holdout"], resume=resumed, on_epoch=on_epoch
     )
     config, tensors = network.to_tensors(trained.model)
-    examples = np.asarray(sets["holdout"][:: max(1, len(sets["holdout"]) // 12)][:12], np.float32)
-    pairs = np.stack([examples, network.reconstruct(trained.model, examples)]).astype(np.float16)
-    write_bytes(folder / "examples.safetensors", save({"pairs": torch.from_numpy(pairs)}))
+    chosen = np.linspace(0, len(sets["holdout"]) - 1, min(KEPT_ERRORS, len(sets["holdout"]))).round().astype(int)
+    _, errors = network.encode_with_errors(trained.model, sets["holdout"][chosen])
+    examples = {"pairs": chosen[:: max(1, len(chosen) // EXAMPLES)][:EXAMPLES], "worst": chosen[:0]}
+    if errors is None:
+        examples["pairs"] = chosen[:0]
+    else:
+        examples["worst"] = chosen[np.argsort(-errors, kind="stable")[:EXAMPLES]]
+    pictures = {}
+    for name, numbers in examples.items():
+        crops = np.asarray(sets["holdout"][numbers], np.float32)
+        restored = network.reconstruct(trained.model, crops) if len(crops) else crops
+        pictures[name] = torch.from_numpy(np.stack([crops, restored]).astype(np.float16))
+    write_bytes(folder / "examples.safetensors", save(pictures))
     data = save(tensors)
     write_bytes(folder / "model.safetensors", data)
     card = {
@@ -145,6 +162,7 @@ def _train(folder, wells, flatfields, settings, made):
         "high": high.tolist(),
         "history": trained.history,
         "baseline": trained.baseline,
+        "held_out_errors": [] if errors is None else [float(f"{error:.6g}") for error in errors],
         "wells": {name: [f"{well['plate']}/{well['well']}" for well in members] for name, members in drawn.items()},
         "cells": {name: len(crops) for name, crops in sets.items()},
     }
@@ -153,6 +171,7 @@ def _train(folder, wells, flatfields, settings, made):
     return Outcome(
         facts={
             "device": device,
+            "method": settings["method"],
             "epochs": len(trained.history),
             "resumed_after_epoch": 0 if resumed is None else len(resumed["history"]),
             "held_out_error": trained.history[-1]["holdout"],
@@ -282,13 +301,17 @@ def _unit(plate, well, labels, flatfield, model, settings, code):
 
 
 def encode_field(plate, well, field, flatfield, made, fingerprint, policy):
-    """Latent columns of one field's cells; runs in a worker. Field None gives a table without rows."""
+    """Latent columns of one field's cells; runs in a worker. Field None gives a table without rows.
+
+    The last column, `ERROR`, says how badly a cell is reconstructed; a method that reconstructs nothing has no such one.
+    """
     from plateloom.latent import network
     from plateloom.latent.crops import crop_cells, normalize_crops
 
     model, card = load_autoencoder(fingerprint, choose_device(policy))
     side = card["config"]["out_px"]
     values, latent = np.zeros(0, np.int64), np.zeros((0, card["config"]["latent_dim"]), np.float32)
+    errors = np.zeros(0, np.float32)
     if field is not None:
         path = store.field_path(plate_store(plate), well, field)
         described = store.describe_image(path)
@@ -299,11 +322,13 @@ def encode_field(plate, well, field, flatfield, made, fingerprint, policy):
             blocks = []
             for start in range(0, len(values), 256):
                 crops = crop_cells(image, centers[start : start + 256], size_px=size, out_px=side)
-                blocks.append(network.encode(model, normalize_crops(crops, card["low"], card["high"])))
-            latent = np.concatenate(blocks)
+                blocks.append(network.encode_with_errors(model, normalize_crops(crops, card["low"], card["high"])))
+            latent = np.concatenate([found for found, _ in blocks])
+            errors = np.concatenate([found for _, found in blocks]) if model.reconstructs else None
         else:  # a latent vector needs every channel
             latent = np.full((len(values), card["config"]["latent_dim"]), np.nan, np.float32)
-    columns = [f"Latent_Autoencoder_{i:02d}" for i in range(latent.shape[1])]
+            errors = np.full(len(values), np.nan, np.float32)
+    columns = [f"Latent_{model.config['method'].capitalize()}_{i:02d}" for i in range(latent.shape[1])]
     keys = pd.DataFrame(
         {
             "Metadata_Plate": pd.Series([plate] * len(values), dtype="str"),
@@ -312,12 +337,13 @@ def encode_field(plate, well, field, flatfield, made, fingerprint, policy):
             "Metadata_ObjectNumber": values.astype(np.int64),
         }
     )
-    return keys.join(pd.DataFrame(latent, columns=columns))
+    table = keys.join(pd.DataFrame(latent, columns=columns))
+    return table.assign(**{ERROR: errors}) if model.reconstructs else table
 
 
 @functools.lru_cache(maxsize=1)
 def load_autoencoder(fingerprint, device="cpu"):
-    """The screen's autoencoder and its card, if it is the one expected.
+    """The screen's encoder and its card, if it is the one expected.
 
     Raises
     ------
