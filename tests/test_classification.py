@@ -29,6 +29,8 @@ FAST = {
     "random_forest": {"n_trees": 25},
     "gradient_boosting": {"n_rounds": 15},
     "logistic": {},
+    "linear_svm": {},
+    "nearest_neighbors": {},
 }
 
 
@@ -60,19 +62,34 @@ def make_screen(seed=0, *, signal=0.0, classes=("a", "b"), plates=6, wells=16, c
 
 
 def test_a_screen_without_signal_is_at_chance_by_group_where_a_random_split_claims_success():
-    params = params_of("random_forest", min_cells_per_leaf=1)
+    params = params_of("random_forest", min_cells_per_leaf=1, n_trees=12)
     by_well, by_plate, by_cell = [], [], []
-    for seed in range(8):
-        X, y, wells, plates, _ = make_screen(seed)
+    for seed in range(20):
+        X, y, wells, plates, _ = make_screen(seed, cells=8)
         settings = {"method": "random_forest", "params": params, "n_bootstrap": 0}
         by_well.append(evaluate(X, y, wells, scheme="well", **settings)["balanced_accuracy"])
         by_plate.append(evaluate(X, y, plates, scheme="plate", **settings)["balanced_accuracy"])
-        pipeline = load_method(METHODS, "random_forest", "method").build(params)
-        guessed = cross_val_predict(pipeline, X, y, cv=KFold(5, shuffle=True, random_state=seed))
-        by_cell.append(balanced_accuracy_score(y, guessed))
+        if seed < 3:
+            pipeline = load_method(METHODS, "random_forest", "method").build(params)
+            guessed = cross_val_predict(pipeline, X, y, cv=KFold(5, shuffle=True, random_state=seed))
+            by_cell.append(balanced_accuracy_score(y, guessed))
     assert np.mean(by_cell) > 0.85
-    assert abs(np.mean(by_well) - 0.5) < 0.05
-    assert abs(np.mean(by_plate) - 0.5) < 0.05
+    assert abs(np.mean(by_well) - 0.5) < 0.03
+    assert abs(np.mean(by_plate) - 0.5) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("method", "tune"),
+    [("linear_svm", False), ("logistic", False), ("nearest_neighbors", False), ("linear_svm", True)],
+)
+def test_a_screen_without_signal_is_at_chance_for_every_method_tuned_or_not(method, tune):
+    """The trees are above and below: they take longer, and so fewer of them are grown there."""
+    scores = []
+    for seed in range(20):
+        X, y, wells, _, _ = make_screen(seed, plates=5, cells=5, features=10)
+        settings = {"method": method, "params": params_of(method), "tune": tune, "n_bootstrap": 0}
+        scores.append(evaluate(X, y, wells, folds=4, **settings)["balanced_accuracy"])
+    assert abs(np.mean(scores) - 0.5) < 0.03
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -119,7 +136,7 @@ def test_each_plate_is_held_out_once():
 def test_labels_that_cannot_be_tested_honestly_are_refused_with_the_reason():
     X, y, wells, plates, _ = make_screen(cells=4)
     settings = {"method": "logistic", "params": params_of("logistic")}
-    with pytest.raises(ValueError, match="6 plates for 7|96 wells for 97"):
+    with pytest.raises(ValueError, match="96 wells for 97"):
         evaluate(X, y, wells, folds=97, **settings)
     one_well = np.where(wells == wells[0], "rare", y)
     with pytest.raises(ValueError, match="fewer than 2 wells: 'rare' in 1"):
@@ -171,8 +188,10 @@ def test_every_model_classifies_cells_of_another_screen_of_the_same_plates(train
     table = pd.DataFrame(X, columns=names, index=np.arange(len(X)) + 5).assign(Metadata_Plate="P")
     found = predict(model, table)
     assert balanced_accuracy_score(y, found["Class"]) > 0.85
-    assert list(found.columns) == ["Class", "Probability_a", "Probability_b", "Probability_c", "Novelty"]
+    probability = [f"Probability_{name}" for name in "abc"]
+    assert list(found.columns) == ["Class", *probability, "Set_size", "Novelty"]
     assert list(found.index) == list(table.index)
+    assert found["Set_size"].dtype == np.uint8 and found["Set_size"].between(0, 3).all()
     probabilities = found.filter(like="Probability_")
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     assert (probabilities.idxmax(axis=1).str.removeprefix("Probability_") == found["Class"]).all()
@@ -248,9 +267,10 @@ def test_cells_unlike_any_labeled_one_are_novel_and_cells_of_other_wells_are_not
     assert (predict(model, debris)["Novelty"] > 1).mean() > 0.99
 
 
-def test_the_same_labels_give_the_same_model_with_any_number_of_threads():
+@pytest.mark.parametrize("method", ["linear_svm", "nearest_neighbors", "random_forest"])
+def test_the_same_labels_give_the_same_model_with_any_number_of_threads(method):
     X, y, wells, _, names = make_screen(signal=1.0, plates=2)
-    settings = {"features": names, "method": "random_forest", "params": params_of("random_forest")}
+    settings = {"features": names, "method": method, "params": params_of(method)}
     models = [train(X, y, wells, threads=threads, **settings) for threads in (1, 2)]
     table = pd.DataFrame(X, columns=names)
     pd.testing.assert_frame_equal(predict(models[0], table), predict(models[1], table), check_exact=True)

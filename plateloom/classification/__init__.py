@@ -1,13 +1,20 @@
 """Classes of cells: what an analyst labeled, learned by a method, honestly tested, applied to every cell.
 
 A method is one module with its own pydantic `Params` and ``build(params)``, which returns a scikit-learn pipeline;
-nothing heavy is imported to learn its name. `plateloom.classification.evaluation` tests a method on wells or plates
-that it has not seen (there is no way to test it on other cells of the same wells), `plateloom.classification.model`
-trains, applies and stores it.
+nothing heavy is imported to learn its name. `plateloom.classification.evaluation` tests a method on wells, plates
+or batches that it has not seen (there is no way to test it on other cells of the same wells), `plateloom.classification.model`
+trains, applies and stores it. Where labels are numbers, `plateloom.classification.regression` tests one of `REGRESSORS`.
 """
 
 METHODS = {
     "gradient_boosting": "plateloom.classification.gradient_boosting",
+    "linear_svm": "plateloom.classification.linear_svm",
     "logistic": "plateloom.classification.logistic",
+    "nearest_neighbors": "plateloom.classification.nearest_neighbors",
     "random_forest": "plateloom.classification.random_forest",
+}
+
+REGRESSORS = {  # of numbers: a dose, a count, a score
+    "forest_regression": "plateloom.classification.forest_regression",
+    "ridge": "plateloom.classification.ridge",
 }

@@ -1,22 +1,55 @@
-"""How well a method tells classes apart in wells or plates that it has not seen.
+"""How well a method tells classes apart in wells, plates or batches that it has not seen.
 
 Cells of one well share its staining, its density and its neighbors. A split by cell finds the well again and calls it
 the class: on a screen without any signal it reports 90 % and more. So every split here is by group.
 """
 
-import warnings
-
 import numpy as np
 
-from plateloom.classification import METHODS
-from plateloom.registry import load_method
+from plateloom.classification.calibration import (
+    apply_temperature,
+    brier_score,
+    calibration_error,
+    class_weights,
+    fit_temperature,
+    reliability,
+    set_members,
+    set_thresholds,
+)
+from plateloom.classification.fitting import fit_method, fit_quietly, search_params
+from plateloom.classification.fractions import draw_confusions
+from plateloom.classification.label_noise import find_suspects
+from plateloom.classification.scores import (
+    bootstrap_accuracy,
+    count_confusion,
+    interval_of,
+    precision_recall,
+    rates_of,
+    score_subgroups,
+    summarize,
+)
+from plateloom.classification.splits import SCHEMES, split_groups
 
-SCHEMES = ("well", "plate")
-MOST_PLATES = 20  # beyond this, leaving out one plate at a time costs more than it tells
-ATTEMPTS = 20
+__all__ = ["calibration_error", "check_labels", "evaluate", "fit_quietly"]
 
 
-def evaluate(X, y, groups, *, method, params, folds=5, scheme="well", n_bootstrap=500, seed=0, kept=None):
+def evaluate(
+    X,
+    y,
+    groups,
+    *,
+    method,
+    params,
+    folds=5,
+    scheme="well",
+    balance="weights",
+    tune=False,
+    coverage=0.9,
+    categories=None,
+    n_bootstrap=500,
+    seed=0,
+    kept=None,
+):
     """Predict each group from the others.
 
     Parameters
@@ -26,18 +59,26 @@ def evaluate(X, y, groups, *, method, params, folds=5, scheme="well", n_bootstra
     y : array of str, shape (N,)
         Their classes.
     groups : array of str, shape (N,)
-        The well of each cell including its plate (`P1/A01`) for scheme 'well', its plate for scheme 'plate'.
+        The well of each cell including its plate (`P1/A01`) for scheme 'well', its plate or batch for the other schemes.
     method : str
         A name in `plateloom.classification.METHODS`.
     params : Params
         Of that method.
     folds : int
         Parts that the wells are dealt into.
-    scheme : {"well", "plate"}
+    scheme : {"well", "plate", "batch"}
         'well': `folds` parts of wells, classes balanced over them. 'plate': each plate in turn (`folds` parts of
-        plates if there are more than 20), the stricter test, which includes the effect of staining.
+        plates if there are more than 20), the stricter test, which includes the effect of staining. 'batch': each batch.
+    balance : {"weights", "subsample", "none"}
+        Of unequal classes, see `plateloom.classification.fitting.fit_method`.
+    tune : bool
+        Search the method's settings, in each fold by other groups of its training part: nothing that is tested has a say.
+    coverage : float in (0, 1)
+        Of conformal sets.
+    categories : dict of str to array of str, shape (N,), optional
+        What the figures are also stated by (plate, batch …), to show bias.
     n_bootstrap : int
-        Resamples of the groups for the interval of the balanced accuracy; 0 for none.
+        Resamples of the groups for intervals; 0 for none.
     seed : int
         Of the split and of the bootstrap.
     kept : list, optional
@@ -47,11 +88,16 @@ def evaluate(X, y, groups, *, method, params, folds=5, scheme="well", n_bootstra
     -------
     dict
         Plain numbers, lists and text (JSON), all from predictions of cells of held-out groups, pooled over the folds:
-        `scheme`, `method`, `n_cells`, `n_groups`, `chance` (1 / number of classes), `balanced_accuracy` with its 95 %
-        interval `balanced_accuracy_low` and `_high`, `macro_f1`, `expected_calibration_error`, `classes`, `confusion`
+        `scheme`, `method`, `balance`, `n_cells`, `n_groups`, `chance` (1 / number of classes), `error` (share of wrong cells),
+        `balanced_accuracy` with its 95 % interval `balanced_accuracy_low` and `_high`, `macro_f1`, `classes`, `confusion`
         (rows: true, columns: predicted), `per_class` (rows of `class`, `precision`, `recall`, `f1`, `support`,
-        `groups`), `folds` (rows of `fold`, `groups`, `n_train`, `n_test`, `balanced_accuracy`, `macro_f1`) and
-        `warnings`. NaN is None.
+        `false_positives`, `false_negatives` [cells], `groups`, `average_precision`, `curve`: precision at recall 0.05, 0.1 … 1),
+        `folds` (rows of `fold`, `groups`, `n_train`, `n_test`, `balanced_accuracy`, `low`, `high`, `macro_f1`, `params` if tuned),
+        `calibration` (`temperature`, `brier`, `brier_before`, `expected_calibration_error` and `…_before`, `reliability`: rows
+        of `reliability`, with `before`; 'after' is by a temperature of the other folds), `sets` (`coverage` asked for, `limits`
+        by class, `groups_needed`, `covered`, `single`, `empty`: shares of cells, each judged by the limits of the other folds),
+        `noise` (see `find_suspects`), `subgroups` (see `score_subgroups`), `confusion_draws` (see `draw_confusions`) and
+        `warnings`. NaN is None. With balance, calibration and sets' shares count all classes alike.
 
     Raises
     ------
@@ -60,62 +106,64 @@ def evaluate(X, y, groups, *, method, params, folds=5, scheme="well", n_bootstra
         folds.
     """
     X, y, groups = check_labels(X, y, groups)
-    if scheme not in SCHEMES:
-        raise ValueError(
-            f"Unknown scheme {scheme!r}. Expected one of {', '.join(SCHEMES)}; a split by cell is not offered."
-        )
     classes, truth = np.unique(y, return_inverse=True)
     names, member = np.unique(groups, return_inverse=True)
+    n_classes = len(classes)
     per_class = {str(name): len(np.unique(groups[y == name])) for name in classes}
     few = {name: count for name, count in per_class.items() if count < 2}
-    if few:
+    if few and scheme in SCHEMES:
         raise ValueError(
-            f"Classes in fewer than 2 {scheme}s: {', '.join(f'{name!r} in {count}' for name, count in few.items())}. "
-            f"What is learned there cannot be tested elsewhere; label cells of other {scheme}s."
+            f"Classes in fewer than 2 {SCHEMES[scheme]}: "
+            f"{', '.join(f'{name!r} in {count}' for name, count in few.items())}. "
+            f"What is learned there cannot be tested elsewhere; label cells of other {SCHEMES[scheme]}."
         )
-    module = load_method(METHODS, method, "classification method")
-    probability = np.full((len(y), len(classes)), np.nan)
+    splits = split_groups(truth, groups, folds=folds, scheme=scheme, seed=seed)
+    probability, fold_of = np.full((len(y), n_classes), np.nan), np.zeros(len(y), int)
     rows, notes = [], []
-    for number, (train, test) in enumerate(_splits(truth, member, len(names), folds, scheme, seed)):
-        pipeline, found = fit_quietly(module.build(params), X[train], truth[train])
+    for number, (train, test) in enumerate(splits):
+        options = {"method": method, "params": params, "balance": balance, "seed": seed}
+        if tune:
+            options["params"] = search_params(X[train], truth[train], groups[train], **options)
+        pipeline, found = fit_method(X[train], truth[train], groups[train], **options)
         notes += found
-        probability[test] = pipeline.predict_proba(X[test])
-        counts = _confusion(truth[test], probability[test].argmax(axis=1), len(classes))
+        probability[test], fold_of[test] = pipeline.predict_proba(X[test]), number
+        guess = probability[test].argmax(axis=1)
+        counts = count_confusion(truth[test], guess, n_classes)
         held = names[np.unique(member[test])].tolist()
-        sizes = {"n_train": len(train), "n_test": len(test)}
-        rows.append({"fold": number, "groups": held, **sizes, **_summary(counts)})
+        row = {"fold": number, "groups": held, "n_train": len(train), "n_test": len(test), **summarize(counts)}
+        if tune:
+            row["params"] = options["params"].model_dump(mode="json")
+        rows.append(row)
         if kept is not None:
             kept.append(pipeline)
     predicted = probability.argmax(axis=1)
-    confusion = _confusion(truth, predicted, len(classes))
-    precision, recall, f1 = _rates(confusion)
-    support = confusion.sum(axis=1)
-    table = [
-        {
-            "class": str(name),
-            "precision": _plain(precision[c]),
-            "recall": _plain(recall[c]),
-            "f1": _plain(f1[c]),
-            "support": int(support[c]),
-            "groups": per_class[str(name)],
-        }
-        for c, name in enumerate(classes)
-    ]
-    low, high = _interval(truth, predicted, member, len(names), len(classes), n_bootstrap, seed)
+    confusion = count_confusion(truth, predicted, n_classes)
+    resampled = bootstrap_accuracy(truth, predicted, member, n_classes, n=n_bootstrap, seed=seed)
+    low, high = interval_of(resampled)
+    weights = class_weights(truth, n_classes, balance != "none")
+    calibration, calibrated = _calibrate(probability, truth, fold_of, weights)
+    noise = find_suspects(calibrated, truth)
+    draws = draw_confusions(truth, predicted, groups, n_classes, seed=seed)
     return {
         "scheme": scheme,
         "method": method,
+        "balance": balance,
         "n_cells": len(y),
         "n_groups": len(names),
-        "chance": 1 / len(classes),
-        **_summary(confusion),
+        "chance": 1 / n_classes,
+        "error": float(np.mean(predicted != truth)),
+        **summarize(confusion),
         "balanced_accuracy_low": low,
         "balanced_accuracy_high": high,
-        "expected_calibration_error": calibration_error(probability.max(axis=1), predicted == truth),
         "classes": [str(name) for name in classes],
         "confusion": confusion.tolist(),
-        "per_class": table,
+        "per_class": _class_table(confusion, classes, per_class, precision_recall(truth, calibrated, n_classes)),
         "folds": rows,
+        "calibration": calibration,
+        "sets": _test_sets(calibrated, truth, groups, fold_of, weights, coverage),
+        "noise": noise,
+        "subgroups": score_subgroups(truth, predicted, member, n_classes, categories or {}, n=n_bootstrap, seed=seed),
+        "confusion_draws": np.round(draws, 5).tolist(),
         "warnings": sorted(set(notes)),
     }
 
@@ -153,125 +201,64 @@ def check_labels(X, y, groups):
     return np.where(np.isfinite(X), X, np.nan), y, groups
 
 
-def fit_quietly(pipeline, X, y, *, threads=1):
-    """Fit a pipeline; a fit that did not converge is said, not printed.
-
-    Parameters
-    ----------
-    pipeline : sklearn.pipeline.Pipeline
-    X : ndarray of float64, shape (N, F)
-    y : ndarray, shape (N,)
-    threads : int
-        For methods that can use them; of no influence on the result.
-
-    Returns
-    -------
-    pipeline : sklearn.pipeline.Pipeline
-        Fitted, to predict in one thread: with more, the order in which trees are summed would depend on the scheduler.
-    notes : list of str
-    """
-    from sklearn.exceptions import ConvergenceWarning
-
-    threaded = "n_jobs" in pipeline["estimator"].get_params() and pipeline["estimator"].n_jobs is None
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ConvergenceWarning)
-        if threaded and threads > 1:
-            pipeline.set_params(estimator__n_jobs=threads)
-        pipeline.fit(X, y)
-        if threaded and threads > 1:
-            pipeline.set_params(estimator__n_jobs=None)
-    notes = []
-    for warning in caught:
-        if issubclass(warning.category, ConvergenceWarning):
-            notes.append(str(warning.message).splitlines()[0])
-        else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return pipeline, notes
+def _class_table(confusion, classes, per_class, curves):
+    """Rows of `per_class`."""
+    precision, recall, f1 = rates_of(confusion)
+    return [
+        {
+            "class": str(name),
+            "precision": _plain(precision[c]),
+            "recall": _plain(recall[c]),
+            "f1": _plain(f1[c]),
+            "support": int(confusion[c].sum()),
+            "false_positives": int(confusion[:, c].sum() - confusion[c, c]),
+            "false_negatives": int(confusion[c].sum() - confusion[c, c]),
+            "groups": per_class[str(name)],
+            "average_precision": curves[c]["average_precision"],
+            "curve": curves[c]["precision"],
+        }
+        for c, name in enumerate(classes)
+    ]
 
 
-def calibration_error(confidence, correct, bins=10):
-    """Compute the expected calibration error: how far stated probabilities are from how often they are right.
-
-    Parameters
-    ----------
-    confidence : array of float, shape (N,)
-        Probability of the predicted class.
-    correct : array of bool, shape (N,)
-    bins : int
-
-    Returns
-    -------
-    float in [0, 1]
-
-    Examples
-    --------
-    >>> calibration_error(np.array([0.9, 0.9]), np.array([True, False]))
-    0.4
-    """
-    place = np.minimum((np.asarray(confidence) * bins).astype(int), bins - 1)
-    error = 0.0
-    for number in np.unique(place):
-        chosen = place == number
-        error += chosen.mean() * abs(np.mean(confidence[chosen]) - np.mean(correct[chosen]))
-    return round(float(error), 12)
-
-
-def _splits(truth, member, n_groups, folds, scheme, seed):
-    """Pairs of train and test indices; every class is in every training part."""
-    from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold
-
-    everything = np.zeros((len(truth), 1))
-    if scheme == "plate" and n_groups <= MOST_PLATES:
-        return list(LeaveOneGroupOut().split(everything, truth, member))
-    if folds < 2 or n_groups < folds:
-        raise ValueError(
-            f"{n_groups} {scheme}s for {folds} folds. Use 2 to {n_groups} folds, or label cells of more {scheme}s."
+def _calibrate(probability, truth, fold_of, weights):
+    """What calibration brings, and the probabilities of each fold by the temperature of the others."""
+    calibrated = np.empty_like(probability)
+    for fold in np.unique(fold_of):
+        own = fold_of == fold
+        calibrated[own] = apply_temperature(
+            probability[own], fit_temperature(probability[~own], truth[~own], weights[~own])
         )
-    n_classes = truth.max() + 1
-    for attempt in range(ATTEMPTS):
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed + attempt)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The least populated class in y has only", category=UserWarning)
-            splits = list(splitter.split(everything, truth, member))
-        if all(len(test) and len(np.unique(truth[train])) == n_classes for train, test in splits):
-            return splits
-    raise ValueError(
-        f"{n_groups} {scheme}s cannot be dealt into {folds} folds so that the rest always holds every class. Use fewer."
-    )
+    right = probability.argmax(axis=1) == truth
+    before, after = probability.max(axis=1), calibrated.max(axis=1)
+    return {
+        "temperature": fit_temperature(probability, truth, weights),
+        "brier": brier_score(calibrated, truth, weights),
+        "brier_before": brier_score(probability, truth, weights),
+        "expected_calibration_error": calibration_error(after, right, weights=weights),
+        "expected_calibration_error_before": calibration_error(before, right, weights=weights),
+        "reliability": reliability(after, right, weights=weights),
+        "before": reliability(before, right, weights=weights),
+    }, calibrated
 
 
-def _confusion(truth, predicted, n_classes):
-    """Counts, rows true, columns predicted."""
-    return np.bincount(truth * n_classes + predicted, minlength=n_classes**2).reshape(n_classes, n_classes)
-
-
-def _rates(confusion):
-    """Precision, recall and F1 per class; NaN where undefined."""
-    hit, predicted, support = np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(axis=-2), confusion.sum(axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return hit / predicted, hit / support, 2 * hit / (predicted + support)
-
-
-def _summary(confusion):
-    """Balanced accuracy and macro F1 over the classes that are there."""
-    _, recall, f1 = _rates(confusion)
-    there = confusion.sum(axis=1) > 0
-    return {"balanced_accuracy": float(recall[there].mean()), "macro_f1": float(f1[there].mean())}
-
-
-def _interval(truth, predicted, member, n_groups, n_classes, n_bootstrap, seed):
-    """95 % interval of the balanced accuracy over resampled groups; None without."""
-    if not n_bootstrap:
-        return None, None
-    cells = member * n_classes**2 + truth * n_classes + predicted
-    per_group = np.bincount(cells, minlength=n_groups * n_classes**2).reshape(n_groups, n_classes**2)
-    drawn = np.random.default_rng(seed).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_bootstrap)
-    recall = _rates((drawn @ per_group).reshape(-1, n_classes, n_classes))[1]
-    accuracy = recall[np.isfinite(recall).all(axis=1)].mean(axis=1)
-    if not len(accuracy):
-        return None, None
-    low, high = np.quantile(accuracy, [0.025, 0.975])
-    return float(low), float(high)
+def _test_sets(probability, truth, groups, fold_of, weights, coverage):
+    """Limits of conformal sets, and what sets with the limits of the other folds are like."""
+    inside = np.zeros(probability.shape, bool)
+    for fold in np.unique(fold_of):
+        own = fold_of == fold
+        limits = set_thresholds(probability[~own], truth[~own], groups[~own], coverage=coverage)
+        inside[own] = set_members(probability[own], limits)
+    size = inside.sum(axis=1)
+    share = lambda chosen: float(np.average(chosen, weights=weights))  # noqa: E731
+    return {
+        "coverage": coverage,
+        "limits": set_thresholds(probability, truth, groups, coverage=coverage),
+        "groups_needed": int(np.ceil(coverage / (1 - coverage) - 1e-9)),
+        "covered": share(inside[np.arange(len(truth)), truth]),
+        "single": share(size == 1),
+        "empty": share(size == 0),
+    }
 
 
 def _plain(value):

@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+GRID = {"n_rounds": (30, 100, 300)}  # that `tune` searches; the smoothest first
+
 
 class Params(BaseModel):
     """Settings of gradient boosting."""
@@ -15,12 +17,14 @@ class Params(BaseModel):
     seed: int = Field(0, ge=0, description="Every random number follows from it.")
 
 
-def build(params):
-    """Build the pipeline: median for gaps, standard scaling, boosted trees with balanced class weights.
+def build(params, *, weights=True):
+    """Build the pipeline: median for gaps, standard scaling, boosted trees.
 
     Parameters
     ----------
     params : Params
+    weights : bool
+        Whether cells of rare classes weigh more.
 
     Returns
     -------
@@ -42,7 +46,7 @@ def build(params):
         max_leaf_nodes=params.max_leaves,
         min_samples_leaf=params.min_cells_per_leaf,
         early_stopping=False,
-        class_weight="balanced",
+        class_weight="balanced" if weights else None,
         random_state=params.seed,
     )
     imputer = SimpleImputer(strategy="median", keep_empty_features=True)

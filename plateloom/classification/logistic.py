@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+GRID = {"inverse_penalty": (0.001, 0.01, 0.1, 1.0)}  # that `tune` searches; the smoothest first
+
 
 class Params(BaseModel):
     """Settings of logistic regression."""
@@ -13,12 +15,14 @@ class Params(BaseModel):
     seed: int = Field(0, ge=0, description="Every random number follows from it.")
 
 
-def build(params):
-    """Build the pipeline: median for gaps, standard scaling, L2-penalized regression with balanced class weights.
+def build(params, *, weights=True):
+    """Build the pipeline: median for gaps, standard scaling, L2-penalized regression.
 
     Parameters
     ----------
     params : Params
+    weights : bool
+        Whether cells of rare classes weigh more.
 
     Returns
     -------
@@ -31,7 +35,10 @@ def build(params):
     from sklearn.preprocessing import StandardScaler
 
     regression = LogisticRegression(
-        C=params.inverse_penalty, max_iter=params.max_iterations, class_weight="balanced", random_state=params.seed
+        C=params.inverse_penalty,
+        max_iter=params.max_iterations,
+        class_weight="balanced" if weights else None,
+        random_state=params.seed,
     )
     imputer = SimpleImputer(strategy="median", keep_empty_features=True)
     return Pipeline([("imputer", imputer), ("scaler", StandardScaler()), ("estimator", regression)])

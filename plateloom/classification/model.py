@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from plateloom.classification import METHODS
-from plateloom.classification.evaluation import check_labels, fit_quietly
+from plateloom.classification import REGRESSORS
+from plateloom.classification.calibration import apply_temperature, set_members
+from plateloom.classification.evaluation import check_labels
+from plateloom.classification.fitting import fit_method, fit_quietly, search_params
+from plateloom.classification.regression import check_numbers
 from plateloom.errors import ModelMismatchError
 from plateloom.registry import load_method
 from plateloom.schema import schema_hash
@@ -22,8 +25,10 @@ TRUSTED = (
     "numpy.dtype",
     "sklearn.tree._tree.Tree",  # random_forest
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",  # gradient_boosting
+    "plateloom.classification.estimators.MarginSVM",  # linear_svm
+    "plateloom.classification.estimators.VotingNeighbors",  # nearest_neighbors
 )
-FORMAT = "plateloom-classifier-2"
+FORMAT = "plateloom-classifier-3"
 BLOCK = 512  # rows per matrix product; always full, so that no row's rounding depends on how many others came with it
 REFERENCE_CELLS = 2000
 NEIGHBOR = 5
@@ -39,8 +44,8 @@ class Classifier:
     pipeline : sklearn.pipeline.Pipeline
         Imputer, scaler, estimator; its classes are positions in ``card["classes"]``.
     card : dict
-        JSON: `classes`, `features`, `schema` (their hash), `method`, `params`, `groups`, `counts` (cells per class),
-        `metrics` (of `evaluate`, or None), `versions`, `warnings`.
+        JSON: `classes` (none where labels are numbers), `features`, `schema` (their hash), `method`, `params`, `balance`, `tuned`,
+        `groups`, `novelty` (what counts as 1), `counts` (cells per class), `metrics` (of `evaluate` or `evaluate_numbers`, or None), `versions`, `warnings`.
     novelty : dict of str to ndarray
         `mean`, `axes`, `reference`, `unit`: see `predict`.
     folds : list of sklearn.pipeline.Pipeline
@@ -61,27 +66,45 @@ class Classifier:
         return self.pipeline
 
 
-def train(X, y, groups, *, features, method, params, metrics=None, folds=(), versions=None, threads=1):
+def train(
+    X,
+    y,
+    groups,
+    *,
+    features,
+    method,
+    params,
+    balance="weights",
+    tune=False,
+    metrics=None,
+    folds=(),
+    versions=None,
+    seed=0,
+    threads=1,
+):
     """Train on all labeled cells.
 
     Parameters
     ----------
     X : array of float, shape (N, F)
         Features of the labeled cells; NaN is imputed.
-    y : array of str, shape (N,)
-        Their classes.
+    y : array of str or float, shape (N,)
+        Their classes; numbers if `method` is one of `plateloom.classification.REGRESSORS`.
     groups : array of str, shape (N,)
-        Their wells or plates, as for `evaluate`.
+        Their wells, plates or batches, as for `evaluate`.
     features : sequence of str, length F
         Names of the columns.
     method : str
-        A name in `plateloom.classification.METHODS`.
+        A name in `plateloom.classification.METHODS` or `REGRESSORS`.
     params : Params
         Of that method.
+    balance, tune, seed
+        As for `evaluate`; the settings found are on the card. Of no influence on numbers.
     metrics : dict, optional
-        What `evaluate` returned for the same cells: goes on the card.
+        What `evaluate` or `evaluate_numbers` returned for the same cells: goes on the card. Probabilities are calibrated and
+        sets are made by it.
     folds : sequence of sklearn.pipeline.Pipeline
-        What `evaluate` kept of its folds.
+        What was kept of its folds.
     versions : dict, optional
         Versions of software: goes on the card.
     threads : int
@@ -91,26 +114,39 @@ def train(X, y, groups, *, features, method, params, metrics=None, folds=(), ver
     -------
     Classifier
     """
-    X, y, groups = check_labels(X, y, groups)
     features = list(features)
-    if X.shape[1] != len(features):
-        raise ValueError(f"Found {X.shape[1]} columns and {len(features)} names.")
-    classes, truth = np.unique(y, return_inverse=True)
-    module = load_method(METHODS, method, "classification method")
-    pipeline, notes = fit_quietly(module.build(params), X, truth, threads=threads)
+    if np.ndim(X) == 2 and np.shape(X)[1] != len(features):
+        raise ValueError(f"Found {np.shape(X)[1]} columns and {len(features)} names.")
+    if method in REGRESSORS:
+        X, y, groups = check_numbers(X, y, groups)
+        classes, counts = [], {}
+        module = load_method(REGRESSORS, method, "regression method")
+        pipeline, notes = fit_quietly(module.build(params), X, y, threads=threads)
+    else:
+        X, y, groups = check_labels(X, y, groups)
+        classes, truth = np.unique(y, return_inverse=True)
+        counts = {str(name): int((y == name).sum()) for name in classes}
+        options = {"method": method, "balance": balance, "seed": seed}
+        if tune:
+            params = search_params(X, truth, groups, params=params, **options)
+        pipeline, notes = fit_method(X, truth, groups, params=params, threads=threads, **options)
     card = {
         "classes": [str(name) for name in classes],
         "features": features,
         "schema": schema_hash(features),
         "method": method,
         "params": params.model_dump(mode="json"),
+        "balance": balance,
+        "tuned": bool(tune),
         "groups": sorted(set(groups.tolist())),
-        "counts": {str(name): int((y == name).sum()) for name in classes},
+        "counts": counts,
         "metrics": metrics,
         "versions": dict(versions or {}),
         "warnings": notes,
     }
-    return Classifier(pipeline, card, _fit_novelty(_scaled(pipeline, X), groups), list(folds))
+    novelty = _fit_novelty(_scaled(pipeline, X), groups)
+    card["novelty"] = {"quantile": NOVEL, "reference_cells": len(novelty["reference"]), "unit": float(novelty["unit"])}
+    return Classifier(pipeline, card, novelty, list(folds))
 
 
 def predict(model, table, *, group=None):
@@ -127,10 +163,13 @@ def predict(model, table, *, group=None):
 
     Returns
     -------
-    DataFrame, shape (N, 2 + number of classes)
-        Index of the table; `Class` (str), `Probability_{class}` (float32) per class, `Novelty` (float32): how far the
+    DataFrame, shape (N, 3 + number of classes)
+        Index of the table; `Class` (str), `Probability_{class}` (float32, calibrated where the card has metrics) per class,
+        `Set_size` (uint8): how many classes cannot be excluded at the coverage on the card; 1: the class is certain, more:
+        it abstains, 0: the cell is unlike all classes. `Novelty` (float32): how far the
         cell is from the labeled ones; above 1 it is farther than 99 % of labeled cells are from those of other groups,
-        and its class means little. A cell without any value has class None and NaN.
+        and its class means little. A cell without any value has class None, set size 0 and NaN. Of numbers `Class` (None),
+        `Predicted` (float32) and `Novelty`.
 
     Raises
     ------
@@ -154,25 +193,34 @@ def predict(model, table, *, group=None):
         )
     X = table[features].to_numpy(float)
     X = np.where(np.isfinite(X), X, np.nan)
-    probability = np.full((len(X), len(card["classes"])), np.nan, dtype=np.float32)
     novelty = np.full(len(X), np.nan, dtype=np.float32)
-    names = np.full(len(X), None, dtype=object)
     usable = np.isfinite(X).any(axis=1)
+    chosen = model.pipeline_for(group)
     if usable.any():
         scaled = _scaled(model.pipeline, X[usable])
-        chosen = model.pipeline_for(group)
-        known = chosen["estimator"].classes_
-        estimated = np.zeros((usable.sum(), len(card["classes"])))
-        estimated[:, known] = chosen["estimator"].predict_proba(
-            scaled if chosen is model.pipeline else _scaled(chosen, X[usable])
-        )
-        probability[usable] = estimated
-        names[usable] = np.asarray(card["classes"], dtype=object)[estimated.argmax(axis=1)]
         novelty[usable] = (
             _distance(_coordinates(scaled, model.novelty), model.novelty["reference"]) / model.novelty["unit"]
         )
-    columns = {"Class": pd.Series(names, index=table.index, dtype=object)}
-    columns |= {f"Probability_{name}": probability[:, c] for c, name in enumerate(card["classes"])}
+        own = scaled if chosen is model.pipeline else _scaled(chosen, X[usable])
+    names = np.full(len(X), None, dtype=object)
+    if card["classes"]:
+        probability = np.full((len(X), len(card["classes"])), np.nan, dtype=np.float32)
+        size = np.zeros(len(X), np.uint8)
+        if usable.any():
+            raw = np.zeros((usable.sum(), len(card["classes"])))
+            raw[:, chosen["estimator"].classes_] = chosen["estimator"].predict_proba(own)
+            names[usable] = np.asarray(card["classes"], dtype=object)[raw.argmax(axis=1)]
+            tested = card["metrics"] or {}
+            calibrated = apply_temperature(raw, tested.get("calibration", {}).get("temperature", 1))
+            limits = tested.get("sets", {}).get("limits", [None] * raw.shape[1])
+            probability[usable], size[usable] = calibrated, set_members(calibrated, limits).sum(axis=1)
+        columns = {f"Probability_{name}": probability[:, c] for c, name in enumerate(card["classes"])}
+        columns["Set_size"] = size
+    else:
+        columns = {"Predicted": np.full(len(X), np.nan, np.float32)}
+        if usable.any():
+            columns["Predicted"][usable] = chosen["estimator"].predict(own)
+    columns = {"Class": pd.Series(names, index=table.index, dtype=object)} | columns
     return pd.DataFrame(columns | {"Novelty": novelty}, index=table.index)
 
 

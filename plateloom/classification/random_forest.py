@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+GRID = {"min_cells_per_leaf": (30, 10, 3)}  # that `tune` searches; the smoothest first
+
 
 class Params(BaseModel):
     """Settings of the random forest."""
@@ -14,12 +16,14 @@ class Params(BaseModel):
     seed: int = Field(0, ge=0, description="Every random number follows from it.")
 
 
-def build(params):
-    """Build the pipeline: median for gaps, standard scaling, forest with balanced class weights.
+def build(params, *, weights=True):
+    """Build the pipeline: median for gaps, standard scaling, forest.
 
     Parameters
     ----------
     params : Params
+    weights : bool
+        Whether cells of rare classes weigh more.
 
     Returns
     -------
@@ -35,7 +39,7 @@ def build(params):
         n_estimators=params.n_trees,
         max_depth=params.max_depth,
         min_samples_leaf=params.min_cells_per_leaf,
-        class_weight="balanced",
+        class_weight="balanced" if weights else None,
         random_state=params.seed,
     )
     imputer = SimpleImputer(strategy="median", keep_empty_features=True)

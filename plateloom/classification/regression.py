@@ -1,0 +1,161 @@
+"""Numbers instead of classes (a dose, a count, a score): learned and tested with the same guards, whole groups held out."""
+
+import numpy as np
+
+from plateloom.classification import REGRESSORS
+from plateloom.classification.fitting import fit_quietly
+from plateloom.classification.scores import interval_of
+from plateloom.classification.splits import split_groups
+from plateloom.registry import load_method
+
+MOST_POINTS = 400
+
+
+def evaluate_numbers(
+    X, y, groups, *, method, params, folds=5, scheme="well", coverage=0.9, n_bootstrap=500, seed=0, kept=None
+):
+    """Predict the numbers of each group from the others.
+
+    Parameters
+    ----------
+    X : array of float, shape (N, F)
+    y : array of float, shape (N,)
+        The number that each cell, or its well, is labeled with.
+    groups, params, folds, scheme, coverage, n_bootstrap, seed, kept
+        As for `plateloom.classification.evaluation.evaluate`.
+    method : str
+        A name in `plateloom.classification.REGRESSORS`.
+
+    Returns
+    -------
+    dict
+        Plain numbers, lists and text (JSON), all of held-out groups: `scheme`, `method`, `n_cells`, `n_groups`, `r2` (1 minus the
+        squared error over that of guessing the mean of the training cells) and `spearman` (over cells) with `_low` and `_high` (95 %,
+        over resampled groups), `group_r2`, `group_spearman` (of the groups' means), `mean_error` (absolute), `half_width`
+        (a prediction is within it of the truth for `coverage` of the cells of a new group; None with too few groups),
+        `folds` (rows of `fold`, `groups`, `n_train`, `n_test`, `r2`, `spearman`), `points` (rows of `group`, `truth`, `predicted`:
+        means of up to 400 groups) and `warnings`. NaN is None.
+
+    Raises
+    ------
+    ValueError
+        If the labels cannot support an honest test: no two different numbers, or fewer groups than folds.
+    """
+    X, y, groups = check_numbers(X, y, groups)
+    names, member = np.unique(groups, return_inverse=True)
+    module = load_method(REGRESSORS, method, "regression method")
+    predicted, guessed = np.full(len(y), np.nan), np.full(len(y), np.nan)
+    rows, notes = [], []
+    for number, (train, test) in enumerate(split_groups(y, groups, folds=folds, scheme=scheme, seed=seed)):
+        pipeline, found = fit_quietly(module.build(params), X[train], y[train])
+        notes += found
+        predicted[test], guessed[test] = pipeline.predict(X[test]), y[train].mean()
+        row = {"fold": number, "groups": names[np.unique(member[test])].tolist()}
+        row |= {"n_train": len(train), "n_test": len(test), "r2": _r2(y[test], predicted[test], guessed[test])}
+        rows.append(row | {"spearman": _spearman(y[test], predicted[test])})
+        if kept is not None:
+            kept.append(pipeline)
+    means = [np.bincount(member, values) / np.bincount(member) for values in (y, predicted, guessed)]
+    resampled = _resample(y, predicted, guessed, member, n_bootstrap, seed)
+    ends = {f"{name}_{end}": value for name in resampled for end, value in _ends(resampled[name])}
+    points = [
+        {"group": str(name), "truth": float(t), "predicted": float(p)}
+        for name, t, p in zip(names, *means[:2], strict=True)
+    ]
+    return {
+        "scheme": scheme,
+        "method": method,
+        "n_cells": len(y),
+        "n_groups": len(names),
+        "r2": _r2(y, predicted, guessed),
+        "spearman": _spearman(y, predicted),
+        **ends,
+        "group_r2": _r2(*means),
+        "group_spearman": _spearman(*means[:2]),
+        "mean_error": float(np.mean(np.abs(y - predicted))),
+        "half_width": _half_width(np.abs(y - predicted), member, coverage),
+        "coverage": coverage,
+        "folds": rows,
+        "points": points[:: -(-len(points) // MOST_POINTS)],
+        "warnings": sorted(set(notes)),
+    }
+
+
+def check_numbers(X, y, groups):
+    """Check and convert cells that are labeled with numbers.
+
+    Parameters
+    ----------
+    X : array of float, shape (N, F)
+    y : array of float, shape (N,)
+    groups : array of str, shape (N,)
+
+    Returns
+    -------
+    X : ndarray of float64, shape (N, F)
+        Infinity as NaN.
+    y : ndarray of float64, shape (N,)
+    groups : ndarray of str, shape (N,)
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, a label is no finite number, a group is missing, or all numbers are the same.
+    """
+    X = np.asarray(X, dtype=float)
+    if X.ndim != 2 or len(X) != len(y) or len(X) != len(groups):
+        raise ValueError(
+            f"Found {np.shape(X)} features, {len(y)} numbers, {len(groups)} groups. Expected one of each per cell."
+        )
+    try:
+        numbers = np.asarray(y).astype(float)
+    except ValueError as error:
+        raise ValueError(f"A label is no number: {error}. Classes are learned with `target: class`.") from None
+    if not np.isfinite(numbers).all():
+        raise ValueError("Some labels are no finite number. Leave these cells out.")
+    if any(value is None or value != value or value == "" for value in groups):
+        raise ValueError("Some cells have no group. Leave them out.")
+    if len(np.unique(numbers)) < 2:
+        raise ValueError(f"All labels are the same number ({numbers[:1]}). At least 2 different ones are needed.")
+    return np.where(np.isfinite(X), X, np.nan), numbers, np.asarray(groups).astype(str)
+
+
+def _r2(truth, predicted, guessed):
+    """1 - squared error / that of guessing; None where guessing is right."""
+    wrong = ((truth - guessed) ** 2).sum()
+    return float(1 - ((truth - predicted) ** 2).sum() / wrong) if wrong > 0 else None
+
+
+def _spearman(truth, predicted):
+    """Correlation of ranks; None where one is constant."""
+    from scipy.stats import rankdata
+
+    if np.ptp(truth) == 0 or np.ptp(predicted) == 0:
+        return None
+    return float(np.corrcoef(rankdata(truth), rankdata(predicted))[0, 1])
+
+
+def _resample(truth, predicted, guessed, member, n, seed):
+    """R2 and Spearman's correlation over resampled groups."""
+    random, found = np.random.default_rng(seed), {"r2": [], "spearman": []}
+    order = np.argsort(member, kind="stable")
+    cells = np.split(order, np.cumsum(np.bincount(member))[:-1])
+    for _ in range(n):
+        rows = np.concatenate([cells[group] for group in random.integers(len(cells), size=len(cells))])
+        found["r2"].append(_r2(truth[rows], predicted[rows], guessed[rows]))
+        found["spearman"].append(_spearman(truth[rows], predicted[rows]))
+    return {name: np.array([value for value in values if value is not None]) for name, values in found.items()}
+
+
+def _ends(values):
+    """The 95 % interval, named."""
+    return zip(("low", "high"), interval_of(values), strict=True)
+
+
+def _half_width(error, member, coverage):
+    """Error that `coverage` of the cells of a new group stay below, each group counting the same; None with too few groups."""
+    counts = np.bincount(member)
+    order = np.argsort(error, kind="stable")
+    reached = np.cumsum((1 / ((len(counts) + 1) * counts))[member][order])
+    enough = np.flatnonzero(reached >= coverage - 1e-12)
+    return float(error[order][enough[0]]) if len(enough) else None

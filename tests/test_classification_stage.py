@@ -1,0 +1,202 @@
+"""The classifier as a step of a screen: tables in, model with its card, tables of classes and what the pages say of them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from plateloom.config import Classification, load_config
+from plateloom.engine import parts
+from plateloom.errors import ConfigError, ModelMismatchError
+from plateloom.stages import classification as stage
+from plateloom.store.layout import model_folder, plate_folder, record_path, well_table
+from plateloom.store.provenance import recipe, write_json
+from plateloom.store.tables import read_table, write_table
+
+FEATURES = [f"Cells_Intensity_MeanIntensity_C{i}" for i in range(4)]
+WELLS = [f"{row}{column:02d}" for row in "ABCDE" for column in range(1, 7)]
+CELLS = 12
+
+
+@pytest.fixture
+def screen(tmp_path, monkeypatch):
+    """Three plates of 30 wells, a third of them negative controls, a third positive ones; the features tell, with an effect of the well."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(parts, "EXECUTION", parts.Execution(threads=1, cluster={"kind": "threads"}))
+    random = np.random.default_rng(0)
+    for plate in ("P1", "P2", "P3"):
+        controls = [("negative", "positive", "")[i % 3] for i in range(len(WELLS))]
+        wells = pd.DataFrame({"Metadata_Well": WELLS, "Metadata_Control": controls})
+        wells.insert(0, "Metadata_Plate", plate)
+        wells["Metadata_Batch"] = "B2" if plate == "P3" else "B1"
+        made = recipe("test", parameters={}, code="", inputs={})
+        write_table(plate_folder(plate) / "profiles.parquet", wells, made)
+        flags = pd.DataFrame({"Metadata_Well": WELLS, "SourceField": 1, "Reason": ""})
+        write_table(plate_folder(plate) / "qc.parquet", flags, made)
+        for well, control in zip(WELLS, controls, strict=True):
+            center = random.normal(0, 0.4, 4) + 2.0 * (control == "positive")
+            keys = {"Metadata_Plate": plate, "Metadata_Well": well, "Metadata_Field": 1}
+            table = pd.DataFrame(keys | {"Metadata_ObjectNumber": np.arange(1, CELLS + 1)})
+            values = random.normal(center, 0.6, (CELLS, 4))
+            features = table.assign(Metadata_SourceField=1).join(pd.DataFrame(values, columns=FEATURES))
+            measured = recipe("features", parameters={}, code="", inputs={"labels": "segmented"})
+            write_table(well_table(plate, "features", well), features, measured)
+            latents = pd.DataFrame(values @ random_turn(), columns=[f"Latent_Autoencoder_{i:02d}" for i in range(4)])
+            latents["Latent_error"] = 1e6 * np.arange(CELLS)  # a column that says nothing of the cell
+            encoded = recipe("latent", parameters={}, code="", inputs={"model": "encoder-1"})
+            write_table(well_table(plate, "latent", well), table.join(latents), encoded)
+        for name in ("features", "latent", "profiling", "flagging"):
+            made = {"status": "done", "reason": "", "plate": plate, "stage": name}
+            write_json(record_path(plate, name), made | {"artefacts": {well: f"{name}-{well}" for well in WELLS}})
+    return tmp_path
+
+
+def random_turn():
+    return np.linalg.qr(np.random.default_rng(1).normal(size=(4, 4)))[0]
+
+
+def run(**settings):
+    """Train and classify; gives the record of the training, the model's description and the classes of P2."""
+    chosen = Classification(**{"labels": "controls"} | settings)
+    config = {"channels": {"DNA": {"source": "1"}}, "classification": chosen.model_dump()}
+    settings = load_config(config | {"latent": {"autoencoder": {"enabled": True}}}).classification.model_dump(
+        mode="json"
+    )
+    every = lambda name: [str(record_path(plate, name)) for plate in ("P1", "P2", "P3")]  # noqa: E731
+    latent = settings["inputs"] == "latent"
+    record = "results/screen/records/classifier.json"
+    stage.train_screen(
+        plates=["P1", "P2", "P3"],
+        labels="",
+        settings=settings,
+        code="",
+        measured=every("features"),
+        profiled=every("profiling"),
+        flagged=every("flagging"),
+        encoded=every("latent") if latent else [],
+        record=record,
+    )
+    found = json.loads(Path(record).read_text())
+    if found["status"] != "done":
+        return found, None, None
+    stage.classify_part(
+        plate="P2",
+        part=0,
+        parts=1,
+        code="",
+        trained=record,
+        measured=str(record_path("P2", "features")),
+        encoded=[str(record_path("P2", "latent"))] if latent else [],
+        record=str(record_path("P2", "classes")),
+    )
+    classes = pd.concat([read_table(well_table("P2", "classes", well)) for well in WELLS], ignore_index=True)
+    return found, json.loads((model_folder("classifier") / "model.json").read_text()), classes
+
+
+@pytest.mark.parametrize("inputs", ["features", "latent"])
+def test_controls_are_told_apart_and_the_card_says_of_what_and_how(screen, inputs):
+    found, model, classes = run(inputs=inputs)
+    card, metrics = model["card"], model["card"]["metrics"]
+    assert found["facts"]["balanced_accuracy"] == metrics["balanced_accuracy"] > 0.9
+    names = FEATURES if inputs == "features" else [f"Latent_Autoencoder_{i:02d}" for i in range(4)]
+    assert card["features"] == names and card["counts"] == {"negative": 360, "positive": 360}
+    assert len(model["wells"]) == len(card["groups"]) == 60 and model["batches"] == {"P1": "B1", "P2": "B1", "P3": "B2"}
+    assert {"plateloom", "scikit-learn", "skops"} <= set(card["versions"])
+    assert {row["by"] for row in metrics["subgroups"]} == {"plate", "batch", "position"}
+    assert metrics["sets"]["covered"] > 0.85 and None not in metrics["sets"]["limits"]
+    assert len(metrics["learning"]["steps"]) == 4 and metrics["calibration"]["brier"] < 0.2
+    assert {"plate", "well", "field", "object", "label", "looks_like"} <= set(metrics["noise"]["suspects"][0])
+    keys = ["Metadata_Plate", "Metadata_Well", "Metadata_Field", "Metadata_ObjectNumber"]
+    columns = ["Class", "Probability_negative", "Probability_positive", "Set_size", "Novelty"]
+    assert list(classes.columns) == keys + columns and classes["Set_size"].isin([0, 1, 2]).all()
+    truth = ["positive" if WELLS.index(well) % 3 == 1 else "negative" for well in classes["Metadata_Well"]]
+    assert (classes["Class"] == truth).mean() > 0.9
+
+
+def test_a_batch_is_held_out_whole_and_its_cells_are_classified_by_the_other(screen):
+    _, model, _ = run(scheme="batch")
+    folds = model["card"]["metrics"]["folds"]
+    assert [fold["groups"] for fold in folds] == [["B1"], ["B2"]]
+    from plateloom.classification.model import loads
+
+    stored = loads((model_folder("classifier") / "model.skops").read_bytes(), sha256=model["content"])
+    group = stage.group_of("batch", "P2", "A01", model["batches"])
+    assert stored.pipeline_for(group) is stored.folds[0]
+
+
+def test_batches_without_names_are_refused(screen):
+    for plate in ("P1", "P2", "P3"):
+        path = plate_folder(plate) / "profiles.parquet"
+        write_table(path, read_table(path).assign(Metadata_Batch=""), recipe("test", parameters={}, code="", inputs={}))
+    found, _, _ = run(scheme="batch")
+    assert found["status"] == "failed" and "needs the batch of every labelled plate" in found["reason"]
+
+
+def test_numbers_of_a_table_are_predicted(screen):
+    lines = ["plate\twell\tclass"]
+    lines += [
+        f"{plate}\t{well}\t{2.5 * (i % 3 == 1)}" for plate in ("P1", "P3") for i, well in enumerate(WELLS) if i % 3 < 2
+    ]
+    (screen / "labels.tsv").write_text("\n".join(lines) + "\n")
+    found, model, classes = run(labels="labels.tsv", target="number", method="ridge")
+    assert found["facts"]["r2"] > 0.7 and model["card"]["classes"] == []
+    assert (classes["Class"] == "").all()
+    high = classes["Metadata_Well"].isin([well for i, well in enumerate(WELLS) if i % 3 == 1])
+    assert classes.loc[high, "Predicted"].mean() > 2 and classes.loc[~high, "Predicted"].mean() < 0.5
+    (screen / "labels.tsv").write_text(lines[0] + "\n" + "\n".join(line + "x" for line in lines[1:]) + "\n")
+    found, _, _ = run(labels="labels.tsv", target="number", method="ridge")
+    assert found["status"] == "failed" and "A label is no number" in found["reason"]
+
+
+def test_latents_of_another_encoder_are_refused(screen):
+    run(inputs="latent")
+    path = well_table("P2", "latent", "A01")
+    other = recipe("latent", parameters={}, code="", inputs={"model": "encoder-2"})
+    write_table(path, read_table(path), other)
+    fingerprint = json.loads((model_folder("classifier") / "model.json").read_text())["plateloom"]["fingerprint"]
+    with pytest.raises(ModelMismatchError, match="encoder-1, these are of encoder-2"):
+        stage.classify_cells("P2", "A01", fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"labels": "controls", "inputs": "latent"}, "latents are made with"),
+        ({"labels": "controls", "target": "number", "method": "ridge"}, "controls are classes"),
+        ({"labels": "t.tsv", "target": "number", "method": "logistic"}, "Unknown regression method 'logistic'"),
+        ({"labels": "t.tsv", "method": "ridge"}, "Unknown classification method 'ridge'"),
+        ({"labels": "t.tsv", "scheme": "cell"}, "classification.scheme"),
+        ({"labels": "t.tsv", "method": "knn"}, "Registered: .*nearest_neighbors"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused_before_anything_starts(settings, words):
+    config = {"channels": {"DNA": {"source": "1"}}, "classification": settings}
+    with pytest.raises(ConfigError, match=words):
+        load_config(config | {"latent": {"autoencoder": {"enabled": False}}})
+
+
+def test_the_page_of_a_plate_states_shares_with_intervals_and_that_of_the_screen_what_the_test_found(screen):
+    from plateloom.report.screen import classifier_section
+    from plateloom.stages.report import _class_shares, _classifier
+
+    run()
+    shares = _class_shares("P2", WELLS, [{"status": "done"}])
+    truth = [float(WELLS.index(well) % 3 == 1) for well in WELLS]
+    positive = shares[shares["class"] == "positive"]
+    assert list(positive["Metadata_Well"]) == WELLS and (positive["cells"] == CELLS).all()
+    inside = (positive["low"] <= truth) & (truth <= positive["high"])
+    assert inside.mean() > 0.9 and (positive["high"] > positive["low"]).all()
+    sums = shares.groupby("Metadata_Well")["share"].sum()
+    np.testing.assert_allclose(sums, 1, atol=1e-5)
+    html = str(classifier_section(_classifier([{"status": "done"}], {})))
+    for words in (
+        "Brier score",
+        "Precision and recall",
+        "Would more labels help?",
+        "abstains",
+        "Labels to look at again",
+    ):
+        assert words in html
+    assert "Accuracy by plate, batch, position" in html and "false negatives" in html
