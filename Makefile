@@ -19,7 +19,7 @@ demo: $(READY)
 	$(BIN)/plateloom run screens/demo --quiet rules
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/slurm -m "not slow"
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/slurm -m "not slow"
 
 # The tests that `make test` leaves out to stay below ten minutes.
 slow: $(READY)

@@ -25,6 +25,7 @@ include: "rules/common.smk"
 include: "rules/conversion.smk"
 include: "rules/illumination.smk"
 include: "rules/quality.smk"
+include: "rules/training.smk"
 include: "rules/segmentation.smk"
 include: "rules/features.smk"
 include: "rules/profiling.smk"
@@ -50,6 +51,10 @@ rule all:
 
 onstart:
     begin_run()
+
+
+onsuccess:
+    end_run()
 
 
 onerror:

@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from plateloom.errors import ConfigError, PlateloomError, did_you_mean
 from plateloom.readers import READERS
+from plateloom.readers.folders import compile_expression
+from plateloom.store.layout import model_folder
+
+TRAINED = str(model_folder("segmenter") / "nuclei.safetensors")  # weights that a screen trains itself
 
 
 class Section(BaseModel):
@@ -113,11 +117,40 @@ class Quality(Section):
     parameters: dict = Field({}, description="Thresholds; `plateloom config --methods` lists them.")
 
 
+class Training(Section):
+    """The network of the method unet, fitted to your own annotated fields before anything is segmented with it."""
+
+    images: str = Field(
+        "",
+        description="Folder of images of nuclei, one channel, bright on dark, TIFF, PNG or NPY: a path, from the screen's "
+        "folder. Empty: nothing is trained.",
+    )
+    labels: str = Field(
+        "", description="Folder of their label images, of the same names: one number per nucleus, 0 for background."
+    )
+    start: str = Field(
+        "shipped",
+        description="Weights to go on from: `shipped`, those that come with Plateloom, or a path. Empty: a new network.",
+    )
+    steps: int | None = Field(None, ge=1, description="Steps at most; default: 600, of a new network 6000.")
+    batch_size: int = Field(8, ge=1, description="Patches per step.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="At the start; default: 0.0005, of a new network 0.003 (dimensionless)."
+    )
+    validations: int = Field(
+        10, ge=1, description="Checkpoints on the way; a job that was killed goes on from the last."
+    )
+    all_images: bool = Field(False, description="Keep no image out of training (yes/no): no validation, no early stop.")
+    full_precision: bool = Field(False, description="Train in float32 (yes/no): faster on processors without bfloat16.")
+    seed: int = Field(0, ge=0, description="Every random number follows from it.")
+
+
 class Segmentation(Section):
     """Images -> labels of Nuclei, Cells and Cytoplasm."""
 
     method: str = Field("watershed", description="Name of a registered method.")
     parameters: dict = Field({}, description="The method's own parameters; `plateloom config --methods` lists them.")
+    training: Training = Field(Training(), description="")
 
 
 class Features(Section):
@@ -147,12 +180,26 @@ class Profiling(Section):
     exclude_flagged: bool = Field(
         True, description="Leave fields that QC has flagged out of profiles; models never learn from them."
     )
+    exclude_unlike_counts: bool = Field(
+        False,
+        description="Leave fields out of profiles that have far fewer or more nuclei than the others of their well; off: they "
+        "are only told.",
+    )
+    exclude_badly_restored: bool = Field(
+        False,
+        description="Leave cells out of profiles that the autoencoder restores badly, debris for instance "
+        "(`latent.autoencoder.error_limit`); profiles then wait for it, and change with it.",
+    )
 
 
 class Autoencoder(Section):
-    """A network that is trained to compress and restore crops of single cells."""
+    """A network that is trained on crops of single cells, and gives a few numbers for each."""
 
     enabled: bool = Field(True, description="Train it, and encode every cell.")
+    method: str = Field(
+        "autoencoder",
+        description="`autoencoder` compresses and restores crops; `contrastive` learns to know a cell again, turned or brighter.",
+    )
     crop_um: float = Field(32.0, gt=0, description="Side of the square cut out round a cell [µm].")
     wells: int = Field(
         400, ge=2, description="Wells that the cells are drawn from, chosen by a hash of plate and well."
@@ -161,6 +208,12 @@ class Autoencoder(Section):
     holdout: float = Field(0.2, gt=0, lt=1, description="Share of the wells kept out of training to test it.")
     plates: list[str] | None = Field(
         None, description="Plates it is trained on; default: all. Name them to keep it as plates are added."
+    )
+    error_limit: float = Field(
+        4.0,
+        gt=0,
+        description="A cell is restored badly if its error (`Latent_error`) lies so far above the median of held-out cells, on "
+        "the scale of logarithms [robust SD].",
     )
     parameters: dict = Field(
         {}, description="Of the network and its training; `plateloom config --methods` lists them."
@@ -196,15 +249,54 @@ class Classification(Section):
     labels: str = Field(
         "",
         description="`controls`: positive against negative control wells. Else a table in the screen's folder with columns "
-        "`plate, well, class`, for single cells also `field, object`. Empty: no classification.",
+        "`plate, well, class`, for single cells also `field, object`, as `annotations.tsv`, which `plateloom annotate` collects. "
+        "Empty: no classification.",
     )
-    method: str = Field("logistic", description="Name of a registered method.")
+    target: Literal["class", "number"] = Field(
+        "class",
+        description="What the labels are: names of classes, or numbers (a dose, a count, a score), which methods for numbers "
+        "predict.",
+    )
+    inputs: Literal["features", "latent"] = Field(
+        "features", description="What is learned from: the measured features, or the latents (`latent.autoencoder`)."
+    )
+    method: str = Field(
+        "logistic",
+        description="`logistic`, `linear_svm`, `random_forest`, `gradient_boosting` or `nearest_neighbors`; for numbers "
+        "`ridge` or `forest_regression`.",
+    )
     parameters: dict = Field({}, description="The method's own parameters; `plateloom config --methods` lists them.")
-    scheme: Literal["well", "plate"] = Field(
-        "well", description="What is kept together when cells are split for testing; never single cells."
+    tune: bool = Field(
+        False,
+        description="Search the method's main parameter, within each fold by other wells (nested, so the test stays honest); "
+        "takes some ten times as long.",
+    )
+    balance: Literal["weights", "subsample", "none"] = Field(
+        "weights",
+        description="Of classes with unequal numbers of cells: rare ones weigh more, abundant ones are drawn from, or neither.",
+    )
+    scheme: Literal["well", "plate", "batch"] = Field(
+        "well",
+        description="What is kept together when cells are split for testing; never single cells. Plates and batches are left "
+        "out one at a time.",
     )
     folds: int = Field(5, ge=2, description="Number of folds.")
+    coverage: float = Field(
+        0.9,
+        ge=0.5,
+        le=0.99,
+        description="How often the set of classes that cannot be excluded (`Set_size`) shall hold the true one, in wells not seen; "
+        "0.9 needs 9 labelled wells of each class.",
+    )
     cells: int = Field(20000, ge=100, description="Cells that it is trained on at most, drawn evenly over wells.")
+
+    @model_validator(mode="after")
+    def _numbers_of_a_table(self):
+        if self.target == "number" and self.labels == "controls":
+            raise ValueError("`target: number` needs a table of labels; controls are classes")
+        if self.target == "number" and self.tune:
+            raise ValueError("`tune` is for classes")
+        return self
 
 
 class Report(Section):
@@ -227,12 +319,72 @@ class Engine(Section):
     slurm: dict = Field({}, description="Arguments of dask_jobqueue.SLURMCluster, and `jobs`, their number.")
     tile_px: int = Field(2048, ge=64, description="Images larger than this are worked on in tiles of this side [px].")
     device: Literal["require", "prefer", "cpu"] = Field("prefer", description="Whether to use a GPU.")
+    scratch: str = Field(
+        "",
+        description="Folder on the disk of the node, e.g. `$TMPDIR`, for files that only one job reads: pieces of stitched wells "
+        "and of tiled images, and what a network trains on. Empty: beside the results.",
+    )
+    recompute_without_asking_hours: float = Field(
+        1.0,
+        ge=0,
+        description="Most work that `plateloom run` makes again, only because Plateloom's code has changed, without "
+        "--recompute [core-hours].",
+    )
     end_marker: bool = Field(
         True, description="Put a plate off whose microscope marks the end of a measurement, and has not yet."
     )
     settle_minutes: float = Field(
         0, ge=0, description="A plate is put off to the next run while its newest file is younger than this [min]."
     )
+
+
+class Nightly(Section):
+    """`plateloom nightly`: which folders of an inbox are plates, and when they are whole. Nothing here changes a result."""
+
+    folders: str = Field("*", description="Folders of the inbox that are plates, as a glob; `*/*`: one level down.")
+    ignore: list[str] = Field([], description="Folders that are none, as globs.")
+    name: str = Field(
+        "(?P<plate>.+)",
+        description="Regular expression with a group `plate`: what the plate is called, of the folder's name. Groups "
+        "`acquisition` (the number of a plate that was imaged again) and `batch` may be in it.",
+    )
+    barcode: bool = Field(
+        False,
+        description="Apply it to what the microscope's metadata call the plate, where they do, not to the folder.",
+    )
+    batch: str = Field("", description="Batch of new plates, where `name` does not say.")
+    plate_map: str | list[str] = Field(
+        "maps/{plate}.tsv",
+        description="Map of a new plate, below the screen's folder; of several, the first that is there. A plate without one "
+        "waits; an empty text as the last of several: it is taken without a map.",
+    )
+    end_marker: str = Field(
+        "", description="Glob of a file that ends a plate, e.g. `*.finished`; without it a plate waits."
+    )
+    files: int = Field(
+        0,
+        ge=0,
+        description="Image files that a plate has at least; with fewer it waits. 0: what metadata declare, if any.",
+    )
+    settle_minutes: float = Field(
+        10, ge=0, description="Names, sizes and times of a plate's files are the same in two looks so far apart [min]."
+    )
+    patience_hours: float = Field(
+        48,
+        ge=0,
+        description="A plate that lacks files and has not changed for so long is taken as it is [h]; without its end marker "
+        "never.",
+    )
+    hook: str = Field(
+        "", description="Command for a shell that gets the night's line on its standard input, to send as mail or chat."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _has_group(cls, text):
+        if "plate" not in compile_expression(text).groupindex:
+            raise ValueError(f"{text!r} has no group (?P<plate>…)")
+        return text
 
 
 class Config(Section):
@@ -265,6 +417,7 @@ class Config(Section):
     classification: Classification = Field(Classification(), description="")
     report: Report = Field(Report(), description="")
     engine: Engine = Field(Engine(), description="")
+    nightly: Nightly = Field(Nightly(), description="")
     complete_only: bool = Field(
         False, description="Run what needs all plates on those that are complete; set by Plateloom itself."
     )
@@ -307,7 +460,19 @@ def load_config(settings):
             continue
         if not isinstance(holder, dict):
             holder.parameters = params.model_dump(mode="json")
-    problems += _check_restoration(config)
+    problems += _check_restoration(config) + _check_training(config)
+    if (
+        config.classification.labels
+        and config.classification.inputs == "latent"
+        and not config.latent.autoencoder.enabled
+    ):
+        problems.append("classification.inputs: latents are made with `latent: {autoencoder: {enabled: true}}` only")
+    encoder = config.latent.autoencoder
+    if config.profiling.exclude_badly_restored and not (encoder.enabled and encoder.method == "autoencoder"):
+        problems.append(
+            "profiling.exclude_badly_restored: cells are restored with `latent: {autoencoder: {enabled: true, method: "
+            "autoencoder}}` only"
+        )
     for name, params in config.readers.items():
         if name not in READERS:
             problems.append(
@@ -354,6 +519,24 @@ def _check_restoration(config):
     return problems
 
 
+def _check_training(config):
+    """Mistakes in the training of a network; fills in where its weights will lie."""
+    chosen, training = config.segmentation, config.segmentation.training
+    if not training.images:
+        return ["segmentation.training.labels: given without images"] if training.labels else []
+    problems = [] if training.labels else ["segmentation.training.labels: no folder of label images given"]
+    if chosen.method != "unet":
+        problems.append(f"segmentation.training: trains the method unet, and segmentation.method is {chosen.method}")
+    elif chosen.parameters.get("weights", "") not in ("", TRAINED):
+        problems.append(
+            "segmentation.parameters.weights: leave it out where segmentation.training makes the weights; what these go on "
+            "from is segmentation.training.start"
+        )
+    else:
+        chosen.parameters["weights"] = TRAINED
+    return problems
+
+
 def _check_readout(config):
     """Mistakes in the names of features that the assay's readout is made of."""
     from plateloom import features
@@ -397,10 +580,13 @@ def method_modules(config, problems=None):
         "latent.maps": (latent.MAPS, config.latent.maps.method, "map"),
     }
     if config.classification.labels:
-        chosen["classification"] = (classification.METHODS, config.classification.method, "classification method")
+        known, kind = (classification.METHODS, "classification method")
+        if config.classification.target == "number":
+            known, kind = (classification.REGRESSORS, "regression method")
+        chosen["classification"] = (known, config.classification.method, kind)
     found = {"quality": import_module("plateloom.quality"), "profiling": import_module("plateloom.profiling")}
     if config.latent.autoencoder.enabled:
-        found["latent.autoencoder"] = load_method(latent.METHODS, "autoencoder", "latent method")
+        chosen["latent.autoencoder"] = (latent.METHODS, config.latent.autoencoder.method, "latent method")
     for section, (methods, name, kind) in chosen.items():
         try:
             found[section] = load_method(methods, name, kind)

@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
+from plateloom import runs
 from plateloom.engine import locks, schedulers
 from plateloom.errors import ConfigError, LockedError, SchedulerError
 from plateloom.planning import Screen
@@ -24,6 +25,7 @@ PHASE = "PLATELOOM_RUN"  # process that holds the lock, for the second phase tha
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _ended_by = 0  # the first signal that told this process to end
+_outcome = None  # exit code as far as Snakemake has told it
 
 
 def open_screen(config, *, main):
@@ -77,7 +79,15 @@ def begin_run(screen):
             os._exit(1)  # an exception here would be printed as if the workflow had a bug
         atexit.register(holder.close)
         _cancel_orphans()
+        folder = runs.begin(screen, sys.argv).resolve()
+        atexit.register(lambda: runs.end(folder, 128 + _ended_by if _ended_by else _outcome))
     write_json(FROZEN, screen.freeze())
+
+
+def end_run():
+    """Remember that all jobs have been done."""
+    global _outcome
+    _outcome = 0
 
 
 def _cancel_orphans():
@@ -123,6 +133,8 @@ def finish_complete_plates(log_files):
     log_files : list of path
         Snakemake's logs, to tell a failed job from whatever else ended the run.
     """
+    global _outcome
+    _outcome = 1
     if _ended_by:
         sys.exit(128 + _ended_by)
     if PHASE in os.environ or not any("Error in rule" in Path(path).read_text(errors="replace") for path in log_files):

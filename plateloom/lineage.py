@@ -3,8 +3,10 @@
 import dataclasses
 from pathlib import Path
 
+from plateloom.acceptances import read_accepted
 from plateloom.engine.parts import artefact_record
 from plateloom.errors import PlateLayoutError
+from plateloom.planning import STAGES
 from plateloom.repair import PLATE_ARTEFACTS, SCREEN_ARTEFACTS, results_folder
 from plateloom.store import plate as store
 from plateloom.store.provenance import read_json
@@ -81,6 +83,11 @@ class Lineage:
         recipe = next((found for path in self._paths(plate, stage, name) if (found := _read_recipe(path))), {})
         recipe = recipe if recipe.get("fingerprint") == fingerprint else {}
         return Made(fingerprint, stage, plate, name, recipe, record)
+
+    def accepted(self, made):
+        """Lines of the screen's table by which a result was kept though its stage's code had changed."""
+        rows = read_accepted(self.folder, STAGES)
+        return [row for row in rows if (row["stage"], row["keeps"]) == (made.stage, made.recipe.get("code"))]
 
     def identify(self, path):
         """The result that a file or folder is, or belongs to.

@@ -7,21 +7,28 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from plateloom import restoration
-from plateloom.config import load_config, method_modules
+from plateloom.acceptances import read_accepted
+from plateloom.config import TRAINED, load_config, method_modules
 from plateloom.errors import ConfigError, DataFault, PlateloomError, did_you_mean
+from plateloom.ledgers import describe
+from plateloom.quarantines import read_quarantined
 from plateloom.readers import READERS, load_reader
 from plateloom.readers.folders import digest_changes
+from plateloom.segmentation import takes_device
+from plateloom.store.annotations import digest_pairs, list_pairs
 from plateloom.store.corrections import list_corrections
 from plateloom.store.layout import part_of, record_path, screen_record
 from plateloom.store.provenance import PACKAGE, code_digest, file_digest, read_json
 from plateloom.store.sheets import read_sheet
 
 PLATE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-LISTED_ALONE = 8  # so many source folders are listed sooner than other processes have started
+LISTED_ALONE = 8  # so many source folders are listed sooner than other processes have started,
+ALONE_SECONDS = 1.0  # and as many as in this time
 LISTERS = 8
 PLATE_COLUMNS = {"plate", "source", "reader", "plate_map", "batch", "acquisition"}
 
@@ -52,6 +59,7 @@ class Stage:
 
 
 STAGES = {
+    "training": Stage("screen", "train_segmenter", (), ("plateloom.stages.training",)),
     "conversion": Stage("part", "convert_plate", (), ("plateloom.stages.conversion",)),
     "assembly": Stage("plate", "assemble_plate", ("conversion",), ("plateloom.stages.conversion",)),
     "illumination": Stage(
@@ -60,7 +68,7 @@ STAGES = {
     "quality": Stage("part", "measure_quality", ("assembly",), ("plateloom.stages.quality",)),
     "flagging": Stage("plate", "flag_fields", ("quality",), ("plateloom.stages.quality",)),
     "segmentation": Stage(
-        "part", "segment_plate", ("illumination",), ("plateloom.stages.segmentation",), ("segmentation",)
+        "part", "segment_plate", ("illumination", "training"), ("plateloom.stages.segmentation",), ("segmentation",)
     ),
     "features": Stage("part", "measure_features", ("segmentation",), ("plateloom.stages.features",)),
     "profiling": Stage("plate", "profile_plate", ("features", "flagging"), ("plateloom.stages.profiling",)),
@@ -128,7 +136,15 @@ class Screen:
             rows = [Plate(**row) for row in frozen["plates"]]
             self._listings, self._deferrals = frozen["listings"], frozen["deferrals"]
             self._corrections, self._weights = frozen["corrections"], frozen["weights"]
+            self._annotations = frozen["annotations"]
         self.plates = {plate.plate: plate for plate in rows}
+        if frozen is None:
+            self._quarantined = read_quarantined(self.folder, self.plates)
+            self._accepted = read_accepted(self.folder, STAGES)
+        else:
+            self._quarantined, self._accepted, self._codes = (
+                frozen[name] for name in ("quarantined", "accepted", "codes")
+            )
 
     def freeze(self):
         """Everything that a run's jobs need of config, plate list and listings, as JSON."""
@@ -140,23 +156,38 @@ class Screen:
             "deferrals": self._deferrals,
             "corrections": self._corrections,
             "weights": self._weights,
+            "annotations": self._annotations,
+            "quarantined": self._quarantined,
+            "accepted": self._accepted,
+            "codes": self._codes,
         }
+
+    def quarantined_wells(self, plate):
+        """Wells of a plate that a person has taken out, with who, when and why."""
+        return {well: describe(entry) for well, entry in self._quarantined.get(plate, {}).items() if well}
+
+    @functools.cached_property
+    def quarantined_plates(self):
+        """Plates that a person has taken out, with who, when and why."""
+        return {plate: describe(wells[""]) for plate, wells in self._quarantined.items() if "" in wells}
 
     @functools.cached_property
     def complete_plates(self):
         """Plates that screen-level steps run on."""
+        kept = [plate for plate in self.plates if plate not in self.quarantined_plates]
         if not self.config.complete_only:
-            return list(self.plates)
-        return [plate for plate in self.plates if self.is_complete(plate)]
+            return kept
+        return [plate for plate in kept if self.is_complete(plate)]
 
     @property
     def missing_plates(self):
-        """Plates that screen-level steps have to do without."""
-        return sorted(set(self.plates) - set(self.complete_plates))
+        """Plates that screen-level steps have to do without, though nobody has taken them out."""
+        return sorted(set(self.plates) - set(self.complete_plates) - set(self.quarantined_plates))
 
     def is_complete(self, plate):
         """Whether every record of every stage that screen-level steps read is there and good."""
         needed = (
+            "training",
             "conversion",
             "assembly",
             "illumination",
@@ -166,15 +197,22 @@ class Screen:
             "features",
             "profiling",
         )
+        if self.config.profiling.exclude_badly_restored and not all(
+            (self.folder / path).exists() for path in self.records("latent", plate)
+        ):  # profiles then wait for the autoencoder, which waits for every plate
+            needed = needed[:-1]
         return all(
             (read_json(self.folder / path) or {}).get("status") in ("done", "failed", "skipped")
             for stage in needed
+            if stage in self.stages()
             for path in self.records(stage, plate)
         )
 
     def stages(self):
         """Names of the stages that this screen's config asks for."""
         off = set()
+        if not self.config.segmentation.training.images:
+            off |= {"training"}
         if not self.config.latent.autoencoder.enabled:
             off |= {"autoencoder", "latent"}
         if not self.config.classification.labels:
@@ -198,7 +236,7 @@ class Screen:
             JSON values only.
         """
         config = self.config.model_dump(mode="json")
-        latent = config["latent"]
+        latent, training = config["latent"], config["segmentation"].pop("training")
         if stage == "conversion":
             params = self._reader_params(self.plates[plate].reader)
             return {"channels": config["channels"], "conversion": config["conversion"], "reader_params": params}
@@ -207,18 +245,37 @@ class Screen:
             | ({"restoration": config["restoration"]} if config["restoration"] else {}),
             "flagging": config["quality"],
             "segmentation": config["segmentation"] | ({"weights": self._weights} if self._weights else {}),
+            "training": training | {"content": self._annotations},
             "features": config["features"] | {"channels": config["features"]["channels"] or list(config["channels"])},
-            "profiling": config["profiling"],
+            "profiling": config["profiling"]
+            | (
+                {"error_limit": latent["autoencoder"]["error_limit"]}
+                if config["profiling"]["exclude_badly_restored"]
+                else {}
+            ),
             "profiles": config["profiling"] | {"map": latent["maps"]["method"]},
             "assembly": {"max_failed_fields": config["max_failed_fields"]},
-            "autoencoder": latent["autoencoder"],
+            "autoencoder": {name: value for name, value in latent["autoencoder"].items() if name != "error_limit"},
             "latent": {"crop_um": latent["autoencoder"]["crop_um"]},
             "map": latent["maps"],
             "classifier": config["classification"],
-            "report": self._page_settings(config),
-            "screen_report": self._page_settings(config),
+            "report": self._page_settings(config, training),
+            "screen_report": self._page_settings(config, training),
         }
-        return chosen.get(stage, {})
+        return chosen.get(stage, {}) | self._quarantine_settings(stage, plate)
+
+    def _quarantine_settings(self, stage, plate):
+        """What a stage must know of what people have taken out; nothing where they have not, as before there was any."""
+        found = {}
+        if stage in ("flagging", "profiling"):  # what is said of a well changes no number
+            found = sorted(self.quarantined_wells(plate))
+        elif stage == "report":
+            found = self.quarantined_wells(plate)
+        elif stage == "profiles":
+            found = sorted(self.quarantined_plates)
+        elif stage == "screen_report":
+            found = self.quarantined_plates
+        return {"quarantined": found} if found else {}
 
     def _reader_params(self, reader):
         """Parameters of a reader, its own defaults where the config is silent."""
@@ -226,10 +283,14 @@ class Screen:
         return load_reader(reader).Params().model_dump(mode="json") if given is None else given
 
     @staticmethod
-    def _page_settings(config):
+    def _page_settings(config, training):
         """What a page shows: everything that can change a result."""
+        if training["images"]:
+            config = config | {"segmentation": config["segmentation"] | {"training": training}}
         science = {
-            name: value for name, value in config.items() if name not in ("engine", "parts", "complete_only", "plates")
+            name: value
+            for name, value in config.items()
+            if name not in ("engine", "parts", "complete_only", "plates", "nightly")
         }
         return {"report": config["report"], "channels": config["channels"], "config": science}
 
@@ -241,6 +302,31 @@ class Screen:
         elif stage == "classifier":
             extra = {"labels": self.labels()}
         return self.settings(stage, plate) | extra
+
+    def codes(self, stage):
+        """Digests of code whose results of a stage hold: the present one, and those that a person has kept."""
+        code = self.code(stage)
+        return {code} | {row["keeps"] for row in self._accepted if (row["stage"], row["code"]) == (stage, code)}
+
+    def code_for(self, stage, plate=None, part=0):
+        """Digest that a job works by: that of the results that are there, if they hold; else the present one.
+
+        So a late image of a plate that is kept leaves its other wells as they are.
+        """
+        codes = self._codes.get(stage, {}).get(plate or "")
+        return codes[part] if codes else self.code(stage)
+
+    @functools.cached_property
+    def _codes(self):
+        """Digests by stage, plate and part, of the stages of which a person has kept results."""
+        found = {}
+        for stage in self.stages():
+            known = self.codes(stage)
+            for plate in self.plates if len(known) > 1 and STAGES[stage].scope != "screen" else [""] * (len(known) > 1):
+                made = [(read_json(self.folder / path) or {}).get("code") for path in self.records(stage, plate)]
+                codes = [code if code in known else self.code(stage) for code in made]
+                found.setdefault(stage, {})[plate] = codes
+        return found
 
     def code(self, stage):
         """Digest of the code that makes a stage's results."""
@@ -262,8 +348,8 @@ class Screen:
 
     @property
     def segments_on_gpu(self):
-        """Whether segmentation runs a network of the user, which wants a GPU."""
-        return hasattr(self._methods["segmentation"], "PACKAGE")
+        """Whether segmentation runs a network, which wants a GPU."""
+        return takes_device(self._methods["segmentation"])
 
     @functools.cached_property
     def _weights(self):
@@ -272,6 +358,17 @@ class Screen:
         if problems:
             raise ConfigError(problems)
         return {file: _digest_large(self.folder / file) for file in files}
+
+    @functools.cached_property
+    def _annotations(self):
+        """Digests of what the network is trained on; empty where none is."""
+        training = self.config.segmentation.training
+        if not training.images:
+            return {}
+        found = digest_pairs(self.folder / training.images, self.folder / training.labels)
+        if training.start not in ("", "shipped"):
+            found["start"] = _digest_large(self.folder / training.start)
+        return found
 
     @functools.cached_property
     def _methods(self):
@@ -362,7 +459,7 @@ class Screen:
 
 
 def list_weights(config, folder):
-    """List the models of the user that a screen's segmentation reads.
+    """List the models of the user that a screen's segmentation reads; what one is trained on here must be there instead.
 
     Parameters
     ----------
@@ -375,14 +472,24 @@ def list_weights(config, folder):
     files : list of str
         Paths, as the config gives them.
     problems : list of str
-        Those that are not there.
+        Those that are not there, and what is wrong with the folders that a network is to be trained on.
     """
     module = method_modules(config)["segmentation"]
     if not hasattr(module, "weights_files"):
         return [], []
     files = module.weights_files(module.Params(**config.segmentation.parameters))
+    problems, training = [], config.segmentation.training
+    if training.images:
+        files = [file for file in files if file != TRAINED]
+        try:
+            list_pairs(Path(folder, training.images), Path(folder, training.labels))
+        except ConfigError as error:
+            problems += [f"segmentation.training: {problem}" for problem in error.problems]
+        if training.start not in ("", "shipped") and not Path(folder, training.start).is_file():
+            problems.append(f"segmentation.training.start: no weights at {training.start!r}; nothing is downloaded")
     missing = [file for file in files if not Path(folder, file).is_file()]
-    return files, [f"segmentation.parameters: no weights at {file!r}; nothing is downloaded" for file in missing]
+    problems += [f"segmentation.parameters: no weights at {file!r}; nothing is downloaded" for file in missing]
+    return files, problems
 
 
 def _digest_large(path):
@@ -396,8 +503,12 @@ def _list_sources(asked):
 
     Processes rather than threads: calls as short as these spend more time on the interpreter's lock than on their work.
     """
-    if len(asked) <= LISTED_ALONE:
-        return [list_source(*one) for one in asked]
+    alone, deadline = [], time.monotonic() + ALONE_SECONDS
+    while len(alone) < len(asked) and (len(alone) < LISTED_ALONE or time.monotonic() < deadline):
+        alone.append(list_source(*asked[len(alone)]))
+    asked = asked[len(alone) :]
+    if not asked:
+        return alone
     call = "import json, sys; from plateloom.planning import list_source as f; json.dump([f(*one) for one in json.load(sys.stdin)], sys.stdout)"
     paths = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
 
@@ -413,7 +524,7 @@ def _list_sources(asked):
     shares = [asked[i::LISTERS] for i in range(LISTERS)]
     with ThreadPoolExecutor(LISTERS) as pool:
         found = list(pool.map(ask, shares))
-    return [found[i % LISTERS][i // LISTERS] for i in range(len(asked))]
+    return alone + [found[i % LISTERS][i // LISTERS] for i in range(len(asked))]
 
 
 def list_source(source, reader, params, parts):

@@ -35,6 +35,7 @@ PLATE_ARTEFACTS = {
 }
 # Likewise, below the screen's folder of results; of a model its card first, which has the digest of the file after it.
 SCREEN_ARTEFACTS = {
+    "training": ("models/segmenter/model.json", "models/segmenter/nuclei.safetensors"),
     "profiles": ("profiles.parquet", "wells.parquet", "dose_response.parquet", "hits.parquet"),
     "autoencoder": (
         "models/autoencoder/model.json",
@@ -43,14 +44,14 @@ SCREEN_ARTEFACTS = {
     ),
     "map": ("models/map/map.json", "models/map/map.npz"),
     "classifier": ("models/classifier/model.json", "models/classifier/model.skops"),
-    "screen_report": ("report.html",),
+    "screen_report": ("report.html", "enrichment.parquet"),
 }
 MISSING = "is missing"
 LOST = "is missing, though what was made from its results is there"
 OTHER_RECIPE = "was made from something else than its record says"
 HAS_IMAGES = {"done", "partial"}
 # Stages that a config may leave out, and what comes next be there all the same.
-OPTIONAL = {"classes", "latent"}
+OPTIONAL = {"classes", "latent", "training"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +124,9 @@ def find_damage(folder, plate, *, deep):
         # Without a readout the screen has no other table than its profiles.
         if stage == "profiles" and not any("hits" in record["facts"] for record in records):
             files = files[:1]
+        # Without classes there is nothing to count.
+        if stage == "screen_report" and not any(record["facts"].get("enrichment") for record in records):
+            files = files[:1]
         for name, fingerprint in vouched[stage].items():
             well = name if "{}" in files[0] else ""
             paths = [base / file.format(name) for file in files]
@@ -146,7 +150,8 @@ def _find_lost(folder, plate, stage, records):
     followers = [name for name, other in STAGES.items() if stage in other.after]
     if not plate:
         followed = any(any(base.glob(f"../plates/*/records/{name}/part-*.json")) for name in followers)
-        return [base / f"records/{stage}.json"] if followed and not records else []
+        lost = followed and not records and stage not in OPTIONAL
+        return [base / f"records/{stage}.json"] if lost else []
     if not records and stage in OPTIONAL:
         return []
     parts = 1

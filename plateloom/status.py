@@ -41,6 +41,8 @@ class State:
         What could not be used of a plate that went on: `well`, `field`, `channel`, `reason`.
     warnings : tuple of str
         What a plate's page says before any number: of a plate that is done, and yet may not be used as it is.
+    attempts : int
+        Of its jobs, the highest number: how often one was begun until it ended, or so far.
     waits_for : str
         The stage above that it merely waits for, ``plate1 segmentation`` or, of the screen, ``map``; empty where the
         cause is its own.
@@ -54,6 +56,7 @@ class State:
     seconds: float = 0.0
     failed: tuple = ()
     warnings: tuple = ()
+    attempts: int = 0
     waits_for: str = ""
 
 
@@ -68,6 +71,8 @@ class Cause:
         Empty for a stage of the screen.
     done, of : int
         Wells of these plates.
+    attempts : int
+        The highest number.
     logs : list of str
     later : set of str
         Stages that wait for this.
@@ -79,6 +84,7 @@ class Cause:
     plates: list = dataclasses.field(default_factory=list)
     done: int = 0
     of: int = 0
+    attempts: int = 0
     logs: list = dataclasses.field(default_factory=list)
     later: set = dataclasses.field(default_factory=set)
 
@@ -104,7 +110,7 @@ def read_screen(folder, *, frozen=None):
         screen = Screen(read_config(folder).model_dump(mode="json"), folder)
     else:
         screen = Screen({}, folder, frozen=frozen)
-    code = functools.cache(screen.code)
+    code, held = functools.cache(screen.codes), screen.quarantined_plates
     of_screen, plates = {}, {plate: {} for plate in screen.plates}
     for stage in screen.stages():
         if stage in SCREEN_STAGES:
@@ -112,9 +118,20 @@ def read_screen(folder, *, frozen=None):
             of_screen[stage] = _state(screen, stage, None, code, above)
         else:
             for plate, states in plates.items():
+                if plate in held:
+                    states[stage] = _held(plate, stage, held[plate])
+                    continue
                 above = [(f"{plate} {name}", state) for name, state in states.items()] + list(of_screen.items())
                 states[stage] = _state(screen, stage, plate, code, above)
     return {"plates": plates, "screen": of_screen}
+
+
+def _held(plate, stage, reason):
+    """State of one stage of a plate that a person has taken out, whatever was made of it before."""
+    first = next(name for name in STAGES if name not in SCREEN_STAGES)
+    if stage == first:
+        return State(QUARANTINED, reason=reason)
+    return State(SKIPPED, reason=f"the plate is quarantined {reason}", waits_for=f"{plate} {first}")
 
 
 def states_until(states, last):
@@ -161,6 +178,7 @@ def _state(screen, stage, plate, code, above):
         seconds=sum(part.seconds for part in parts),
         failed=tuple(failure for part in parts for failure in part.failed),
         warnings=tuple(warning for part in parts for warning in part.warnings),
+        attempts=max(part.attempts for part in parts),
         waits_for=waits_for if state in FOLLOWS else "",
     )
 
@@ -173,17 +191,22 @@ def _part(screen, stage, plate, part, path, code):
     record = read_json(path)
     log = said.get("log", "")
     if said.get("attempts") and locks.is_held(lock):
-        return State(RUNNING, said.get("done", 0), said.get("of", 0), f"by {locks.describe(said)}", log)
+        begun = {"log": log, "attempts": said["attempts"]}
+        return State(RUNNING, said.get("done", 0), said.get("of", 0), f"by {locks.describe(said)}", **begun)
     if record is None:
         if not said.get("attempts"):
             return State(MISSING)
         error = _last_error(screen.folder / log) if log else ""
         reason = error or "its process ended without an error: told to end, or killed for want of memory or time"
-        return State(FAILED if error else INTERRUPTED, said.get("done", 0), said.get("of", 0), reason, log)
+        begun = {"log": log, "attempts": said["attempts"]}
+        return State(FAILED if error else INTERRUPTED, said.get("done", 0), said.get("of", 0), reason, **begun)
     wells = len(record["artefacts"])
     found = {"log": record["log"], "seconds": record["seconds"], "failed": tuple(record["failures"])}
-    # Flagged fields that are left out are QC's daily work, no warning.
-    notices = [notice for notice in record["facts"].get("notices", ()) if notice["kind"] != "flagged"]
+    found["attempts"] = record.get("attempts", 0)
+    # Flagged fields that are left out are QC's daily work, and wells that a person has taken out known: no warning.
+    notices = [
+        notice for notice in record["facts"].get("notices", ()) if notice["kind"] not in ("flagged", "quarantined")
+    ]
     found["warnings"] = tuple(notice["text"] for notice in notices)
     changed = _changed(screen, stage, plate, part, record, code)
     if record["status"] == "done":
@@ -212,7 +235,7 @@ def _changed(screen, stage, plate, part, record, code):
         return "corrected labels have changed, come or gone; only the wells concerned are made anew"
     if record["settings"] != digest(screen.recorded_settings(stage, plate)):
         return "settings have changed"
-    if record["code"] != code(stage):
+    if record["code"] not in code(stage):
         return "its code has changed"
     return ""
 
@@ -271,6 +294,7 @@ def find_causes(states):
         cause.later |= waiting
         cause.plates += [where] if where else []
         cause.done, cause.of = cause.done + state.done, cause.of + state.of
+        cause.attempts = max(cause.attempts, state.attempts)
         cause.logs += [state.log] if state.log else []
     order = list(STAGES)
     return sorted(causes.values(), key=lambda cause: order.index(cause.stage))

@@ -3,6 +3,7 @@
 import re
 
 WELL = re.compile(r"([A-Za-z]{1,2})[-_]?0*([1-9][0-9]?)")
+QUARANTINED = "quarantined"  # what qc.parquet says of a field whose well a person has taken out of the results
 FORMATS = {6: (2, 3), 12: (3, 4), 24: (4, 6), 48: (6, 8), 96: (8, 12), 384: (16, 24), 1536: (32, 48)}
 
 

@@ -6,6 +6,7 @@ rule train_classifier:
         measured=every_plate("features"),
         profiled=every_plate("profiling"),
         flagged=every_plate("flagging"),
+        encoded=if_learned_from("latent", every_plate("latent")),
     output:
         record="results/screen/records/classifier.json",
     log:
@@ -33,6 +34,9 @@ rule classify_plate:
     input:
         trained="results/screen/records/classifier.json",
         measured="results/plates/{plate}/records/features/part-{part}.json",
+        encoded=if_learned_from(
+            "latent", "results/plates/{plate}/records/latent/part-{part}.json"
+        ),
     output:
         record="results/plates/{plate}/records/classes/part-{part}.json",
     log:

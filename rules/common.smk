@@ -6,6 +6,7 @@ sys.path.insert(0, workflow.basedir)
 
 from plateloom.driver import (
     begin_run as _begin_run,
+    end_run,
     finish_complete_plates,
     open_screen,
 )
@@ -28,6 +29,8 @@ def every_target():
     """
     targets = []
     for stage in SCREEN.stages():
+        if stage == "training" and SCREEN.config.complete_only:
+            continue  # plates are complete with it; where it failed, none is, and it is not tried once more
         if STAGES[stage].scope == "screen":
             targets.append(f"results/screen/records/{stage}.json")
             continue
@@ -59,16 +62,32 @@ def if_wanted(stage, records):
     )
 
 
+def if_learned_from(inputs, records):
+    """Records as a list, which is empty where the classifier learns from something else."""
+    wanted = SCREEN.config.classification.inputs == inputs
+    return ([records] if isinstance(records, str) else records) if wanted else []
+
+
+def if_profiles_need(inputs, records):
+    """Records as a list, which is empty where profiles are made without them."""
+    wanted = inputs == "latent" and SCREEN.config.profiling.exclude_badly_restored
+    return records if wanted else []
+
+
 def settings_of(stage):
     """Everything in the config that can change a stage's result."""
-    if stage == "conversion":
+    if stage in ("conversion", "flagging", "profiling", "report"):
         return lambda wildcards: SCREEN.settings(stage, wildcards.plate)
     return SCREEN.settings(stage)
 
 
 def code_of(stage):
-    """Digest of a stage's code."""
-    return SCREEN.code(stage)
+    """Digest of a stage's code, or of the earlier code whose results a person has kept."""
+    if len(SCREEN.codes(stage)) == 1:
+        return SCREEN.code(stage)
+    return lambda wildcards: SCREEN.code_for(
+        stage, wildcards.get("plate"), int(wildcards.get("part", 0))
+    )
 
 
 def listing_of(wildcards):
@@ -127,7 +146,7 @@ def runtime_for(minutes):
 
 
 def gpus_for(stage):
-    """GPUs that a job asks for: one, unless the config says `cpu` or the method of segmentation cannot use it."""
+    """GPUs that a job asks for: one, unless the config says `cpu` or the method of segmentation runs no network."""
     if SCREEN.config.engine.device == "cpu":
         return 0
     return int(stage != "segmentation" or SCREEN.segments_on_gpu)

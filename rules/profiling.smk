@@ -5,6 +5,7 @@ rule profile_plate:
     input:
         measured=every_part("features"),
         flagged="results/plates/{plate}/records/flagging/part-0.json",
+        encoded=if_profiles_need("latent", every_part("latent")),
     output:
         record="results/plates/{plate}/records/profiling/part-0.json",
     log:

@@ -23,7 +23,7 @@ def run_stages(folder, stages=STAGES):
     os.chdir(folder)
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     engine = settings.get("engine", {})
-    names = ("tile_px", "settle_minutes", "end_marker")
+    names = ("tile_px", "settle_minutes", "end_marker", "scratch", "device")
     parts.EXECUTION = parts.Execution(
         threads=1, cluster={"kind": "threads"}, **{name: engine[name] for name in names if name in engine}
     )
@@ -37,7 +37,7 @@ def run_stages(folder, stages=STAGES):
 
 class _Run:
     def __init__(self, screen, stages):
-        self.screen, self.stages, self.plates = screen, stages, list(screen.plates)
+        self.screen, self.stages, self.plates = screen, stages, screen.complete_plates
 
     def go(self, function, stage, plate=None, *, part=False, settings=True, **more):
         if stage not in self.stages:
@@ -46,7 +46,7 @@ class _Run:
         more |= {"plate": plate} if plate else {}
         more |= {"part": 0, "parts": 1} if part else {}
         more |= {"settings": self.screen.settings(stage, plate)} if settings else {}
-        function(code=self.screen.code(stage), record=str(record), **more)
+        function(code=self.screen.code_for(stage, plate), record=str(record), **more)
 
     def every(self, stage):
         """Records of a stage: the screen's, or all plates'; none where it is not run."""
@@ -57,10 +57,11 @@ class _Run:
         return [str(record_path(plate, stage)) for plate in self.plates]
 
     def run(self):
-        from plateloom.stages import classification, latent, maps, profiling, report
+        from plateloom.stages import classification, latent, maps, profiling, report, training
 
-        for plate, row in self.screen.plates.items():
-            self.measure(plate, row)
+        self.go(training.train_segmenter, "training")
+        for plate in self.plates:
+            self.measure(plate, self.screen.plates[plate])
         plates, measured, flagged = self.plates, self.every("features"), self.every("flagging")
         profiled, segmented, mapped = self.every("profiling"), self.every("segmentation"), self.every("map")
         self.go(profiling.profile_screen, "profiles", plates=plates, missing=[], profiled=profiled)
@@ -73,6 +74,9 @@ class _Run:
             flagged=flagged,
         )
         self.go(maps.fit_screen, "map", plates=plates, measured=measured, flagged=flagged)
+        for plate in self.plates:
+            self.encode(plate)
+        learned_from = self.screen.config.classification.inputs
         self.go(
             classification.train_screen,
             "classifier",
@@ -81,9 +85,10 @@ class _Run:
             measured=measured,
             profiled=profiled,
             flagged=flagged,
+            encoded=self.every("latent") if learned_from == "latent" else [],
         )
-        for plate, row in self.screen.plates.items():
-            self.describe(plate, row)
+        for plate in self.plates:
+            self.describe(plate, self.screen.plates[plate])
         self.go(
             report.report_screen,
             "screen_report",
@@ -125,6 +130,7 @@ class _Run:
             part=True,
             corrections=self.screen.corrections(plate, 0),
             converted=of["conversion"],
+            trained=self.every("training"),
             **light,
         )
         self.go(features.measure_part, "features", plate, part=True, segmented=of["segmentation"], **light)
@@ -136,15 +142,14 @@ class _Run:
             plate_map=[row.plate_map, self.screen.plate_map(plate)],
             measured=[of["features"]],
             flagged=of["flagging"],
+            encoded=[of["latent"]] if self.screen.config.profiling.exclude_badly_restored else [],
         )
 
-    def describe(self, plate, row):
-        """What a plate's cells are by the screen's models, and its page."""
-        from plateloom.stages import classification, latent, maps, report
+    def encode(self, plate):
+        """The latents of a plate's cells."""
+        from plateloom.stages import latent
 
         of = {stage: str(record_path(plate, stage)) for stage in STAGES}
-        own = lambda stage: [of[stage]] if stage in self.stages else []  # noqa: E731
-        screened = "results/screen/records/profiles.json"
         self.go(
             latent.encode_part,
             "latent",
@@ -154,6 +159,14 @@ class _Run:
             segmented=of["segmentation"],
             illuminated=of["illumination"],
         )
+
+    def describe(self, plate, row):
+        """What a plate's cells are by the screen's models, and its page."""
+        from plateloom.stages import classification, maps, report
+
+        of = {stage: str(record_path(plate, stage)) for stage in STAGES}
+        own = lambda stage: [of[stage]] if stage in self.stages else []  # noqa: E731
+        screened = "results/screen/records/profiles.json"
         model = "results/screen/records/map.json"
         self.go(maps.map_part, "maps", plate, part=True, settings=False, fitted=model, measured=of["features"])
         self.go(
@@ -164,6 +177,7 @@ class _Run:
             settings=False,
             trained="results/screen/records/classifier.json",
             measured=of["features"],
+            encoded=own("latent") if self.screen.config.classification.inputs == "latent" else [],
         )
         self.go(
             report.report_plate,

@@ -15,7 +15,25 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 
 # From the top down; a module imports from its own wing and from those below it.
 WINGS = [
-    {"cli", "status", "driver", "planning", "config", "repair", "lineage", "export"},
+    {
+        "cli",
+        "status",
+        "driver",
+        "planning",
+        "config",
+        "repair",
+        "lineage",
+        "export",
+        "quarantines",
+        "acceptances",
+        "ledgers",
+        "leftovers",
+        "runs",
+        "estimate",
+        "upgrades",
+        "inbox",
+        "nights",
+    },
     {"stages"},
     {
         "engine",

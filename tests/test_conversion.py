@@ -361,6 +361,21 @@ def test_fields_are_stitched_by_their_positions_not_by_their_order(placed):
     assert assemble()["facts"]["fields"] == 6
 
 
+def test_a_stitched_well_is_the_same_by_way_of_the_node_s_disk(placed, monkeypatch, tmp_path):
+    convert(settings_with(layout="stitched"))
+    expected = bytes_of()
+    shutil.rmtree("results")
+    monkeypatch.setattr(
+        parts, "EXECUTION", parts.Execution(cluster={"kind": "threads"}, scratch=str(tmp_path / "node"))
+    )
+    saved, save = [], np.save
+    monkeypatch.setattr(np, "save", lambda path, pixels: saved.append(Path(path)) or save(path, pixels))
+    convert(settings_with(layout="stitched"))
+    assert bytes_of() == expected
+    assert len(saved) == 6 and all(path.is_relative_to(tmp_path / "node") for path in saved)
+    assert list((tmp_path / "node").iterdir()) == []
+
+
 def test_an_unreadable_field_is_a_hole_in_its_stitched_well(placed):
     convert(settings_with(layout="stitched"))
     assemble()

@@ -32,6 +32,7 @@ from plateloom.export.crate import Crate, Run, describe_column
 from plateloom.export.redaction import Redaction, without_formula, write_sheet
 from plateloom.export.screen import FLOW, TABLES, find_unfinished, write_inside
 from plateloom.planning import STAGES, Screen
+from plateloom.store import corrections
 from plateloom.store import plate as store
 from plateloom.store.layout import plate_store, record_path
 from plateloom.store.provenance import read_json, write_json
@@ -140,7 +141,16 @@ def texts_of(out):
 
 def test_every_stage_says_what_it_makes_and_from_what():
     assert set(FLOW) == set(STAGES)
-    known = {*TABLES, "source", "plate.zarr", "illumination.zarr", "report.html", "plate_map.tsv", "labels.tsv"}
+    known = {
+        *TABLES,
+        "source",
+        "plate.zarr",
+        "illumination.zarr",
+        "report.html",
+        "plate_map.tsv",
+        "labels.tsv",
+        "corrections",
+    }
     for made_from, made in FLOW.values():
         names = {*made_from.split(), *made.split()}
         assert {name for name in names if not name.startswith("screen/")} <= known
@@ -607,7 +617,7 @@ def test_every_stage_is_an_action_with_its_software_code_parameters_inputs_and_r
     assert {one["@id"] for one in entities["./"]["mentions"]} == set(actions)
     expected = {f"#{stage}-of-{plate}" for stage in STAGES for plate in ("P1", "P2") if STAGES[stage].scope != "screen"}
     expected |= {f"#{stage}-of-screen" for stage in STAGES if STAGES[stage].scope == "screen"}
-    without = {"autoencoder", "latent", "classifier", "classes"}
+    without = {"training", "autoencoder", "latent", "classifier", "classes"}
     assert set(actions) - {"#export"} == {name for name in expected if name[1:].split("-of-")[0] not in without}
     record = read_json(finished / record_path("P1", "features"))
     action = actions["#features-of-P1"]
@@ -703,6 +713,19 @@ def test_paths_in_reasons_are_shortened_in_tables_records_and_crate(again, tmp_p
     assert not [name for name, text in texts_of(tmp_path / "out") if inbox in text]
     action = entities_of(tmp_path / "out")["#report-of-P1"]
     assert action["actionStatus"] == "http://schema.org/FailedActionStatus" and "deep er/A01" in action["error"]
+
+
+def test_corrected_labels_and_labels_of_cells_go_along_without_names(again, tmp_path):
+    corrected = {name: np.ones((160, 160), np.uint32) for name in ("Nuclei", "Cells")}
+    corrections.write_correction(again / "corrections/P1/A01/1.tif", corrected)
+    settings = yaml.safe_load((again / "config.yaml").read_text())
+    (again / "config.yaml").write_text(yaml.safe_dump(settings | {"classification": {"labels": "mine.tsv"}}))
+    labels = ["P1 A01 round Ada", "P2 A02 flat Grace", "P2 A03 flat Ada"]
+    (again / "mine.tsv").write_text("\n".join(["plate well class who", *labels]).replace(" ", "\t"))
+    run(again, tmp_path / "out", "--no-tables", "--incomplete")
+    assert list(corrections.list_corrections(tmp_path / "out/plates/P1", ".")) == ["A01"]
+    labels, problems = read_sheet(tmp_path / "out/labels.tsv", {"plate", "well", "class", "who"}, None)
+    assert [row["who"] for _, row in labels] == ["person 1", "person 2", "person 1"] and not problems
 
 
 def test_paths_are_told_from_other_slashes(tmp_path):

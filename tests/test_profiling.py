@@ -5,8 +5,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
+from conftest import simulate
+from in_process import run_stages
+from pyarrow import parquet
 from pydantic import ValidationError
 
+from plateloom.planning import STAGES
 from plateloom.profiling import (
     Params,
     aggregate_well,
@@ -22,6 +27,7 @@ from plateloom.profiling import (
     robust_z,
     select_features,
 )
+from plateloom.store.provenance import read_json
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 AREA, GFP, RNA = "Nuclei_AreaShape_Area", "Nuclei_Intensity_MeanIntensity_GFP", "Cells_Intensity_MeanIntensity_RNA"
@@ -503,3 +509,45 @@ def test_normalization_reaches_the_published_accuracy_on_bbbc021():
     moa = treatments["Metadata_Moa"].to_numpy()
     assert len(treatments) == 103
     assert (moa[similarity.argmax(axis=1)] == moa).sum() >= 84
+
+
+def test_fields_of_unlike_counts_are_left_out_where_asked_for_and_the_page_says_why(tmp_path, monkeypatch):
+    folder = simulate(
+        tmp_path / "screen", rows=2, columns=3, fields=4, size_px=224, cells_per_field=30.0, treatments=(), seed=5
+    )
+    monkeypatch.chdir(folder)
+    stages = ("profiling", "report")
+
+    def configure(**profiling):
+        settings = yaml.safe_load(Path("config.yaml").read_text())
+        settings |= {"features": {"families": ["Intensity"]}, "latent": {"autoencoder": {"enabled": False}}}
+        settings["profiling"] = settings.get("profiling", {}) | profiling
+        Path("config.yaml").write_text(yaml.safe_dump(settings))
+
+    configure()
+    run_stages(folder, set(STAGES) - {"profiles", "map", "maps", "screen_report", *stages})
+    plate = Path("results/plates/P1")
+    table = parquet.read_table(plate / "segmentation/A02.parquet")
+    counts = table["Count_Nuclei"].to_numpy().copy()
+    assert len(counts) == 4 and np.median(np.delete(counts, 2)) >= 15
+    counts[2] = 0  # as if its nuclei had been missed
+    at = table.schema.get_field_index("Count_Nuclei")
+    parquet.write_table(table.set_column(at, table.schema.field(at), [counts]), plate / "segmentation/A02.parquet")
+    cells = pd.read_parquet(plate / "features/A02.parquet", columns=["Metadata_Field"])["Metadata_Field"].value_counts()
+    found = {}
+    for asked in (False, True):
+        configure(exclude_unlike_counts=asked)
+        run_stages(folder, stages)
+        wells = pd.read_parquet(plate / "aggregates.parquet").set_index("Metadata_Well")["Metadata_CellCount"]
+        facts = read_json(plate / "records/profiling/part-0.json")["facts"]
+        notices = read_json(plate / "records/report/part-0.json")["facts"]["notices"]
+        (said,) = [one["text"] for one in notices if "nuclei than the others" in one["text"]]
+        found[asked] = wells, facts["unlike_fields"], said, (plate / "report.html").read_text()
+    wells, number, said, page = found[False]
+    assert wells["A02"] == cells.sum() and number == 0
+    assert "which are used all the same: A02 field 3 (0; others" in said and "unlike its well" not in page
+    less, number, said, page = found[True]
+    assert less["A02"] == cells.sum() - cells[3] and number == 1
+    assert (less.drop("A02") == wells.drop("A02")).all()
+    assert "which are left out of values per well: A02 field 3 (0; others" in said
+    assert "unlike its well" in page and "0 nuclei; the other fields of the well have" in page

@@ -347,7 +347,7 @@ def test_a_finished_screen_is_complete(screen, records):
 
 
 def test_a_plate_is_of_one_sort_only_and_each_cause_is_told_once(screen, records):
-    of_screen = {name: failed("no plate is complete") for name in status.SCREEN_STAGES}
+    of_screen = {name: failed("no plate is complete") for name in status.SCREEN_STAGES - {"training"}}
     told = {"report": failed("conversion failed: no image matches")}
     records.write_all(conversion=failed("no image matches"), **AFTER_CONVERSION | of_screen | told)
     code, text = plateloom("status", screen)
@@ -493,6 +493,62 @@ def test_the_table_of_plates_with_long_names_fits_on_80_columns(screen, records)
     assert all(name in text for name in names), "whole where a program reads"
 
 
+class _Clock:
+    """In the place of `time`: each pause lets something happen, and then passes at once."""
+
+    def __init__(self, happens):
+        self.happens, self.strftime = list(happens), time.strftime
+
+    def sleep(self, seconds):
+        if not self.happens:
+            raise KeyboardInterrupt
+        self.happens.pop(0)()
+
+
+def test_a_screen_is_watched_until_nothing_runs(screen, records, monkeypatch):
+    from plateloom.cli import status as command
+
+    records.write_all()
+    path = screen / records.screen.records("segmentation", "P1")[0]
+    path.unlink()
+    with contextlib.ExitStack() as running:
+        lock = running.enter_context(locks.hold(path.with_name(".part-0.lock"), wait=False))
+        lock.say(attempts=2, log="", done=5, of=12)
+
+        def end():
+            records.write("segmentation", "P1")
+            running.close()
+
+        more = lambda: lock.say(attempts=2, log="", done=7, of=12)  # noqa: E731
+        monkeypatch.setattr(command, "time", _Clock([lambda: None, more, end]))
+        code, text = plateloom("status", screen, "--watch", COLUMNS="80")
+    assert code == 0 and "\x1b" not in text
+    assert len(re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d$", text, re.M)) == 3, (
+        "what has not changed is not said again"
+    )
+    assert "segmentation of P1: running 5/12 wells, attempt 2" in text and "running 7/12 wells" in text
+    assert text.endswith("1 of 1 plates complete\n")
+
+
+def test_on_a_terminal_it_is_drawn_in_place_and_ctrl_c_ends_it(screen, records, monkeypatch):
+    from plateloom.cli import status as command
+
+    records.write_all()
+    monkeypatch.setattr(command, "time", _Clock([lambda: None]))
+    with locks.hold(screen / ".plateloom.lock", wait=False):
+        code, text = plateloom("status", screen, "--watch", COLUMNS="80", LINES="6", FORCE_COLOR="1", TERM="xterm")
+    assert code == 0 and "\x1b[?1049h" not in text, "no alternate screen"
+    nothing, first, second = text.split("\x1b[H\x1b[2J")
+    assert not nothing and first == second.removesuffix("\n")
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", first).splitlines()
+    assert len(lines) <= 5 and lines[-1] == "1 of 1 plates complete" and all(len(line.rstrip()) <= 80 for line in lines)
+
+
+def test_programs_are_not_shown_a_screen_that_is_watched(screen, records):
+    code, text = plateloom("status", screen, "--watch", "--json")
+    assert code == 2 and "take one of them" in text
+
+
 def test_programs_read_states_as_json(screen, records):
     records.write_all(conversion={"failures": [TRUNCATED_TIFF]})
     code, text = plateloom("status", screen, "--json")
@@ -518,6 +574,7 @@ def test_many_source_folders_are_listed_as_few_are(tmp_path, monkeypatch):
         "channels": {"DNA": {"source": "1"}},
         "segmentation": {"parameters": {"nuclei_channel": "DNA"}},
     }
+    monkeypatch.setattr(planning, "ALONE_SECONDS", 0)
     many = Screen(settings, tmp_path)
     listed = {name: [many.listing(name, part) for part in range(3)] for name in names}
     monkeypatch.setattr(planning, "LISTED_ALONE", len(names))
@@ -528,5 +585,6 @@ def test_many_source_folders_are_listed_as_few_are(tmp_path, monkeypatch):
 
 def test_a_listing_that_dies_is_an_error_and_not_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "LISTED_ALONE", 0)
+    monkeypatch.setattr(planning, "ALONE_SECONDS", 0)
     with pytest.raises(PlateloomError, match="Unknown reader .nonsense."):
         planning._list_sources([(str(tmp_path), "nonsense", {}, 1)])

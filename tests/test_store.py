@@ -29,6 +29,28 @@ def test_comments_docstrings_and_layout_are_no_change_of_code(tmp_path):
     assert plain == dressed != other
 
 
+def test_what_is_known_of_modules_is_kept_for_the_next_process_and_a_cache_that_fails_costs_nothing(
+    tmp_path, monkeypatch
+):
+    def digest_again(base):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(base))
+        for function in (provenance._cache_file, provenance._known_modules, provenance._read_module):
+            function.cache_clear()
+        return provenance.code_digest("plateloom.store.tables")
+
+    first = digest_again(tmp_path)
+    (kept,) = tmp_path.glob("plateloom/modules-*.json")
+    monkeypatch.setattr(provenance, "_digest_module", lambda data: pytest.fail("it was known"))
+    assert digest_again(tmp_path) == first
+    monkeypatch.undo()
+    kept.write_text("[]")
+    assert digest_again(tmp_path) == first
+    (tmp_path / "file").touch()
+    assert digest_again(tmp_path / "file") == first
+    for function in (provenance._cache_file, provenance._known_modules, provenance._read_module):
+        function.cache_clear()
+
+
 def test_code_is_followed_through_imports_also_inside_functions():
     direct = provenance.code_digest("plateloom.store.layout")
     through = provenance.code_digest("plateloom.stages.conversion")

@@ -128,7 +128,7 @@ def test_a_record_that_is_gone_is_damage_where_something_was_made_from_it(again)
         found = [(one.stage, one.well, one.file) for one in repair.find_damage(again, plate, deep=False)]
         assert found == ([] if stage == "screen_report" else [(stage, "", name)]), "nothing is made from the last page"
         kept.rename(path)
-    assert looked_at == len(STAGES) - len(("autoencoder", "latent", "classifier", "classes"))
+    assert looked_at == len(STAGES) - len(("training", "autoencoder", "latent", "classifier", "classes"))
 
 
 def test_records_of_some_parts_that_are_gone_are_named_and_those_of_a_run_on_its_way_are_not(again):
@@ -184,6 +184,7 @@ def test_records_of_a_run_that_cut_the_plate_otherwise_vouch_for_nothing(again):
     assert repair.find_damage(again, "P1", deep=False) == []
 
 
+@pytest.mark.slow
 def test_a_finished_screen_is_repaired_to_the_last_byte(again, finished):
     base = again / "results/plates/P1"
     shutil.rmtree(base / "plate.zarr/A/02")

@@ -244,6 +244,7 @@ def test_killed_training_resumes_from_its_checkpoint(again):
         np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_every_job_killed_once_and_retried_ends_as_if_nothing_had_been(again):
     """But the training, which a test of its own kills: what it gives is only as good as equal."""
     results = again / "results"
@@ -315,6 +316,7 @@ def test_results_do_not_depend_on_parts_workers_threads_or_tiles(finished, tmp_p
     assert len(record_of(folder, "features", part=1)["cluster"]["workers"]) == 1
 
 
+@pytest.mark.slow
 def test_a_plate_that_fails_stops_no_other_and_the_screen_says_which_is_missing(again):
     shutil.copytree(again / "raw/P1", again / "raw/P2")
     sheet = again / "plates.tsv"

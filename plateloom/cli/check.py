@@ -57,6 +57,7 @@ def find_problems(folder, *, files, decode=True):
     """
     from plateloom.config import read_config
     from plateloom.planning import number_plates
+    from plateloom.quarantines import list_quarantined
     from plateloom.readers import READERS
 
     folder, problems, notes, config = Path(folder), [], [], None
@@ -72,6 +73,7 @@ def find_problems(folder, *, files, decode=True):
     numbered, found = number_plates(table)
     problems += found
     plates = {plate.plate: (line, plate) for line, plate in reversed(numbered)}  # the first of those named alike
+    problems += list_quarantined(folder, plates)[1]
     imaged = {}
     for line, plate in reversed(plates.values()):
         wells = _read_map(folder, plate, f"{table}:{line}", problems, notes)
@@ -144,7 +146,7 @@ def _check_labels(folder, labels, plates, imaged, problems, notes):
         if name not in plates and name not in strangers:
             strangers.add(name)
             problems.append(f"{path}:{line}: no plate {name!r} in plates.tsv.{did_you_mean(name, plates)}")
-        if not row["class"]:
+        if not row["class"] and not row.get("segmentation"):  # `annotate` takes labels back by a line without a class
             problems.append(f"{path}:{line}: no class")
         problems += [
             f"{path}:{line}: {key} {row[key]!r}; expected a number"

@@ -62,13 +62,13 @@ def describe_methods():
     from plateloom.readers import READERS
 
     modules = {"quality.parameters": "plateloom.quality", "profiling.parameters": "plateloom.profiling"}
-    modules |= {"latent.autoencoder.parameters": "plateloom.latent.autoencoder"}
     for section, methods in (
         ("illumination", illumination.METHODS),
         ("restoration", restoration.METHODS),
         ("segmentation", segmentation.METHODS),
+        ("latent.autoencoder", latent.METHODS),
         ("latent.maps", latent.MAPS),
-        ("classification", classification.METHODS),
+        ("classification", classification.METHODS | classification.REGRESSORS),
     ):
         modules |= {f"{section}.parameters of {name}": module for name, module in methods.items()}
     modules |= {f"readers.{name}": module for name, module in READERS.items()}

@@ -35,13 +35,15 @@ def command(folder, failed, plates, wells, first, dry_run, profile, cores):
     """
     import contextlib
 
-    from plateloom.cli.run import check_screen
+    from plateloom.cli.run import check_cost, check_screen
     from plateloom.engine import locks
     from plateloom.repair import list_failed, list_made, remove_damaged
     from plateloom.status import find_causes, read_screen
     from plateloom.wells import parse_well, well_name
 
     check_screen(folder)
+    if not dry_run:
+        check_cost(folder)
     states = read_screen(folder)
     _check_names("--plate", plates, states["plates"])
     stages = states["screen"] | {name: state for found in states["plates"].values() for name, state in found.items()}
@@ -50,7 +52,10 @@ def command(folder, failed, plates, wells, first, dry_run, profile, cores):
         wells = [well_name(*parse_well(well)) for well in wells]
     except ValueError as error:
         raise ConfigError([f"--well: {error}"]) from None
-    chosen = list(plates) or list(states["plates"])
+    held = _quarantined(folder)
+    if out := [f"--plate: {plate!r} is quarantined {held[plate]}" for plate in plates if plate in held]:
+        raise ConfigError([*out, "lift it first: `plateloom quarantine --lift`"])
+    chosen = list(plates) or [plate for plate in states["plates"] if plate not in held]
     with locks.hold(folder / ".plateloom.lock", wait=False) if not dry_run else contextlib.nullcontext():
         if failed or not (plates or wells or first):
             again = list_failed(folder, chosen, wells=wells, first=first)
@@ -67,6 +72,14 @@ def command(folder, failed, plates, wells, first, dry_run, profile, cores):
             sys.exit(0)
         remove_damaged(folder, again)
     sys.exit(_run(folder, profile, cores))
+
+
+def _quarantined(folder):
+    """Plates that a person has taken out, which no run works on."""
+    from plateloom.config import read_config
+    from plateloom.planning import Screen
+
+    return Screen(read_config(folder).model_dump(mode="json"), folder).quarantined_plates
 
 
 def _check_names(option, names, known):

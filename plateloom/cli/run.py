@@ -35,14 +35,17 @@ GRACE = 5.0  # [s] for jobs to end after Snakemake has
     "--until", default=None, metavar="STAGE", help="Stop after this stage, e.g. conversion, segmentation, features."
 )
 @click.option("--dry-run", "-n", is_flag=True, help="Show what would run.")
+@click.option("--recompute", is_flag=True, help="Make results again whose code has changed, however much work that is.")
+@click.option("--unattended", is_flag=True, hidden=True, help="A source folder that is not there puts its plate off.")
 @click.argument("snakemake_options", nargs=-1, type=click.UNPROCESSED)
-def command(folder, profiles, cores, until, dry_run, snakemake_options):
+def command(folder, profiles, cores, until, dry_run, recompute, unattended, snakemake_options):
     """Run the screen in FOLDER; more options go to snakemake as they are.
 
     Exit code: 0 complete; 1 work is left that the same command does later (an infrastructure failure, or another run
     holds the screen); 2 the configuration or the call is wrong, nothing was started; 3 finished, but data are at fault:
     plates or fields are quarantined, put off, or a step of the screen had nothing to work on; 130, 143 interrupted by
-    Ctrl-C, SIGTERM.
+    Ctrl-C, SIGTERM. After an upgrade of Plateloom a run that would make much work again because of changed code ends
+    with 2 and says what it would cost: --recompute does it, `plateloom accept` keeps the results.
 
     \b
     plateloom run screens/demo
@@ -52,6 +55,7 @@ def command(folder, profiles, cores, until, dry_run, snakemake_options):
     """
     from plateloom.driver import FROZEN
     from plateloom.planning import STAGES
+    from plateloom.runs import note_exit
     from plateloom.status import read_screen, screen_state, states_until, warning_lines
     from plateloom.store.provenance import read_json
 
@@ -59,19 +63,22 @@ def command(folder, profiles, cores, until, dry_run, snakemake_options):
     _check_options(snakemake_options)
     if not dry_run:
         _look_at_lock(folder)
-    check_screen(folder)
+    check_screen(folder, sources=not unattended)
     last = None if until is None else _last_stage(folder, until)
     options += ["--until", STAGES[last].script] if last else []
+    if not recompute:
+        check_cost(folder, last, ask=not dry_run)
     _check_writable(folder)
     given, folder = folder, folder.resolve()
     arguments = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(folder)]
     arguments += [*options, *snakemake_options]
     click.echo(shlex.join(arguments))
-    earlier = _time_of(folder / FROZEN)
+    earlier, began = _time_of(folder / FROZEN), time.time()
     code = run_group(arguments)
     if code > 128:
         if not dry_run:
             _cancel_jobs(folder)
+            note_exit(folder, code, since=began)
         click.echo(INTERRUPTION, err=True)
         sys.exit(code)
     if dry_run:
@@ -87,10 +94,13 @@ def command(folder, profiles, cores, until, dry_run, snakemake_options):
     judged = frozen is not None or not snakemake_options
     if code or (judged and state["open"]):
         click.echo(f"work is left; what and why: plateloom status {shlex.quote(str(given))}", err=True)
+        note_exit(folder, 1, since=began)
         sys.exit(1)
     if last is None and (folder / REPORT).exists():
         click.echo(f"report: {given / REPORT}")
-    sys.exit(3 if any(state[name] for name in ("with_failures", "quarantined", "deferred", "not_made")) else 0)
+    code = 3 if any(state[name] for name in ("with_failures", "quarantined", "deferred", "not_made")) else 0
+    note_exit(folder, code, since=began)
+    sys.exit(code)
 
 
 def _cancel_jobs(folder):
@@ -180,20 +190,20 @@ def _check_options(options):
         raise ConfigError([f"no option {text!r}.{did_you_mean(text.split('=')[0], known)}" for text in unknown])
 
 
-def check_screen(folder):
+def check_screen(folder, *, sources=True):
     """Refuse a screen that `plateloom check` refuses.
 
     A plate whose files cannot be decoded is quarantined by the run, and stops no other. Once a plate was converted, all of
     its raw files are its own affair: only a plate that was never converted must have its source folder then, since that
-    of others may have been archived.
+    of others may have been archived. Without `sources` no plate must: nobody is there to mount it, and others can go on.
     """
     from plateloom.cli.check import find_problems
     from plateloom.config import read_config
     from plateloom.planning import list_plates
 
     began = {path.parents[2].name for path in folder.glob("results/plates/*/records/conversion/*.json")}
-    problems, _ = find_problems(folder, files=not began, decode=False)
-    if began and not problems:
+    problems, _ = find_problems(folder, files=sources and not began, decode=False)
+    if sources and began and not problems:
         plates, _ = list_plates(folder / read_config(folder).plates)
         problems = [
             f"{plate.plate}: no folder {str(folder / plate.source)!r}"
@@ -202,6 +212,29 @@ def check_screen(folder):
         ]
     if problems:
         raise ConfigError(problems)
+
+
+def check_cost(folder, last=None, *, ask=True):
+    """Refuse a run that would make much work again only because code has changed; without `ask`, just say it."""
+    from plateloom.config import read_config
+    from plateloom.planning import Screen
+    from plateloom.upgrades import core_hours, describe, find_changed
+
+    screen = Screen(read_config(folder).model_dump(mode="json"), folder)
+    changed = find_changed(screen, last)
+    if core_hours(changed) <= screen.config.engine.recompute_without_asking_hours:
+        return
+    name = shlex.quote(str(folder))
+    stages = " ".join(f"--stage {one.stage}" for one in changed if one.codes)
+    lines = [
+        "Plateloom's code has changed since these results were made, and a run makes them again:",
+        *(f"  {line}" for line in describe(changed)),
+        f"make them again: plateloom run {name} --recompute",
+        f"keep them:       plateloom accept {name} {stages}",
+    ]
+    if ask:
+        raise ConfigError("\n".join(lines))
+    click.echo("\n".join(lines))
 
 
 def _look_at_lock(folder):

@@ -3,9 +3,12 @@
 import dataclasses
 import json
 import textwrap
+import time
 from pathlib import Path
 
 import click
+
+from plateloom.errors import ConfigError
 
 COLORS = {
     "done": "green",
@@ -30,30 +33,77 @@ SYMBOLS = {
     "missing": "·",
 }
 LATER = {"quarantined": "skipped", "deferred": "skipped", "stale": "to follow"}
+EVERY = 5.0  # [s] between two looks with --watch
 FEW = 3  # failures of a plate that are shown unasked
 
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--all", "everything", is_flag=True, help="Show every failure, not only the first ones of each plate.")
+@click.option("--watch", is_flag=True, help="Look again every few seconds, until nothing runs any more or Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def command(folder, everything, as_json):
+def command(folder, everything, watch, as_json):
     """Show what is done, running, failed, quarantined, stale or missing in FOLDER, and why.
 
     \b
     plateloom status screens/demo
     plateloom status screens/demo --all
+    plateloom status screens/demo --watch
     """
     from rich.console import Console
 
-    from plateloom.status import age, find_causes, find_failures, read_screen, screen_state, warning_lines
+    from plateloom.quarantines import read_quarantined
+    from plateloom.status import read_screen, screen_state
 
+    if as_json and watch:
+        raise ConfigError("--watch is for people and --json for programs; take one of them")
     states = read_screen(folder)
-    summed = screen_state(states)
     if as_json:
-        click.echo(json.dumps(_plain(states) | summed, indent=1))
+        held = {"quarantined_by_hand": read_quarantined(folder, states["plates"])}
+        click.echo(json.dumps(_plain(states) | screen_state(states) | held, indent=1))
         return
     console = Console(highlight=False)
+    if watch:
+        _watch(console, folder, states, everything)
+    else:
+        _show_screen(console, folder, states, everything)
+
+
+def _watch(console, folder, states, everything):
+    """Show a screen again and again while something runs: in place on a terminal, else one after the other if it has changed."""
+    from plateloom.engine import locks
+    from plateloom.status import RUNNING, read_screen
+
+    before = ""
+    try:
+        while True:
+            with console.capture() as captured:
+                _show_screen(console, folder, states, everything)
+            text = captured.get()
+            if console.is_terminal:
+                # What is new stands at the end: of more than a page, the end is shown.
+                lines = text.rstrip("\n").splitlines()[-max(1, console.height - 1) :]
+                click.echo("\x1b[H\x1b[2J" + "\n".join(lines), color=True)
+            elif text != before:
+                click.echo(("\n" if before else "") + time.strftime("%Y-%m-%d %H:%M:%S\n") + text, nl=False)
+            before = text
+            found = [state for stages in [*states["plates"].values(), states["screen"]] for state in stages.values()]
+            busy = (folder / locks.RUN).exists() and locks.is_held(folder / locks.RUN)
+            if not busy and not any(state.state == RUNNING for state in found):
+                return
+            time.sleep(EVERY)
+            states = read_screen(folder)
+    except KeyboardInterrupt:
+        click.echo()
+
+
+def _show_screen(console, folder, states, everything):
+    """The table, every cause, what failed within plates, and the summary."""
+    from plateloom.ledgers import describe
+    from plateloom.quarantines import read_quarantined
+    from plateloom.status import age, find_causes, find_failures, screen_state, warning_lines
+
+    summed, held = screen_state(states), read_quarantined(folder, states["plates"])
 
     def show(text, style=None):
         console.print(text, style=style, markup=False, soft_wrap=True)
@@ -66,6 +116,11 @@ def command(folder, everything, as_json):
         show(_describe(cause, everything), COLORS[cause.state])
         for log in cause.logs[:1] if cause.state in ("failed", "interrupted") else []:
             show(f"    {folder / log}{f' and {len(cause.logs) - 1} more' if len(cause.logs) > 1 else ''}")
+    for plate, wells in held.items():
+        if "" not in wells:
+            show(f"\n{plate}: quarantined by hand, in no result: {len(wells)} well{'s' * (len(wells) > 1)}", "magenta")
+            for well, entry in wells.items():
+                show(f"    {well}: {describe(entry)}")
     for plate, stages in states["plates"].items():
         failures = find_failures(stages)
         if failures:
@@ -155,7 +210,9 @@ def _describe(cause, everything):
 
     where = f"of {shorten(cause.plates, len(cause.plates) if everything else 5)}" if cause.plates else "of the screen"
     word = "not made" if cause.state == "quarantined" and not cause.plates else cause.state
-    how = f" {cause.done}/{cause.of} wells" if cause.of and cause.state in ("running", "failed", "interrupted") else ""
+    begun = cause.state in ("running", "failed", "interrupted")
+    how = f" {cause.done}/{cause.of} wells" if cause.of and begun else ""
+    how += f", attempt {cause.attempts}" if cause.attempts > 1 and begun else ""
     later = f"{len(cause.later)} later stage{'s' * (len(cause.later) > 1)}"
     return (
         f"{cause.stage} {where}: {word}{how}"

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+from plateloom import ledgers
+from plateloom.runs import find_run
+
 MOST = 12  # files that are listed of one result
 
 
@@ -27,7 +30,7 @@ def command(path, as_json):
         click.echo(json.dumps(_collect(lineage, made), indent=1, ensure_ascii=False))
         return
     click.echo(_title(made))
-    for line in _describe(made):
+    for line in _describe(lineage, made):
         click.echo(f"  {line}")
     if not made.recipe:
         click.echo("  it carries no recipe of its own; see `plateloom trace` of the tables beside it")
@@ -40,13 +43,15 @@ def _title(made):
     return f"{where or 'a result that no record vouches for'}  [{made.fingerprint[:12]}]"
 
 
-def _describe(made):
+def _describe(lineage, made):
     """Settings, code and job of a result, a line each."""
     recipe, record = made.recipe, made.record
     if recipe.get("parameters"):
         yield f"settings: {_short(json.dumps(recipe['parameters'], ensure_ascii=False))}"
     if recipe:
         yield f"code: {recipe['code'][:12]}"
+        for row in lineage.accepted(made):
+            yield f"    adopted {ledgers.describe(row)} (the code of Plateloom {row['version']} was {row['code'][:12]})"
     if record:
         versions = record.get("versions", {})
         kept = made.name in record.get("kept", ())
@@ -54,6 +59,8 @@ def _describe(made):
             f"job: {'kept by' if kept else 'made by'} the job of {record.get('started', '?')} on {record.get('host', '?')}, "
             f"Plateloom {versions.get('plateloom', '?')}, attempt {record.get('attempts', '?')}; log {record.get('log') or 'none'}"
         )
+        if run := find_run(lineage.folder, record.get("started", "")):
+            yield f"run: {run}"
     else:
         yield "job: no record vouches for it"
 
@@ -92,7 +99,7 @@ def _tell(lineage, found, depth, seen):
     if again:
         return
     seen.add(found.fingerprint)
-    for line in _describe(found):
+    for line in _describe(lineage, found):
         click.echo(f"{indent}  {line}")
     _tell_inputs(lineage, found, depth + 1, seen)
 
@@ -117,6 +124,7 @@ def _collect(lineage, made):
             "parameters": one.recipe.get("parameters"),
             "code": one.recipe.get("code"),
             "inputs": one.recipe.get("inputs", {}),
+            "adopted": lineage.accepted(one),
             "job": {name: one.record.get(name) for name in ("started", "host", "attempts", "log", "versions")}
             if one.record
             else None,

@@ -36,7 +36,7 @@ def command(path, plates, deep, repair, profile, cores):
             click.echo(f"{problem.file}: {problem.reason}")
         sys.exit(_sum_up(len(problems), deep))
     chosen = _choose(screen, path, chosen, plates)
-    from plateloom.cli.run import check_screen
+    from plateloom.cli.run import check_cost, check_screen
     from plateloom.engine import locks
     from plateloom.repair import find_damage, find_left, has_records, remove_damaged, results_folder
 
@@ -62,6 +62,7 @@ def command(path, plates, deep, repair, profile, cores):
         if not again:
             sys.exit(code)
         check_screen(screen)  # what would not run removes nothing
+        check_cost(screen)
         remove_damaged(screen, again)
     shown = sorted({f"{one.plate or 'the screen'} {one.well or one.stage}" for one in again})
     click.echo(f"making again: {', '.join(shown)}")
@@ -184,6 +185,8 @@ def _find_lasting(screen, damages):
             reasons[one] = "no run makes it or reads it; remove it yourself"
         elif one.plate and one.plate not in settled.plates:
             reasons[one] = "the plate is not on the screen's list any more, so no run makes it again"
+        elif one.plate in settled.quarantined_plates:
+            reasons[one] = "the plate is quarantined by hand, so no run makes it again"
         elif one.stage not in settled.stages():
             reasons[one] = f"the screen's config.yaml switches {one.stage} off, so no run makes it again"
     images = [one for one in damages if one not in reasons and one.stage == "conversion"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from plateloom import __version__
+from plateloom import __version__, acceptances, quarantines
 from plateloom.config import read_config
 from plateloom.driver import LOCK
 from plateloom.engine import locks
@@ -24,6 +24,7 @@ from plateloom.export.crate import SHEET, Crate, Run, ref
 from plateloom.export.redaction import Redaction, write_sheet
 from plateloom.planning import STAGES, Screen
 from plateloom.repair import find_damage, results_folder
+from plateloom.store import corrections
 from plateloom.store.layout import plate_folder, plate_store, screen_folder
 from plateloom.store.plate import (
     describe_image,
@@ -64,14 +65,23 @@ SCREEN_TABLES = {
     "hits.parquet": "Hits; one row per treatment and dose.",
     "dose_response.parquet": "Dose responses; one row per treatment.",
 }
+REPORT_TABLES = {
+    "enrichment.parquet": "Shares of novel cells and of classes, against negative controls; one row per treatment, dose and kind.",
+}
+# What people have decided, by the module that knows the table.
+LEDGERS = {
+    quarantines: "Plates and wells that people have taken out of all results, and put back: who, when, why.",
+    acceptances: "Results of earlier code that people have kept though the code had changed: who, when, why.",
+}
 # What each stage makes, and from what: names below a plate's folder, or the screen's.
 FLOW = {
+    "training": ("", "screen/models/segmenter"),
     "conversion": ("source", "plate.zarr fields"),
     "assembly": ("fields", "plate.zarr"),
     "illumination": ("plate.zarr", "illumination.zarr"),
     "quality": ("plate.zarr", "quality"),
     "flagging": ("quality", "qc.parquet"),
-    "segmentation": ("plate.zarr illumination.zarr", "plate.zarr segmentation"),
+    "segmentation": ("plate.zarr illumination.zarr corrections screen/models/segmenter", "plate.zarr segmentation"),
     "features": ("plate.zarr segmentation illumination.zarr", "features"),
     "profiling": ("features qc.parquet plate_map.tsv", "aggregates.parquet profiles.parquet"),
     "profiles": ("profiles.parquet aggregates.parquet", " ".join(f"screen/{name}" for name in SCREEN_TABLES)),
@@ -82,7 +92,10 @@ FLOW = {
     "classifier": ("features profiles.parquet labels.tsv", "screen/models/classifier"),
     "classes": ("features screen/models/classifier", "classes"),
     "report": ("plate.zarr qc.parquet profiles.parquet latent maps classes", "report.html"),
-    "screen_report": ("report.html " + " ".join(f"screen/{name}" for name in SCREEN_TABLES), "screen/report.html"),
+    "screen_report": (
+        "report.html " + " ".join(f"screen/{name}" for name in SCREEN_TABLES),
+        "screen/report.html screen/enrichment.parquet",
+    ),
 }
 
 
@@ -136,6 +149,8 @@ def export_screen(folder, out, *, plates=(), tables=True, link=None, license="",
             )
         for line in unfinished:
             say(f"not finished: {line}")
+        for plate, why in screen.quarantined_plates.items() if not plates else ():
+            say(f"{plate}: left out, quarantined {why}")
         if not incomplete:
             _refuse_damaged(screen, chosen)
         ways = _choose_ways(screen, chosen, out, link)
@@ -170,7 +185,10 @@ def _choose_plates(screen, names):
                 for name in unknown
             ]
         )
-    chosen = [name for name in screen.plates if name in names or not names]
+    held = screen.quarantined_plates
+    if out := [f"--plate: {name!r} is quarantined {held[name]}" for name in names if name in held]:
+        raise ConfigError(out)
+    chosen = [name for name in screen.plates if name in names or (not names and name not in held)]
     if clash := [name for name in chosen if f"{name}.zarr" in chosen]:
         raise ConfigError(
             f"the images of {clash[0]!r} and the tables of '{clash[0]}.zarr' would share a folder; export one"
@@ -201,7 +219,7 @@ def find_unfinished(screen, plates):
     LockedError
         If a job is at work.
     """
-    lines, whole = [], len(plates) == len(screen.plates)
+    lines, whole = [], is_whole(screen, plates)
     for plate in [*plates, None]:
         found = {}
         for stage in screen.stages():
@@ -215,9 +233,14 @@ def find_unfinished(screen, plates):
     return lines
 
 
+def is_whole(screen, plates):
+    """Whether these are all plates of a screen that nobody has taken out."""
+    return set(plates) >= screen.plates.keys() - screen.quarantined_plates.keys()
+
+
 def _refuse_damaged(screen, plates):
     """Refuse what records vouch for and is not there or not whole; chunks and pages are checked when they are taken."""
-    whole = len(plates) == len(screen.plates)
+    whole = is_whole(screen, plates)
     found = [
         one
         for plate in [*plates, ""]
@@ -292,7 +315,7 @@ class _Export:
 
     def __post_init__(self):
         self.folder, self.begun, self.plates = self.screen.folder, datetime.datetime.now(), list(self.ways)
-        self.whole = len(self.plates) == len(self.screen.plates)
+        self.whole = is_whole(self.screen, self.plates)
         self.redaction = Redaction(self.folder, [self.screen.plates[plate].source for plate in self.screen.plates])
         self.channels = list(self.screen.config.channels)
         self.runs = {
@@ -354,13 +377,25 @@ class _Export:
             rows.append(row | {"source": Path(row["source"]).name, "plate_map": of_map})
         write_sheet(self.root / "plates.tsv", ["plate", "source", "reader", "plate_map", "batch"], rows)
         self.crate.add_file("plates.tsv", "The plates: source folder, reader, plate map, batch.", SHEET)
+        for module, told in LEDGERS.items():
+            if not (self.folder / module.TABLE).is_file():
+                continue
+            found = [row for _, row in read_sheet(self.folder / module.TABLE, set(), set(module.COLUMNS))[0]]
+            chosen = [row for row in found if self.whole or row.get("plate", self.plates[0]) in self.plates]
+            rows = [row | {"reason": self.redaction.sentence(row.get("reason", ""))} for row in chosen]
+            write_sheet(self.root / module.TABLE, module.COLUMNS, rows)
+            self.things[None, module.TABLE] = self.crate.add_file(module.TABLE, told, SHEET)
         labels = self.screen.config.classification.labels
         if labels not in ("", "controls") and (self.folder / labels).is_file():
             sheet = read_sheet(self.folder / labels, {"plate", "well", "class"}, None, usual=("field", "object"))
             found = [row for _, row in sheet[0]]
             columns = list(dict.fromkeys(name for row in found for name in row))
             chosen = [row for row in found if row.get("plate") in self.plates]
-            write_sheet(self.root / "labels.tsv", columns, chosen)
+            people = list(dict.fromkeys(row["who"] for row in chosen if row.get("who")))
+            hidden = [
+                row | {"who": f"person {people.index(row['who']) + 1}"} if row.get("who") else row for row in chosen
+            ]
+            write_sheet(self.root / "labels.tsv", columns, hidden)
             self.things[None, "labels.tsv"] = self.crate.add_file(
                 "labels.tsv", "Labels that the classifier learned from.", SHEET
             )
@@ -380,7 +415,7 @@ class _Export:
                 f"screen/models/{model.name}", told, size=size, within=within
             )
         if self.whole:
-            for name, told in SCREEN_TABLES.items():
+            for name, told in (SCREEN_TABLES | REPORT_TABLES).items():
                 kind = f"screen-{Path(name).stem}"
                 self._take_table(source / name, f"screen/{name}", kind, told, within, copies.COPY)
             self._take_page(source / "report.html", "screen/report.html", "The page of the screen.", within)
@@ -414,6 +449,13 @@ class _Export:
             self.size += size
             self.things[plate, "illumination.zarr"] = self.crate.add_folder(
                 f"plates/{plate}/illumination.zarr", "Flat-field of each channel, as Zarr.", size=size, within=within
+            )
+        if (corrected := self.folder / corrections.FOLDER / plate).is_dir():
+            size = copies.take_tree(corrected, self.root / f"plates/{plate}/corrections", copies.COPY)
+            self.size += size
+            told = "Labels that a person has corrected, as TIFF: the label images hold them where `Corrected` says so."
+            self.things[plate, "corrections"] = self.crate.add_folder(
+                f"plates/{plate}/corrections", told, size=size, within=within
             )
         of_plate = [run for run in runs.values() if run.plate]
         self._write_records(f"plates/{plate}/records", of_plate, within)

@@ -7,11 +7,13 @@ WHAT = {
     "not segmented": "the field has no cells",
     "channel missing": "the field is used without this channel",
     "planes missing": "the field is used with the planes that are there",
+    "quarantined": "a person has taken the well out, so nothing of it is used",
     "flagged": "flagged by quality control, so left out of all values per well and of what models learn from",
+    "unlike its well": "far fewer or more nuclei than the other fields of its well, so left out of all values per well",
 }
 
 
-def list_exclusions(fields, *, accepted=None, segmented=None, flagged=None):
+def list_exclusions(fields, *, accepted=None, segmented=None, flagged=None, unlike=None, quarantined=None):
     """List what was left out, one row per field and kind.
 
     Parameters
@@ -27,6 +29,11 @@ def list_exclusions(fields, *, accepted=None, segmented=None, flagged=None):
     flagged : DataFrame, optional
         One row per field and channel: ``Metadata_Well``, ``SourceField``, ``Channel``, ``Reason``. None: flagged
         fields are not left out.
+    unlike : DataFrame, optional
+        One row per field that is left out for its number of nuclei: ``Metadata_Well``, ``Metadata_Field``, ``Count`` and
+        ``Usual``.
+    quarantined : mapping of str to str, optional
+        Wells that a person has taken out, with who, when and why. Of their fields nothing else is listed.
 
     Returns
     -------
@@ -35,9 +42,13 @@ def list_exclusions(fields, *, accepted=None, segmented=None, flagged=None):
     """
     import pandas as pd
 
-    rows = []
+    rows, quarantined = [], quarantined or {}
     if len(fields):
         number = "SourceField" if "SourceField" in fields else "Metadata_Field"
+        held = fields["Metadata_Well"].isin(quarantined)
+        for well, field in fields.loc[held, ["Metadata_Well", number]].drop_duplicates().itertuples(index=False):
+            rows.append((well, int(field), "quarantined", "", "", quarantined[well]))
+        fields = fields[~held]
         accepted = accepted or usual_kind(fields)
         keys = ["Metadata_Well", number]
         odd = (fields["Status"] != "done") | (fields["Reason"] != "")
@@ -54,6 +65,10 @@ def list_exclusions(fields, *, accepted=None, segmented=None, flagged=None):
         bad = flagged[flagged["Reason"] != ""]
         for (well, field), planes in bad.groupby(["Metadata_Well", "SourceField"], sort=True):
             rows.append((well, int(field), "flagged", *_joined(planes, ("Channel",)), "", _reasons(planes)))
+    if unlike is not None:
+        for well, field, count, usual in unlike.itertuples(index=False):
+            reason = f"{count:,} nuclei; the other fields of the well have {usual:,.0f}"
+            rows.append((well, int(field), "unlike its well", "", "", reason))
     columns = ["Metadata_Well", "Metadata_Field", "what", "channel", "file", "reason"]
     order = list(WHAT)
     rows.sort(key=lambda row: (row[0], row[1], order.index(row[2])))

@@ -20,6 +20,8 @@ NOTICES = {  # what a plate's page warns of -> how the screen's page sums it up
     "segmentation": "The segmentation is doubtful",
     "pixel_size": "The pixel size is doubtful",
     "position": "The position on the plate shows",
+    "shift": "The controls are unlike those of other plates",
+    "quarantined": "Wells are quarantined by hand",
     "flagged": "Flagged fields are left out of profiles",
 }
 MOST_NAMES = 8

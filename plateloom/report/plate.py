@@ -62,6 +62,10 @@ PLATE_SECTIONS = {
     "parameters": "Parameters",
     "reproduce": "How to reproduce this plate",
 }
+SHARES_NOTE = (
+    "Shares are corrected for how often the classifier took one class for another in held-out wells; the intervals (95 %) hold the "
+    "chance of which cells were seen, of which wells the classifier was tested on, and how much one well differs from the next."
+)
 ZONES = ((-1.0, 0.0, "not usable", "#fbeee6"), (0.0, 0.5, "marginal", "#f4f5f7"), (0.5, 1.0, "good", "#e8f5ef"))
 
 
@@ -95,6 +99,9 @@ class PlateReport:
     heat_maps : sequence of HeatMap, optional
         In the order of the page, e.g. focus and background per channel, readouts, fractions of classes. The number of
         cells is drawn from `wells` and need not be given.
+    class_shares : DataFrame, optional
+        ``Metadata_Well``, ``class``, ``cells``, ``counted``, ``share``, ``low``, ``high``: what the maps of the group Classes show,
+        with intervals; a table.
     quality : DataFrame, optional
         ``readout`` (str), ``statistic`` (``Z'``, ``robust Z'``, ``SSMD`` …), ``value``, ``low``, ``high`` (float, the
         interval; NaN where undefined), ``controls`` (which positive controls were compared), ``negatives``,
@@ -138,6 +145,7 @@ class PlateReport:
     flagged: "pd.DataFrame | None" = None
     flagged_note: str = ""
     heat_maps: tuple[HeatMap, ...] = ()
+    class_shares: "pd.DataFrame | None" = None
     quality: "pd.DataFrame | None" = None
     quality_note: str = ""
     position: "pd.DataFrame | None" = None
@@ -323,6 +331,12 @@ def heat_maps_section(report):
             note = element("p", heat_map.note, class_="note") if heat_map.note else None
             figures.append(element("figure", element("figcaption", heat_map.title), drawing, note))
         parts += [element("h3", group) if group else None, grid(figures, "grid maps")]
+        if group == "Classes" and report.class_shares is not None:
+            note = paragraph(SHARES_NOTE, "quiet")
+            parts += [
+                note,
+                details("Shares of classes by well", table(report.class_shares, empty="No well has cells.")),
+            ]
     return join(*parts)
 
 
@@ -361,12 +375,14 @@ def position_section(effects):
         return None
     said = list(effects.loc[effects["found"], "text"])
     words = "; ".join(said) or "no effect of edge, rows, columns or order was found"
+    order = ", ".join(dict.fromkeys(effects.loc[effects["effect"] == "drift", "where"]))
     note = (
         "Wells are compared with those that hold the same. Change: the median of edge wells against inner ones, the row or "
-        "column that differs most, or from the first well to the last. p by 2 sides of a permutation test within wells that "
+        "column that differs most, or from the first well to the last"
+        f"{f' ({order})' if order else ''}. p by 2 sides of a permutation test within wells that "
         "hold the same, q with all tests of this plate corrected for (Benjamini-Hochberg)."
     )
-    names = {"where": "row or column", "size": "change [%]"}
+    names = {"where": "row, column or order", "size": "change [%]"}
     shown = effects.assign(size=(100 * effects["size"]).round(1)).drop(columns=["found", "text"]).rename(columns=names)
     shown["verdict"] = [text if found else "" for text, found in zip(effects["text"], effects["found"], strict=True)]
     return join(

@@ -33,6 +33,8 @@ class QuarantineReport:
         Why the plate is quarantined.
     deferred : bool, optional
         Nothing is wrong with it: its files are still on their way.
+    by_hand : bool, optional
+        A person has taken it out.
     batch, source : str, optional
     states : DataFrame, optional
         One row per stage: ``stage``, ``status`` (``done``, ``failed``, ``skipped``, ``missing``), ``reason``, ``log``.
@@ -56,6 +58,7 @@ class QuarantineReport:
     plate: str
     reason: str
     deferred: bool = False
+    by_hand: bool = False
     batch: str = ""
     source: str = ""
     states: "pd.DataFrame | None" = None
@@ -121,6 +124,10 @@ def quarantine_verdict(report):
     if report.deferred:
         words = join(element("strong", "This plate is put off. "), report.reason)
         return [(words, "warn"), ("Nothing of it enters the screen yet. The next run tries it again.", "plain")]
+    if report.by_hand:
+        words = join(element("strong", "This plate is quarantined "), report.reason)
+        more = "Nothing of it enters the screen, and it is not processed further until a person puts it back."
+        return [(words, "bad"), (more, "plain")]
     words = join(element("strong", "This plate is quarantined. "), report.reason)
     more = "Nothing of it enters the screen. Once its files or settings are mended, the next run takes it up by itself."
     return [(words, "bad"), (more, "plain")]

@@ -9,7 +9,9 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from plateloom.report.charts import (
+    CATEGORIES,
     CONTROLS,
+    NO_VALUE,
     DoseResponse,
     Embedding,
     HeatMap,
@@ -32,6 +34,7 @@ from plateloom.report.montage import pair_image
 from plateloom.report.notices import Notice, shared_banners
 from plateloom.report.page import (
     count_words,
+    details,
     grid,
     join,
     local_address,
@@ -56,12 +59,14 @@ if TYPE_CHECKING:
 SCREEN_SECTIONS = {
     "plates": "Plates",
     "quality": "Assay quality per plate",
+    "shift": "Controls against those of other plates",
     "heat_maps": "Plate maps, one color scale",
     "well_maps": "Maps of wells",
     "hits": "Hits",
     "dose_response": "Dose-response over plates",
     "cell_maps": "Maps of cells",
     "classifier": "Classifier",
+    "enrichment": "Novel cells and classes by treatment",
     "autoencoder": "Autoencoder",
     "versions": "Versions",
     "parameters": "Parameters",
@@ -110,8 +115,26 @@ class ClassifierReport:
         In [0, 1], with its interval; NaN if unknown.
     scheme : str, optional
         A sentence on how cells were split, e.g. ``"Tested in 5 folds, all cells of a well in the same one"``.
-    calibration : DataFrame, optional
-        ``confidence``, ``accuracy`` (float in [0, 1]) per bin of predicted probability.
+    error : float, optional
+        Share of cells that are wrong.
+    calibration, uncalibrated : DataFrame, optional
+        ``confidence``, ``accuracy`` (float in [0, 1]) per bin of predicted probability, as it is written and before.
+    precision_recall : mapping of str to sequence of float, length 20, optional
+        Precision of each class at recall 0.05, 0.1 … 1.
+    learning : DataFrame, optional
+        ``groups`` learned from, ``balanced_accuracy``, ``low``, ``high``.
+    suspects : DataFrame, optional
+        Cells whose labels are doubted; all columns are shown.
+    subgroups : DataFrame, optional
+        Figures of parts of the cells; all columns are shown.
+    importance : DataFrame, optional
+        Loss of accuracy without each family of features; all columns are shown.
+    graded : DataFrame, optional
+        Accuracy on cells farther and farther from those learned from; all columns are shown.
+    calibration_note, learning_note, sets_note, suspects_note : str, optional
+        Sentences.
+    units : str, optional
+        What was held out: ``wells``, ``plates`` or ``batches``.
     """
 
     classes: tuple
@@ -121,12 +144,45 @@ class ClassifierReport:
     low: float = math.nan
     high: float = math.nan
     scheme: str = ""
+    error: float = math.nan
     calibration: "pd.DataFrame | None" = None
+    uncalibrated: "pd.DataFrame | None" = None
+    precision_recall: Mapping = field(default_factory=dict)
+    learning: "pd.DataFrame | None" = None
+    suspects: "pd.DataFrame | None" = None
+    subgroups: "pd.DataFrame | None" = None
+    importance: "pd.DataFrame | None" = None
+    graded: "pd.DataFrame | None" = None
+    calibration_note: str = ""
+    learning_note: str = ""
+    sets_note: str = ""
+    suspects_note: str = ""
+    units: str = "groups"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RegressionReport:
+    """How well numbers were predicted for cells of groups that the model had not seen.
+
+    Parameters
+    ----------
+    points : DataFrame
+        ``truth``, ``predicted`` (float): means of held-out groups.
+    words, scheme : str
+        Figures, and how cells were split.
+    units : str
+        What was held out: ``wells``, ``plates`` or ``batches``.
+    """
+
+    points: "pd.DataFrame"
+    words: str
+    scheme: str
+    units: str
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AutoencoderReport:
-    """How well cells are reconstructed.
+    """How well the encoder of crops has learned, and how well cells are reconstructed, if it does that.
 
     Parameters
     ----------
@@ -140,8 +196,16 @@ class AutoencoderReport:
         What these errors are, e.g. ``"mean squared error"``.
     crops, reconstructions : array of uint8, shape (N, H, W, 3), optional
         Pairs to show, both made with the same contrast.
+    worst, worst_reconstructions : array of uint8, shape (N, H, W, 3), optional
+        Pairs with the largest errors.
     scheme : str, optional
         A sentence on what it was trained and tested on.
+    baseline : str, optional
+        What `mean_crop_error` is the error of.
+    limit : float, optional
+        Error from which on a cell counts as badly reconstructed.
+    beyond : float in [0, 1], optional
+        Share of the held-out cells of which this is true.
     """
 
     learning: "pd.DataFrame | None" = None
@@ -151,7 +215,12 @@ class AutoencoderReport:
     error: str = "error"
     crops: np.ndarray | None = None
     reconstructions: np.ndarray | None = None
+    worst: np.ndarray | None = None
+    worst_reconstructions: np.ndarray | None = None
     scheme: str = ""
+    baseline: str = "predicting the mean crop"
+    limit: float = math.nan
+    beyond: float = math.nan
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -190,8 +259,12 @@ class ScreenReport:
         With the plate of each well as `groups`.
     dose_note : str, optional
         By which rule a curve is reported.
-    classifier : ClassifierReport, optional
+    classifier : ClassifierReport or RegressionReport, optional
     autoencoder : AutoencoderReport, optional
+    shift : DataFrame, optional
+        How the controls of each plate compare with those of the others; all columns are shown.
+    enrichment : DataFrame, optional
+        From `plateloom.classification.enrichment.find_enrichment`.
     versions, parameters, reproduce, origin, stages, notes
         As for `PlateReport`; notes by the keys of `SCREEN_SECTIONS`.
     """
@@ -212,8 +285,10 @@ class ScreenReport:
     hits_note: str = ""
     dose_response: tuple[DoseResponse, ...] = ()
     dose_note: str = ""
-    classifier: ClassifierReport | None = None
+    classifier: ClassifierReport | RegressionReport | None = None
     autoencoder: AutoencoderReport | None = None
+    shift: "pd.DataFrame | None" = None
+    enrichment: "pd.DataFrame | None" = None
     versions: Mapping = field(default_factory=dict)
     parameters: Mapping = field(default_factory=dict)
     reproduce: tuple[str, ...] = ()
@@ -251,6 +326,8 @@ def render_screen(report):
         "dose_response": dose_section(report.dose_response, report.dose_note),
         "classifier": classifier_section(report.classifier),
         "autoencoder": autoencoder_section(report.autoencoder),
+        "shift": shift_section(report.shift),
+        "enrichment": enrichment_section(report.enrichment),
         "versions": settings_table(report.versions),
         "parameters": settings_table(report.parameters, fold="All settings, defaults included"),
         "reproduce": reproduce_section(report),
@@ -498,21 +575,32 @@ def hits_section(hits, note=""):
 
 
 def classifier_section(classifier):
-    """Confusion matrix, per-class scores, calibration and how cells were split."""
+    """Confusion matrix, curves, per-class scores, subgroups, doubted labels, and how cells were split."""
     if classifier is None:
         return None
+    if isinstance(classifier, RegressionReport):
+        return regression_section(classifier)
     score = format_number(classifier.balanced_accuracy)
     if math.isfinite(classifier.low) and math.isfinite(classifier.high):
         score += f" (95 % interval {format_number(classifier.low)} to {format_number(classifier.high)})"
     words = f"Balanced accuracy {score}."
+    if math.isfinite(classifier.error):
+        words += f" {100 * classifier.error:.1f} % of the cells are wrong."
     if classifier.scheme:
         words += f" {classifier.scheme.rstrip('.')}."
     note = "Numbers are cells; color is the fraction of the true class."
     figures = [figure("Confusion matrix", confusion_chart(classifier.classes, classifier.confusion), note)]
-    if classifier.calibration is not None and len(classifier.calibration):
+    calibration, before = classifier.calibration, classifier.uncalibrated
+    if calibration is not None and len(calibration):
+        places, lines = list(calibration["confidence"]), {"cells not trained on": list(calibration["accuracy"])}
+        if before is not None and len(before):
+            empty = [math.nan] * len(places)
+            lines = {"calibrated": [*lines["cells not trained on"], *([math.nan] * len(before))]}
+            lines["before"] = [*empty, *before["accuracy"]]
+            places += list(before["confidence"])
         drawing = line_chart(
-            classifier.calibration["confidence"],
-            {"cells not trained on": classifier.calibration["accuracy"]},
+            places,
+            lines,
             x_label="predicted probability",
             y_label="fraction correct",
             points=True,
@@ -520,8 +608,106 @@ def classifier_section(classifier):
             width=320,
         )
         figures.append(figure("Calibration", drawing, "On the dashed line the probabilities can be believed."))
+    if classifier.precision_recall:
+        recalls = [0.05 * step for step in range(1, 21)]
+        drawing = line_chart(recalls, classifier.precision_recall, x_label="recall", y_label="precision", width=320)
+        figures.append(figure("Precision and recall", drawing, "Of each class against the others."))
+    learning = classifier.learning
+    if learning is not None and len(learning) > 1:
+        lines = {"balanced accuracy": learning["balanced_accuracy"], "low": learning["low"], "high": learning["high"]}
+        drawing = line_chart(
+            learning["groups"],
+            lines,
+            x_label=f"{classifier.units} learned from",
+            y_label="balanced accuracy",
+            points=True,
+            colors=(CATEGORIES[0], NO_VALUE, NO_VALUE),
+            width=320,
+        )
+        figures.append(
+            figure(
+                "Would more labels help?", drawing, f"Tested on {classifier.units} held out; gray: the 95 % interval."
+            )
+        )
     scores = table(classifier.per_class, empty="No class was scored.") if classifier.per_class is not None else None
-    return join(paragraph(words), grid(figures), scores)
+    parts = [paragraph(words), grid(figures), scores]
+    notes = (classifier.calibration_note, classifier.learning_note, classifier.sets_note)
+    parts += [paragraph(note, "quiet") for note in notes if note]
+    if classifier.subgroups is not None and len(classifier.subgroups):
+        parts.append(details("Accuracy by plate, batch, position and crowding", table(classifier.subgroups, empty="")))
+    if classifier.importance is not None and len(classifier.importance):
+        note = (
+            "Loss of balanced accuracy when the features of a family are shuffled among cells that the classifier has not seen, "
+            "with its 95 % interval. No loss means that the other families suffice, not that this one differs in nothing."
+        )
+        listed = join(paragraph(note, "quiet"), table(classifier.importance, empty=""))
+        parts.append(details("What it goes by: families of features", listed))
+    if classifier.graded is not None and len(classifier.graded):
+        parts.append(
+            details("How far it carries: same well, other well, plate, batch", graded_table(classifier.graded))
+        )
+    if classifier.suspects is not None and len(classifier.suspects):
+        listed = join(paragraph(classifier.suspects_note, "quiet"), table(classifier.suspects, empty=""))
+        parts.append(details("Labels to look at again", listed))
+    return join(*parts)
+
+
+def graded_table(graded):
+    """Accuracy the farther the tested cells are from those learned from."""
+    note = (
+        "The same cells, each time classified by models that have not seen them, with the 95 % interval over wells. Cells of the "
+        "same well are no test of a classifier; where they are classified much better than those of other wells, it is wells "
+        "that are told apart. What is lost from there to other plates and batches is lost to their staining."
+    )
+    return join(paragraph(note, "quiet"), table(graded, empty=""))
+
+
+def shift_section(shift):
+    """How the controls of each plate compare with those of the others."""
+    if shift is None:
+        return None
+    note = (
+        "Negative control wells hold the same on every plate; their features are compared before they are normalized. AUC: how "
+        "well a classifier tells the plate's wells from those of other plates in wells that it has not seen (0.5: not at all), "
+        "with its 95 % interval; plates are seldom quite alike. Shifted are kinds of features that differ by more than the other "
+        "plates (or batches) differ among each other. An alarm takes both."
+    )
+    return join(paragraph(note, "quiet"), table(shift, empty="There is no control well."))
+
+
+def enrichment_section(enrichment):
+    """Which treatments hold more or fewer novel cells, and cells of each class, than the negative controls."""
+    if enrichment is None:
+        return None
+    changed = enrichment[enrichment["change"] != ""]
+    pieces = [
+        f"{(changed['kind'] == kind).sum():,} in the share of {'novel cells' if kind == 'novel' else kind}"
+        for kind in enrichment["kind"].unique()
+    ]
+    words = f"Treatments and doses that differ from the negative controls: {', '.join(pieces)}." if pieces else ""
+    note = (
+        "Novel cells are farther from the labeled ones than 99 % of these are from each other; they are in no class here. A well counts "
+        "as one observation; q is corrected for all rows (Benjamini, Hochberg). The whole table is enrichment.parquet."
+    )
+    shown = enrichment if (enrichment["reason"] != "").any() else enrichment.drop(columns="reason")
+    whole = table(shown, empty="No treatment was classified.")
+    return join(paragraph(words) if words else None, paragraph(note, "quiet"), whole)
+
+
+def regression_section(regression):
+    """Predicted against true means of held-out groups."""
+    points = regression.points.sort_values("truth", kind="stable")
+    drawing = line_chart(
+        points["truth"],
+        {regression.units: points["predicted"], "truth": points["truth"]},
+        x_label="labeled",
+        y_label="predicted",
+        points=True,
+        connect=False,
+    )
+    words = f"{regression.words} {regression.scheme.rstrip('.')}."
+    note = f"Each point is the mean of one of the {regression.units}, by a model that has not seen it."
+    return join(paragraph(words), grid([figure("Predicted numbers", drawing, note)]))
 
 
 def autoencoder_section(autoencoder):
@@ -529,27 +715,40 @@ def autoencoder_section(autoencoder):
     if autoencoder is None:
         return None
     held, mean = autoencoder.held_out_error, autoencoder.mean_crop_error
-    words = f"Held-out {autoencoder.error} {format_number(held)}; predicting the mean crop gives {format_number(mean)}."
+    words = f"Held-out {autoencoder.error} {format_number(held)}; {autoencoder.baseline} gives {format_number(mean)}."
     if math.isfinite(held) and math.isfinite(mean) and mean > 0:
         gain = 1 - held / mean
-        words += f" That is {gain:.0%} less." if gain > 0 else " It is no better than the mean crop."
+        words += f" That is {gain:.0%} less." if gain > 0 else f" It is no better than {autoencoder.baseline}."
     if autoencoder.scheme:
         words += f" {autoencoder.scheme.rstrip('.')}."
+    if math.isfinite(autoencoder.limit):
+        words += (
+            f" A cell with an error above {format_number(autoencoder.limit)} counts as badly reconstructed: debris, or like "
+            f"nothing in the training. Of the held-out cells these are {autoencoder.beyond:.1%}."
+        )
     parts = [paragraph(words)]
     learning = autoencoder.learning
     if learning is not None and len(learning):
         lines = {str(name): learning[name] for name in learning if name != "epoch"}
         drawing = line_chart(learning["epoch"], lines, x_label="epoch", y_label=autoencoder.loss)
         parts.append(grid([figure("Learning curve", drawing)]))
-    if autoencoder.crops is not None and autoencoder.reconstructions is not None and len(autoencoder.crops):
-        picture = pair_image(autoencoder.crops, autoencoder.reconstructions)
-        factor = max(1, 960 // picture.shape[1]) if picture.shape[1] < 960 else 1
-        factor = min(factor, 3)
+    for crops, restored, title in (
+        (
+            autoencoder.crops,
+            autoencoder.reconstructions,
+            "Crops not trained on (above) and their reconstructions (below)",
+        ),
+        (autoencoder.worst, autoencoder.worst_reconstructions, "Of these, the crops that are reconstructed worst"),
+    ):
+        if crops is None or restored is None or not len(crops):
+            continue
+        picture = pair_image(crops, restored)
+        factor = min(max(1, 960 // picture.shape[1]), 3)
         image = Markup('<img class="pairs" src="{}" alt="{}" width="{}" height="{}">').format(
             data_uri(picture),
             "crops above, reconstructions below",
             picture.shape[1] * factor,
             picture.shape[0] * factor,
         )
-        parts.append(figure("Crops not trained on (above) and their reconstructions (below)", image))
+        parts.append(figure(title, image))
     return join(*parts)

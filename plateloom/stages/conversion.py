@@ -262,13 +262,14 @@ def _unit(plate, well, images, source, reader, parameters, settings, code):
         for image in images:
             fields.setdefault(image.field, []).append(image)
         stitched = parameters["conversion"]["layout"] == "stitched"
-        convert = load_field if stitched else convert_field
+        tiles = str(engine.EXECUTION.private_folder(store.well_path(plate_store(plate), well) / ".tiles"))
+        convert = (load_field, tiles) if stitched else (convert_field,)
         results = yield [
-            (convert, plate, well, field, planes, source, reader, parameters, code) for field, planes in fields.items()
+            (*convert, plate, well, field, planes, source, reader, parameters, code) for field, planes in fields.items()
         ]
         made = recipe("conversion", parameters=parameters, code=code, inputs=_inputs(results))
         if stitched:
-            ((written, rows),) = yield [(stitch_well, plate, well, results, parameters, made)]
+            ((written, rows),) = yield [(stitch_well, tiles, plate, well, results, parameters, made)]
         else:
             written = [found["field"] for found in results if found["status"] != FAILED]
             rows = [row for found in results for row in found["rows"]]
@@ -317,8 +318,8 @@ def convert_field(plate, well, field, planes, source, reader, parameters, code):
     return found
 
 
-def load_field(plate, well, field, planes, source, reader, parameters, code):
-    """Read one field's planes and leave them in a file, for `stitch_well`; runs in a worker.
+def load_field(folder, plate, well, field, planes, source, reader, parameters, code):
+    """Read one field's planes and leave them in a file of a folder, for `stitch_well`; runs in a worker.
 
     Returns
     -------
@@ -328,14 +329,13 @@ def load_field(plate, well, field, planes, source, reader, parameters, code):
     found = read_field(field, planes, source, reader, parameters)
     pixels = found.pop("pixels")
     if found["status"] != FAILED:
-        path = _tile_file(plate, well, field)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, pixels)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        np.save(_tile_file(folder, field), pixels)
         found["windows"] = [_window(pixels, c, parameters) for c in range(len(parameters["channels"]))]
     return found | {"position_um": (planes[0].y_um, planes[0].x_um)}
 
 
-def stitch_well(plate, well, results, parameters, made):
+def stitch_well(folder, plate, well, results, parameters, made):
     """Put a well's fields side by side and write them as one image, as its one writer; runs in a worker.
 
     Returns
@@ -348,7 +348,7 @@ def stitch_well(plate, well, results, parameters, made):
     missing = _leave_out_odd_ones(results)
     used = [found for found in results if found["status"] in (DONE, PARTIAL)]
     if used:
-        tiles = [np.load(_tile_file(plate, well, found["field"]), mmap_mode="r") for found in used]
+        tiles = [np.load(_tile_file(folder, found["field"]), mmap_mode="r") for found in used]
         mosaic = stitching.place_fields(
             [found["position_um"] for found in used], parameters["pixel_size_um"], tiles[0].shape[-2:]
         )
@@ -370,7 +370,7 @@ def stitch_well(plate, well, results, parameters, made):
             levels=_levels(image.shape, parameters["conversion"]["levels"]),
         )
         del image, tiles  # a network file system keeps what is still mapped
-    shutil.rmtree(_tile_file(plate, well, 0).parent, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     rows = [row | {"Metadata_Field": STITCHED} for found in results for row in found["rows"]]
     if not used:
         rows = [row | {"Status": FAILED} for row in rows]
@@ -424,8 +424,8 @@ class _Stitched:
         return np.broadcast_to(pixels, size) if pixels.ndim < self.ndim else pixels
 
 
-def _tile_file(plate, well, field):
-    return store.well_path(plate_store(plate), well) / ".tiles" / f"{field}.npy"
+def _tile_file(folder, field):
+    return Path(folder) / f"{field}.npy"
 
 
 def read_field(field, planes, source, reader, parameters):
@@ -479,6 +479,7 @@ def read_field(field, planes, source, reader, parameters):
             "Reason": reasons.get(name, (None, ""))[1],
             "File": stacks[name][0].file if stacks[name] else "",
             "Planes": len(stacks[name]),
+            "Seconds": min((plane.seconds for plane in stacks[name] if plane.seconds is not None), default=np.nan),
             "Height": shape[0][0] if shape else 0,
             "Width": shape[0][1] if shape else 0,
             "DataType": str(shape[1]) if shape else "",

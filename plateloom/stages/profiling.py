@@ -7,19 +7,23 @@ import numpy as np
 import pandas as pd
 
 from plateloom import profiling
+from plateloom.classification.shift import find_shift
 from plateloom.engine.parts import Outcome, Unit, run_job
 from plateloom.errors import PlateLayoutError
+from plateloom.quality import find_unlike_counts
 from plateloom.registry import load_method
 from plateloom.stages.illumination import wells_of
+from plateloom.stages.novelty import ERROR, limit_of_error, read_errors
 from plateloom.store.layout import plate_folder, screen_folder, well_table
 from plateloom.store.provenance import file_digest, recipe
 from plateloom.store.sheets import read_plate_map
-from plateloom.store.tables import read_metadata, read_table, write_table
+from plateloom.store.tables import KEYS, read_metadata, read_table, read_tables, write_table
+from plateloom.wells import QUARANTINED
 
 READOUT = "Metadata_Readout"
 
 
-def profile_plate(*, plate, batch, plate_map, settings, code, measured, flagged, record):
+def profile_plate(*, plate, batch, plate_map, settings, code, measured, flagged, record, encoded=()):
     """Aggregate the cells of each well, annotate, normalize to controls, and judge the assay.
 
     Parameters
@@ -28,39 +32,61 @@ def profile_plate(*, plate, batch, plate_map, settings, code, measured, flagged,
     plate_map : (str, str)
         Path of the map and digest of its content; empty where there is none.
     settings : dict
-        `parameters` and `exclude_flagged` of the config's section.
+        `parameters`, `exclude_flagged` and `exclude_unlike_counts` of the config's section; `quarantined`: wells that a
+        person has taken out, if any, which have no row; `error_limit`, if cells that are restored badly are left out.
     code : str
     measured : list of str
         Records of the features of every part.
     flagged : str
         Record.
     record : str
+    encoded : list of str
+        Records of the latents of every part, where cells that are restored badly are left out.
     """
     path, content = plate_map
     params = profiling.Params(**settings["parameters"])
 
     def plan(inputs):
-        wells = wells_of(inputs["measured"])
+        held = settings.get("quarantined", ())
+        wells = {well: found for well, found in wells_of(inputs["measured"]).items() if well not in held}
+        if held and not wells:
+            raise PlateLayoutError("every well of the plate is quarantined by hand")
         made = recipe(
             "profiling",
             parameters=settings | {"batch": batch},
             code=code,
-            inputs=wells | {"plate_map": content, "flags": inputs["flagged"]["artefacts"]["qc"]},
+            inputs=wells
+            | {"plate_map": content, "flags": inputs["flagged"]["artefacts"]["qc"]}
+            | ({"latent": wells_of(inputs["encoded"])} if inputs["encoded"] else {}),
         )
 
         def work():
-            bad = flagged_fields(plate) if settings["exclude_flagged"] else set()
+            bad = {field for field in flagged_fields(plate) if field[0] in wells and settings["exclude_flagged"]}
+            unlike = _unlike_fields_of(plate, sorted(wells)) if settings["exclude_unlike_counts"] else set()
+            limit = limit_of_error(settings["error_limit"]) if inputs["encoded"] else math.nan
             rows = yield [
-                (aggregate_well, plate, well, sorted(field for other, field in bad if other == well), params.aggregate)
+                (
+                    aggregate_well,
+                    plate,
+                    well,
+                    sorted(field for other, field in bad | unlike if other == well),
+                    params.aggregate,
+                    limit,
+                )
                 for well in sorted(wells)
             ]
-            aggregates = pd.DataFrame(rows)
+            badly_restored = sum(left_out for _, left_out in rows)
+            aggregates = pd.DataFrame([row for row, _ in rows])
             aggregates.insert(1, "Metadata_Batch", batch)
             known = pd.DataFrame(read_plate_map(path) if path else [], columns=None if path else ["well", "treatment"])
             if path and file_digest(Path(path).read_bytes()) != content:
                 raise RuntimeError(f"{path} changed while the run was under way; run again")
             aggregates = profiling.annotate(aggregates, known)
-            facts = {"flagged_fields": len(bad), "cells": int(aggregates["Metadata_CellCount"].sum())}
+            facts = {
+                "flagged_fields": len(bad),
+                "unlike_fields": len(unlike),
+                "cells": int(aggregates["Metadata_CellCount"].sum()),
+            } | ({"badly_restored": badly_restored} if inputs["encoded"] else {})
             if params.readout:
                 aggregates[READOUT] = readout_of(aggregates, params)
                 kinds = [
@@ -80,18 +106,23 @@ def profile_plate(*, plate, batch, plate_map, settings, code, measured, flagged,
         plan=plan,
         code=code,
         settings=settings | {"batch": batch, "plate_map": content},
-        upstream={"measured": measured, "flagged": flagged},
+        upstream={"measured": measured, "flagged": flagged, "encoded": list(encoded)},
         plate=plate,
     )
 
 
-def aggregate_well(plate, well, excluded, statistic):
-    """One row of a well's cells; runs in a worker."""
+def aggregate_well(plate, well, excluded, statistic, limit=math.nan):
+    """One row of a well's cells, and how many are left out as their error lies beyond the limit; runs in a worker."""
     cells = read_table(well_table(plate, "features", well))
     cells = cells[~cells["Metadata_SourceField"].isin(excluded)]
+    before = len(cells)
+    if math.isfinite(limit):
+        errors = read_errors(plate, well)
+        bad = pd.MultiIndex.from_frame(errors.loc[errors[ERROR] > limit, list(KEYS)])
+        cells = cells[~pd.MultiIndex.from_frame(cells[list(KEYS)]).isin(bad)]
     features = [name for name in cells.columns if not name.startswith("Metadata_")]
     row = profiling.aggregate_well(cells, features, statistic=statistic)
-    return {"Metadata_Plate": plate, "Metadata_Well": well, **row}
+    return {"Metadata_Plate": plate, "Metadata_Well": well, **row}, before - len(cells)
 
 
 def readout_of(aggregates, params):
@@ -103,10 +134,51 @@ def readout_of(aggregates, params):
 
 
 def flagged_fields(plate):
-    """Fields of a plate's source that QC has flagged in any channel: set of (well, field)."""
+    """Fields of a plate's source that QC has flagged in any channel, or a person with their well: set of (well, field)."""
     table = read_table(plate_folder(plate) / "qc.parquet", ["Metadata_Well", "SourceField", "Reason"])
     table = table[table["Reason"] != ""]
     return set(zip(table["Metadata_Well"], table["SourceField"].astype(int), strict=True))
+
+
+def unlike_fields(objects, quality):
+    """Find the fields that no flag keeps out and that have far fewer or more nuclei than the others of their well.
+
+    Parameters
+    ----------
+    objects : DataFrame
+        One row per field: ``Metadata_Well``, ``Metadata_Field``, ``Status`` and ``Count_Nuclei``.
+    quality : DataFrame
+        One row per field and channel: ``Metadata_Well``, ``Metadata_Field`` and ``Reason``.
+
+    Returns
+    -------
+    DataFrame
+        ``Metadata_Well``, ``Metadata_Field``, ``Count`` and ``Usual``. A stitched well is one field, and so has none.
+    """
+    keys = ["Metadata_Well", "Metadata_Field"]
+    if not len(objects):
+        return pd.DataFrame(columns=[*keys, "Count", "Usual"])
+    flagged = quality.loc[quality["Reason"] != "", keys].apply(tuple, axis=1)
+    counts = objects.loc[objects["Status"] == "done", [*keys, "Count_Nuclei"]]
+    counts = counts[~counts[keys].apply(tuple, axis=1).isin(set(flagged))]
+    return find_unlike_counts(counts.rename(columns={"Count_Nuclei": "Count"}))
+
+
+def _unlike_fields_of(plate, wells):
+    """What `unlike_fields` finds on a plate: set of (well, field)."""
+    objects = read_tables([well_table(plate, "segmentation", well) for well in wells])
+    quality = read_table(plate_folder(plate) / "qc.parquet", ["Metadata_Well", "Metadata_Field", "Reason"])
+    found = unlike_fields(objects, quality)
+    return set(zip(found["Metadata_Well"], found["Metadata_Field"].astype(int), strict=True))
+
+
+def quarantined_wells(plate):
+    """Wells of a plate that a person has taken out, as far as they have images: set of str."""
+    path = plate_folder(plate) / "qc.parquet"
+    if not path.exists():
+        return set()
+    table = read_table(path, ["Metadata_Well", "Reason"])
+    return set(table.loc[table["Reason"] == QUARANTINED, "Metadata_Well"])
 
 
 def profile_screen(*, plates, missing, settings, code, profiled, record):
@@ -117,7 +189,8 @@ def profile_screen(*, plates, missing, settings, code, profiled, record):
     plates, missing : list of str
         Plates that are complete, and those that are not.
     settings : dict
-        `parameters` of the config's section, and `map`, the method of the map.
+        `parameters` of the config's section, and `map`, the method of the map; `quarantined`: plates that a person has
+        taken out, if any.
     code : str
     profiled : list of str
         Records of the plates' profiles.
@@ -136,7 +209,9 @@ def profile_screen(*, plates, missing, settings, code, profiled, record):
                 (folder / f"{name}.parquet").unlink(missing_ok=True)
             facts = {
                 "plates": sorted(usable),
-                "missing": left_out(inputs["profiled"]) | dict.fromkeys(missing, "not complete"),
+                "missing": left_out(inputs["profiled"])
+                | dict.fromkeys(missing, "not complete")
+                | dict.fromkeys(settings.get("quarantined", ()), "quarantined by hand"),
             }
             tables = {plate: read_table(plate_folder(plate) / "profiles.parquet") for plate in sorted(usable)}
             normalized = [table for table in tables.values() if table["Metadata_Normalized"].all() and len(table)]
@@ -144,6 +219,7 @@ def profile_screen(*, plates, missing, settings, code, profiled, record):
             joined, facts["features_dropped"] = profiling.join_plates(normalized or list(tables.values()))
             selected, dropped = profiling.select_features(joined, params)
             facts["features_selected"] = len(profiling.feature_columns(selected))
+            facts["shift"] = plain(controls_shift(sorted(usable)))
             facts["selection"] = {name: len(names) for name, names in dropped.items()}
             selected, facts["map"], facts["explained"] = place_wells(selected, settings["map"])
             if params.readout:
@@ -168,6 +244,19 @@ def profile_screen(*, plates, missing, settings, code, profiled, record):
         upstream={"profiled": profiled},
         strict=False,
     )
+
+
+def controls_shift(plates):
+    """What `find_shift` says of the negative controls of plates, by features that are not normalized plate by plate."""
+    tables = []
+    for plate in plates:
+        table = read_table(plate_folder(plate) / "aggregates.parquet")
+        table = table[(table["Metadata_Control"] == "negative") & (table["Metadata_CellCount"] > 0)]
+        features = profiling.feature_columns(table)
+        tables.append(table[["Metadata_Plate", "Metadata_Batch", *features]])
+    wells = pd.concat([table for table in tables if len(table)] or tables[:1], join="inner", ignore_index=True)
+    values = wells.drop(columns=["Metadata_Plate", "Metadata_Batch"])
+    return find_shift(values, wells["Metadata_Plate"], batches=wells["Metadata_Batch"].fillna(""))
 
 
 def joined_readout(tables):

@@ -10,6 +10,7 @@ from plateloom.store import plate as store
 from plateloom.store.layout import plate_folder, plate_store, well_table
 from plateloom.store.provenance import recipe
 from plateloom.store.tables import read_tables
+from plateloom.wells import QUARANTINED
 
 
 def measure_part(*, plate, part, parts, code, assembled, converted, record):
@@ -88,7 +89,7 @@ def flag_plate(*, plate, settings, code, measured, record):
     ----------
     plate : str
     settings : dict
-        `parameters` of the config's section.
+        `parameters` of the config's section; `quarantined`: wells that a person has taken out, if any.
     code : str
     measured : list of str
         Records of the measurement of every part.
@@ -103,12 +104,21 @@ def flag_plate(*, plate, settings, code, measured, record):
         def work():
             yield []
             table = read_tables([well_table(plate, "quality", well) for well in sorted(wells)])
-            flagged = quality.flag_fields(table, quality.Params(**settings["parameters"]))
-            bad = flagged[flagged["Reason"] != ""]
-            return Outcome(flagged, facts={"flagged": len(bad), "planes": len(flagged)})
+            held = table["Metadata_Well"].isin(settings.get("quarantined", ()))
+            flagged = quality.flag_fields(table[~held], quality.Params(**settings["parameters"]))
+            facts = {"flagged": int((flagged["Reason"] != "").sum()), "planes": len(flagged)}
+            return Outcome(_with_held(flagged, table[held]), facts=facts)
 
         return [Unit("qc", path, made, work)]
 
     run_job(
         "flagging", record=record, plan=plan, code=code, settings=settings, upstream={"measured": measured}, plate=plate
     )
+
+
+def _with_held(flagged, held):
+    """Flagged fields of a plate, and those of quarantined wells, which nothing was compared with, in their place."""
+    if not len(held):
+        return flagged
+    flags = {name: False for name in flagged if name.startswith("Flag_")}
+    return pd.concat([flagged, held.assign(**flags, Reason=QUARANTINED)]).sort_index()

@@ -1,5 +1,6 @@
 """Everything that was found -> one page per plate, and one of the screen."""
 
+import math
 import re
 from pathlib import Path
 
@@ -7,22 +8,27 @@ import numpy as np
 import pandas as pd
 
 from plateloom import profiling, report, segmentation
+from plateloom.classification.enrichment import count_kinds, find_enrichment
+from plateloom.classification.fractions import estimate_fractions
+from plateloom.classification.shift import shift_text
+from plateloom.classification.splits import SCHEMES
 from plateloom.engine.parts import Outcome, Unit, run_job, versions
 from plateloom.errors import ConfigError, PlateLayoutError
 from plateloom.plate_effects import find_effects
-from plateloom.quality import find_unlike_counts
 from plateloom.registry import load_method
 from plateloom.report.notices import name_some
 from plateloom.stages.illumination import read_corrected, tile_window, usable_fields, usable_tiles
-from plateloom.stages.profiling import READOUT, left_out
+from plateloom.stages.novelty import ERROR, limit_of_error, read_errors
+from plateloom.stages.profiling import READOUT, flagged_fields, left_out, quarantined_wells, unlike_fields
 from plateloom.stages.sampling import choose_wells, sample_rows
 from plateloom.store import plate as store
 from plateloom.store.layout import model_folder, plate_folder, plate_store, screen_folder, well_table
 from plateloom.store.provenance import digest, read_json, recipe, write_bytes
 from plateloom.store.sheets import read_plate_map
-from plateloom.store.tables import KEYS, read_metadata, read_record, read_table, read_tables
+from plateloom.store.tables import KEYS, read_metadata, read_record, read_table, read_tables, write_table
 from plateloom.wells import plate_format
 
+LITTLE = 0.01  # a gain in balanced accuracy below this is not worth more labels
 MONTAGE_PX = 480
 MAP_CELLS = 20_000
 MAP_WELLS = 1_000
@@ -45,7 +51,8 @@ def report_plate(
     ----------
     plate, batch, source : str
     settings : dict
-        `report`, `channels`, and `config`, which the page shows.
+        `report`, `channels`, and `config`, which the page shows; `quarantined`: wells that a person has taken out, with
+        who, when and why, if any.
     code : str
     profiled, flagged, screened : str
         Records.
@@ -67,6 +74,7 @@ def report_plate(
             write_bytes(plate_folder(plate) / "report.html", report.render_plate(described).encode())
             made = recipe("report", parameters=settings, code=code, inputs=_fingerprints(inputs))
             facts = {"notices": [{"kind": one.kind, "text": one.text, "section": one.section} for one in notices]}
+            facts["classified"] = _done_classifier(inputs["classified"]) is not None
             return Outcome(recipe=made, facts=facts)
 
         return [Unit("report", plate_folder(plate) / "report.html", None, work, current=False)]
@@ -96,7 +104,7 @@ def _fingerprints(inputs):
     return {found["path"]: found.get("artefacts", {}) for found in records}
 
 
-def _describe_quarantined(plate, batch, source, settings, reason):
+def _describe_quarantined(plate, batch, source, settings, reason, *, by_hand=False):
     """What the page of a quarantined plate shows: from the records and the tables of fields that are there."""
     folder = plate_folder(plate)
     records = _records_of(plate, TO_PROFILES)
@@ -113,7 +121,8 @@ def _describe_quarantined(plate, batch, source, settings, reason):
         screen=Path.cwd().name,
         plate=plate,
         reason=reason,
-        deferred=any(record.get("facts", {}).get("deferred") for record in converted),
+        deferred=not by_hand and any(record.get("facts", {}).get("deferred") for record in converted),
+        by_hand=by_hand,
         batch=batch,
         source=source,
         states=_states(records),
@@ -204,9 +213,11 @@ def _describe_plate(plate, batch, source, settings, inputs):
     folder = plate_folder(plate)
     wells = _with_micro(read_table(folder / "aggregates.parquet"))
     names = list(wells["Metadata_Well"])
-    fields = read_tables([well_table(plate, "fields", well) for well in names])
+    held = settings.get("quarantined", {})
+    fields = read_tables([well_table(plate, "fields", well) for well in [*names, *held]])
     objects = read_tables([well_table(plate, "segmentation", well) for well in names])
     quality = read_table(folder / "qc.parquet")
+    quality = quality[~quality["Metadata_Well"].isin(held)]
     profiling_of = settings["config"]["profiling"]
     params = profiling.Params(**profiling_of["parameters"])
     accepted = store.read_group(plate_store(plate))["plateloom"]["facts"]["accepted"]
@@ -214,24 +225,34 @@ def _describe_plate(plate, batch, source, settings, inputs):
     # That nothing is seen where nothing was put is no fault.
     blank = quality["Metadata_Well"].isin(wells.loc[wells["Metadata_Control"] == "empty", "Metadata_Well"])
     expected = blank & quality["Flag_Empty"] & ~quality.filter(like="Flag_").drop(columns="Flag_Empty").any(axis=1)
+    unlike, without = unlike_fields(objects, quality), profiling_of.get("exclude_unlike_counts", False)
     exclusions = report.list_exclusions(
-        fields, accepted=accepted, segmented=objects, flagged=None if kept else quality[~expected]
+        fields,
+        accepted=accepted,
+        segmented=objects,
+        flagged=None if kept else quality[~expected],
+        unlike=unlike if without else None,
+        quarantined=held,
     )
     flagged = quality[(quality["Reason"] != "") & ~expected]
     shown = _count_fields(wells, fields, exclusions)
     lost = shown["status"] == "failed"
     judged = shown.assign(value=wells[READOUT]) if READOUT in wells else shown
-    notices = report.find_losses(judged, exclusions)
+    notices = [*_held_notice(held), *report.find_losses(judged, exclusions)]
     normalization = inputs["profiled"]["facts"]["normalization"]
     if normalization["status"] != "normalized":
         reason = normalization["reason"].removesuffix("; values are not normalized")
         text = f"Not normalized: {reason}. The values of this plate cannot be compared with those of other plates."
         notices.append(report.Notice(kind="normalization", text=text, section="parameters"))
     doubts = _doubts(plate, wells, objects, settings)
-    notices += doubts + _dark_channels(plate) + _unlike_fields(objects, quality)
+    notices += doubts + _dark_channels(plate) + _unlike_notice(unlike, without)
+
+    notices += _shift_notice(plate, inputs.get("screened", {}))
 
     notes, curves, assay = {}, [], None
-    effects = find_effects(wells, _values_by_well(wells, quality, kept))
+    gone = set(unlike[["Metadata_Well", "Metadata_Field"]].itertuples(index=False, name=None)) if without else set()
+    used = quality[[key not in gone for key in zip(quality["Metadata_Well"], quality["Metadata_Field"], strict=True)]]
+    effects = find_effects(_with_times(wells, fields), _values_by_well(wells, used, kept))
     if said := list(effects.loc[effects["found"], "text"]):
         text = f"The position on the plate shows: {'; '.join(said)}."
         notices.append(report.Notice(kind="position", text=text, section="position"))
@@ -254,9 +275,12 @@ def _describe_plate(plate, batch, source, settings, inputs):
     doses = [unit for unit in wells["Metadata_Unit"].dropna().unique() if unit]
     hand = [f"{row['Metadata_Well']} {row['Metadata_Field']}" for row in objects.to_dict("records") if row["Corrected"]]
     corrected = {"fields corrected by hand": len(hand)} if hand else {}
+    if inputs["profiled"]["facts"].get("badly_restored"):
+        corrected["cells left out, badly reconstructed"] = inputs["profiled"]["facts"]["badly_restored"]
     records = _records_of(plate, TO_PROFILES)
     for stage, found in (("latent", "encoded"), ("maps", "mapped"), ("classes", "classified")):
         records[stage] = inputs[found]
+    shares = _class_shares(plate, list(wells["Metadata_Well"]), inputs["classified"])
     described = report.PlateReport(
         screen=Path.cwd().name,
         plate=plate,
@@ -274,7 +298,11 @@ def _describe_plate(plate, batch, source, settings, inputs):
             columns={"SourceField": "Metadata_Field", "Channel": "channel", "Reason": "reason"}
         ),
         flagged_note=_flagged_note(quality, kept),
-        heat_maps=tuple(_plate_maps(plate, wells, quality, params, inputs["classified"])),
+        heat_maps=(
+            *_plate_maps(plate, wells, quality, params, inputs["classified"], shares),
+            *_badly_restored(list(wells["Metadata_Well"]), inputs["encoded"], settings),
+        ),
+        class_shares=shares,
         quality=assay,
         quality_note=_quality_note(assay),
         position=effects,
@@ -294,6 +322,22 @@ def _describe_plate(plate, batch, source, settings, inputs):
         notes=notes,
     )
     return described, notices
+
+
+def _shift_notice(plate, screened):
+    """That the plate's controls are unlike those of the others, if they are."""
+    rows = [row for row in screened.get("facts", {}).get("shift", ()) if row["plate"] == plate]
+    return [report.Notice(kind="shift", text=text) for text in map(shift_text, rows) if text]
+
+
+def _held_notice(held):
+    """That wells are quarantined by hand, and why; nothing where none is."""
+    if not held:
+        return []
+    listed = [f"{well} ({why})" for well, why in held.items()]
+    noun = "One well is" if len(held) == 1 else f"{len(held)} wells are"
+    text = f"{noun} quarantined by hand, and in no result: {name_some(listed)}."
+    return [report.Notice(kind="quarantined", text=text, section="exclusions")]
 
 
 def _with_micro(table):
@@ -333,18 +377,19 @@ def _count_fields(wells, fields, exclusions):
     return shown
 
 
-def _plate_maps(plate, wells, quality, params, classified):
+def _plate_maps(plate, wells, quality, params, classified, shares):
     """Maps of the readout, of the share of each class, and of the quality of each channel."""
     maps = []
     if params.readout:
         values, note = _by_well(wells, READOUT), _readout_name(params)
         maps.append(report.HeatMap(title="Readout", values=values, unit=_unit_of(params), note=note))
-    for name, values in _class_fractions(plate, list(wells["Metadata_Well"]), classified).items():
-        title, note = f"Share of cells of class {name}", _learned_note([(plate, well) for well in values])
-        one = report.HeatMap(
-            title=title, values=values, limits=(0, 1), unit="share of cells", group="Classes", note=note
-        )
-        maps.append(one)
+    learned = _learned_note([(plate, well) for well in wells["Metadata_Well"]]) if shares is not None else ""
+    for name, part in shares.groupby("class") if shares is not None else ():
+        values = dict(zip(part["Metadata_Well"], part["share"], strict=True))
+        options = {"limits": (0, 1), "unit": "share of cells", "group": "Classes", "note": learned}
+        maps.append(report.HeatMap(title=f"Share of cells of class {name}", values=values, **options))
+    if predicted := _mean_predictions(plate, list(wells["Metadata_Well"]), classified):
+        maps.append(report.HeatMap(title="Predicted number, mean of the cells", values=predicted, group="Classes"))
     for metric, title, unit in (
         ("focus_slope", "Focus", "slope; higher is sharper"),
         ("background", "Background", "counts"),
@@ -359,6 +404,31 @@ def _plate_maps(plate, wells, quality, params, classified):
             name = f"{title}, {channel}"
             maps.append(report.HeatMap(title=name, values=values.to_dict(), unit=unit, limits=limits, group="Quality"))
     return maps
+
+
+def _badly_restored(wells, records, settings):
+    """Map of the share of cells that the autoencoder restores badly, if there is one that restores anything."""
+    if not records or any(record["status"] != "done" for record in records):
+        return []
+    limit = limit_of_error(settings["config"]["latent"]["autoencoder"]["error_limit"])
+    if not math.isfinite(limit):
+        return []
+    encoded = {well: record["plate"] for record in records for well in record["artefacts"]}
+    values = {}
+    for well in wells:
+        errors = read_errors(encoded[well], well).dropna() if well in encoded else ()
+        if len(errors):
+            values[well] = float((errors[ERROR] > limit).mean())
+    note = f"An error above {limit:.3g}: debris, or like nothing that the autoencoder was trained on."
+    options = {"unit": "share of cells", "group": "Quality", "note": note}
+    return [report.HeatMap(title="Badly reconstructed", values=values, **options)] if values else []
+
+
+def _with_times(wells, fields):
+    """Wells and when they were imaged, as far as their source says; tables of older versions say nothing."""
+    if "Seconds" not in fields:
+        return wells
+    return wells.assign(Seconds=wells["Metadata_Well"].map(fields.groupby("Metadata_Well")["Seconds"].median()))
 
 
 def _values_by_well(wells, quality, kept):
@@ -403,22 +473,17 @@ def _doubts(plate, wells, objects, settings):
     return found + [report.Notice(kind="segmentation", text=text, section="montage") for text in doubts]
 
 
-def _unlike_fields(objects, quality):
-    """Fields that no flag keeps out and that have far fewer or more nuclei than the others of their well, as a notice."""
-    if not len(objects):
-        return []
-    flagged = quality.loc[quality["Reason"] != "", ["Metadata_Well", "Metadata_Field"]].apply(tuple, axis=1)
-    counts = objects.loc[objects["Status"] == "done", ["Metadata_Well", "Metadata_Field", "Count_Nuclei"]]
-    counts = counts[~counts[["Metadata_Well", "Metadata_Field"]].apply(tuple, axis=1).isin(set(flagged))]
-    found = find_unlike_counts(counts.rename(columns={"Count_Nuclei": "Count"}))
-    if not len(found):
+def _unlike_notice(unlike, left_out):
+    """Fields that have far fewer or more nuclei than the others of their well, as a notice."""
+    if not len(unlike):
         return []
     listed = [
         f"{well} field {field} ({count}; others {usual:.0f})"
-        for well, field, count, usual in found.itertuples(index=False)
+        for well, field, count, usual in unlike.itertuples(index=False)
     ]
-    text = f"Fields with far fewer or more nuclei than the others of their well, which are used all the same: {name_some(listed)}."
-    return [report.Notice(kind="fields", text=text, section="montage")]
+    what = "are left out of values per well" if left_out else "are used all the same"
+    text = f"Fields with far fewer or more nuclei than the others of their well, which {what}: {name_some(listed)}."
+    return [report.Notice(kind="fields", text=text, section="exclusions" if left_out else "montage")]
 
 
 def _dark_channels(plate):
@@ -585,17 +650,41 @@ def _learned_note(wells):
     return f"Cells of {shown} were labeled; there the model of the test decides that has not learned from them."
 
 
-def _class_fractions(plate, wells, records):
-    """Share of each class in each well: class -> well -> fraction."""
-    if not records or any(record["status"] != "done" for record in records):
-        return {}
-    counts = {}
+def _class_shares(plate, wells, records):
+    """Share of each class in each well, corrected for the classifier's errors, with its interval; None without classes.
+
+    Columns ``Metadata_Well``, ``class``, ``cells``, ``counted`` (share of the cells taken for it), ``share``, ``low``, ``high``.
+    """
+    card = _done_classifier(records)
+    if card is None or not card["classes"]:
+        return None
+    names, draws = card["classes"], np.array(card["metrics"]["confusion_draws"])
+    rows = []
     for well in wells:
         found = read_table(well_table(plate, "classes", well), ["Class"])["Class"]
-        counts[well] = found[found != ""].value_counts()
-    table = pd.DataFrame(counts).T.fillna(0)
-    shares = table.div(table.sum(axis=1).where(lambda total: total > 0), axis=0)
-    return {name: shares[name].to_dict() for name in sorted(shares)}
+        counts = [int((found == name).sum()) for name in names]
+        shares = estimate_fractions(counts, draws)
+        for i, name in enumerate(names):
+            row = {"Metadata_Well": well, "class": name, "cells": sum(counts), "counted": shares["observed"][i]}
+            rows.append(row | {"share": shares["fraction"][i], "low": shares["low"][i], "high": shares["high"][i]})
+    return pd.DataFrame(rows) if rows else None
+
+
+def _mean_predictions(plate, wells, records):
+    """Mean of the numbers predicted for the cells of each well; empty where there are none."""
+    card = _done_classifier(records)
+    if card is None or card["classes"]:
+        return {}
+    return {
+        well: float(read_table(well_table(plate, "classes", well), ["Predicted"])["Predicted"].mean()) for well in wells
+    }
+
+
+def _done_classifier(records):
+    """Card of the classifier, if every cell of the plate has been classified by it; else None."""
+    if not records or any(record["status"] != "done" for record in records):
+        return None
+    return read_json(model_folder("classifier") / "model.json")["card"]
 
 
 def _montage(plate, wells, settings, exclusions, flagged, length_unit):
@@ -703,7 +792,8 @@ def report_screen(*, plates, missing, settings, code, screened, reported, mapped
     missing : list of str
         Plates that are not.
     settings : dict
-        `report`, `channels`, and `config`, which the page shows.
+        `report`, `channels`, and `config`, which the page shows; `quarantined`: plates that a person has taken out, with
+        who, when and why, if any.
     code : str
     screened : str
         Record.
@@ -716,10 +806,26 @@ def report_screen(*, plates, missing, settings, code, screened, reported, mapped
 
     def plan(inputs):
         def work():
-            yield []
-            page = report.render_screen(_describe_screen(plates, missing, settings, inputs))
+            classified = [
+                found["plate"]
+                for found in inputs["reported"]
+                if found["status"] == "done" and found["facts"].get("classified")
+            ]
+            leave_out = settings["config"]["profiling"]["exclude_flagged"]
+            counted = yield [(count_plate, plate, leave_out) for plate in classified]
+            made = recipe("screen_report", parameters=settings, code=code, inputs=_fingerprints(inputs))
+            path = screen_folder() / "enrichment.parquet"
+            path.unlink(missing_ok=True)
+            enrichment = None
+            if counted:
+                wells = pd.concat(counted, ignore_index=True)
+                enrichment = find_enrichment(wells, list(wells.columns[wells.columns.get_loc("cells") + 1 :]))
+                write_table(path, enrichment, made)
+            for plate, why in settings.get("quarantined", {}).items():
+                _write_held(plate, why, settings)
+            page = report.render_screen(_describe_screen(plates, missing, settings, inputs, enrichment))
             write_bytes(screen_folder() / "report.html", page.encode())
-            return Outcome(recipe=recipe("screen_report", parameters=settings, code=code, inputs=_fingerprints(inputs)))
+            return Outcome(recipe=made, facts={"enrichment": enrichment is not None})
 
         return [Unit("report", screen_folder() / "report.html", None, work, current=False)]
 
@@ -740,7 +846,54 @@ def report_screen(*, plates, missing, settings, code, screened, reported, mapped
     )
 
 
-def _describe_screen(plates, missing, settings, inputs):
+def _write_held(plate, why, settings):
+    """Write the page of a plate that a person has taken out: no other job works on it, and it may have a page already."""
+    described = _describe_quarantined(plate, "", "", settings, why, by_hand=True)
+    write_bytes(plate_folder(plate) / "report.html", report.render_quarantined(described).encode())
+
+
+def count_plate(plate, exclude_flagged):
+    """What `count_kinds` finds in each well of a plate, with what is in it; runs in a worker."""
+    card = read_json(model_folder("classifier") / "model.json")["card"]
+    bad = flagged_fields(plate) if exclude_flagged else set()
+    wells = read_metadata(plate_folder(plate) / "aggregates.parquet")
+    rows = []
+    for well in wells["Metadata_Well"]:
+        cells = read_table(well_table(plate, "classes", well), [*KEYS, "Class", "Novelty"])
+        excluded = {field for other, field in bad if other == well}
+        if excluded:
+            fields = read_table(well_table(plate, "features", well), [*KEYS, "Metadata_SourceField"])
+            cells = cells.merge(fields, on=list(KEYS), validate="one_to_one")
+            cells = cells[~cells["Metadata_SourceField"].isin(excluded)]
+        rows.append(count_kinds(cells, card["classes"]))
+    counted = pd.DataFrame(rows, columns=["cells", "novel", *(f"class {name}" for name in card["classes"])])
+    known = [f"Metadata_{name}" for name in ("Plate", "Well", "Treatment", "Dose", "Unit", "Control")]
+    return pd.concat([wells[known].reset_index(drop=True), counted], axis=1)
+
+
+def _shift_table(rows):
+    """The screen's table of controls; None where there is nothing to compare."""
+    if not rows:
+        return None
+    return pd.DataFrame(
+        [
+            {
+                "Metadata_Plate": row["plate"],
+                "wells": row["n_wells"],
+                "compared with": f"{row['n_others']} other {'batches' if row['unit'] == 'batch' else 'plates'}",
+                "AUC": _number(row["auc"]),
+                "low": _number(row["low"]),
+                "high": _number(row["high"]),
+                "shifted kinds": f"{row['n_shifted']} of {row['n_kinds']}",
+                "first of all": row["shifted"][0]["feature"] if row["shifted"] else "",
+                "alarm": "yes" if row["alarm"] else row["reason"] or "no",
+            }
+            for row in rows
+        ]
+    )
+
+
+def _describe_screen(plates, missing, settings, inputs, enrichment=None):
     """What the screen's page shows."""
     good = [found["plate"] for found in inputs["reported"] if found["status"] == "done"]
     failed = left_out(inputs["reported"])
@@ -749,6 +902,8 @@ def _describe_screen(plates, missing, settings, inputs):
     wells = {plate: _with_micro(read_metadata(plate_folder(plate) / "aggregates.parquet")) for plate in good}
     rows = [_plate_row(plate, wells.get(plate["plate"]), failed) for plate in plates]
     rows += [{"Metadata_Plate": plate, "status": "missing", "reason": "not complete"} for plate in missing]
+    for plate, why in settings.get("quarantined", {}).items():
+        rows.append({"Metadata_Plate": plate, "status": "quarantined", "reason": why, "link": _page_of(plate)})
     notices = _shared_notices(plates, wells, inputs)
     notes, maps = {}, []
     if wells:
@@ -806,6 +961,11 @@ def _describe_screen(plates, missing, settings, inputs):
         notes |= dict.fromkeys(("well_maps", "cell_maps"), "No plate is complete.")
     classifier = _classifier(inputs["classified"], notes)
     autoencoder = _autoencoder(inputs["encoded"], settings, notes)
+    shift = _shift_table(inputs["screened"].get("facts", {}).get("shift", ()))
+    if shift is None:
+        notes["shift"] = "There are no negative control wells to compare." if done else inputs["screened"]["reason"]
+    if enrichment is None:
+        notes["enrichment"] = notes.get("classifier") or "The cells of no plate are classified."
     records = {stage: [inputs[name]] for stage, name in (("profiles", "screened"),)}
     for stage, name in (("autoencoder", "encoded"), ("map", "mapped"), ("classifier", "classified")):
         records[stage] = inputs[name]
@@ -827,6 +987,8 @@ def _describe_screen(plates, missing, settings, inputs):
         dose_note=_dose_note(),
         classifier=classifier,
         autoencoder=autoencoder,
+        shift=shift,
+        enrichment=enrichment,
         versions=_versions(records | pages),
         parameters=settings["config"],
         reproduce=("plateloom check .", "plateloom run .", "plateloom status ."),
@@ -882,10 +1044,10 @@ def _shared_notices(plates, wells, inputs):
             known = read_plate_map(path)
         except (ConfigError, OSError):  # it has changed since the plate was profiled
             continue
-        imaged = set(wells[plate]["Metadata_Well"])
+        imaged, held = set(wells[plate]["Metadata_Well"]), quarantined_wells(plate)
         for kind in ("negative", "positive"):
             named = [well["well"] for well in known if well["control"] == kind]
-            absent = [well for well in named if well not in imaged]
+            absent = [well for well in named if well not in imaged | held]
             if absent:
                 shown = f"{', '.join(absent[:8])}{' …' if len(absent) > 8 else ''}"
                 text = f"{len(absent)} of {len(named)} {kind} control wells of the plate map were not imaged: {shown}."
@@ -986,22 +1148,127 @@ def _classifier(records, notes):
     if not records or records[0]["status"] != "done":
         notes["classifier"] = records[0]["reason"] if records else "No labels were given (classification.labels)."
         return None
-    found = read_json(model_folder("classifier") / "model.json")["card"]["metrics"]
-    unit = found["scheme"]  # well or plate
+    card = read_json(model_folder("classifier") / "model.json")["card"]
+    found, tuned = card["metrics"], ""
+    unit = found["scheme"]
+    units = SCHEMES[unit]
+    if card.get("tuned"):
+        tuned = f"; settings were searched by other {units} of each fold's training part"
+    scheme = (
+        f"Tested by cross-validation in {len(found['folds'])} folds on {found['n_cells']:,} cells of {found['n_groups']:,} "
+        f"{units}; all cells of a {unit} are in the same fold, so that no {unit} is tested by a model that has seen it{tuned}"
+    )
+    if "classes" not in found:
+        return _regression(found, scheme, units)
+    columns = [
+        "precision",
+        "recall",
+        "f1",
+        "false_positives",
+        "false_negatives",
+        "average_precision",
+        "support",
+        "groups",
+    ]
+    renamed = {"groups": units, "support": "cells", "average_precision": "average precision"}
+    renamed |= {"false_positives": "false positives", "false_negatives": "false negatives"}
+    per_class = pd.DataFrame(found["per_class"])
+    per_class = per_class[["class", *(name for name in columns if name in per_class)]].rename(columns=renamed)
     return report.ClassifierReport(
         classes=found["classes"],
         confusion=np.array(found["confusion"]),
-        per_class=pd.DataFrame(found["per_class"])[["class", "precision", "recall", "f1", "support", "groups"]].rename(
-            columns={"groups": f"{unit}s", "support": "cells"}
-        ),
+        per_class=per_class,
         balanced_accuracy=_number(found["balanced_accuracy"]),
         low=_number(found["balanced_accuracy_low"]),
         high=_number(found["balanced_accuracy_high"]),
-        scheme=(
-            f"Tested by cross-validation in {len(found['folds'])} folds on {found['n_cells']:,} cells of {found['n_groups']:,} "
-            f"{unit}s; all cells of a {unit} are in the same fold, so that no {unit} is tested by a model that has seen it"
-        ),
+        scheme=scheme,
+        **_classifier_details(found, units),
     )
+
+
+def _classifier_details(found, units):
+    """Curves, calibration, sets, doubted labels and subgroups, of a test that has them."""
+    if "calibration" not in found:
+        return {}
+    sets, noise, learning, calibration = (found[name] for name in ("sets", "noise", "learning", "calibration"))
+    lacking = [name for name, limit in zip(found["classes"], sets["limits"], strict=True) if limit is None]
+    words = (
+        f"A class is excluded for a cell only where that is wrong for at most {100 * (1 - sets['coverage']):.0f} % of the cells of that "
+        f"class in new {units}. In the test the classes that were left held the true one for {100 * sets['covered']:.0f} % of the "
+        f"cells, and were one class only for {100 * sets['single']:.0f} %; on the others the classifier abstains (Set_size is not 1)."
+    )
+    if lacking:
+        words = (
+            f"{', '.join(lacking)} cannot be excluded for any cell: {sets['groups_needed']} {units} of a class are needed for "
+            f"{100 * sets['coverage']:.0f} % (classification.coverage)."
+        )
+    if learning["gain"] is not None and learning["gain_low"] is not None:
+        low, gain, high = (learning[name] for name in ("gain_low", "gain", "gain_high"))
+        verdict = "so more labels would help" if low > 0 else "which may be chance"
+        verdict = f"so more of the same labels would hardly help (below {LITTLE})" if high < LITTLE else verdict
+        learned = (
+            f"Learning from all {units} instead of half of them changes the balanced accuracy by {gain:+.3f} (95 % interval {low:+.3f} "
+            f"to {high:+.3f}), {verdict}."
+        )
+    else:
+        learned = f"Too few {units} to tell whether more labels would help."
+    weighed = "" if found["balance"] == "none" else " Classes count alike, however many of their cells are labeled."
+    suspects = pd.DataFrame(noise["suspects"])
+    if len(suspects):
+        suspects = suspects[["plate", "well", "field", "object", "label", "looks_like", "probability"]]
+        suspects = suspects.rename(columns={"looks_like": "looks like"})
+    subgroups = pd.DataFrame(found["subgroups"])
+    if len(subgroups):
+        order = ["by", "part", "cells", "groups", "classes", "error", "balanced_accuracy", "low", "high"]
+        subgroups = subgroups[order].rename(columns={"groups": units, "balanced_accuracy": "balanced accuracy"})
+    return {
+        "error": found["error"],
+        "calibration": pd.DataFrame(calibration["reliability"]),
+        "uncalibrated": pd.DataFrame(calibration["before"]),
+        "calibration_note": (
+            f"Brier score {calibration['brier']:.3f} (before calibration {calibration['brier_before']:.3f}), expected calibration "
+            f"error {calibration['expected_calibration_error']:.3f} ({calibration['expected_calibration_error_before']:.3f}), "
+            f"temperature {calibration['temperature']:.2f}.{weighed}"
+        ),
+        "precision_recall": {row["class"]: row["curve"] for row in found["per_class"]},
+        "learning": pd.DataFrame(learning["steps"]),
+        "learning_note": learned,
+        "sets_note": words,
+        "suspects": suspects,
+        "suspects_note": (
+            f"{100 * noise['share']:.1f} % of the labels are of cells that models of other {units} take for another class. The clearest are "
+            "listed; where whole wells are labeled, cells that the treatment left as they were are among them."
+        ),
+        "subgroups": subgroups,
+        "graded": _graded(found.get("graded", ())),
+        "importance": pd.DataFrame(found.get("importance", ()), columns=["family", "features", "loss", "low", "high"]),
+        "units": units,
+    }
+
+
+def _graded(rows):
+    """Table of `grade_transfer`'s rows."""
+    table = pd.DataFrame(rows)
+    if len(table):
+        numbers = {name: table[name].astype(float) for name in ("balanced_accuracy", "low", "high")}
+        table = table.assign(**numbers)[["tested_on", *numbers, "cells", "reason"]]
+        table = table.rename(columns={"tested_on": "tested on", "balanced_accuracy": "balanced accuracy"})
+    return table
+
+
+def _regression(found, scheme, units):
+    """What the page says of a model of numbers."""
+    points = pd.DataFrame(found["points"])
+    width = found["half_width"]
+    words = (
+        f"R² {found['r2']:.3f} of cells ({found['group_r2']:.3f} of the means of {units}), Spearman's correlation "
+        f"{_number(found['spearman']):.3f} ({_number(found['group_spearman']):.3f}); mean error {found['mean_error']:.3g}."
+    )
+    if width is not None:
+        words += (
+            f" A prediction is within {width:.3g} of the truth for {found['coverage']:.0%} of the cells of new {units}."
+        )
+    return report.RegressionReport(points=points, words=words, scheme=scheme, units=units)
 
 
 def _autoencoder(records, settings, notes):
@@ -1015,27 +1282,38 @@ def _autoencoder(records, settings, notes):
 
     folder = model_folder("autoencoder")
     card = read_json(folder / "model.json")
-    pairs = load_file(folder / "examples.safetensors")["pairs"].astype(np.float32)
+    contrastive = card["config"].get("method") == "contrastive"
+    loss = "loss of contrast (NT-Xent)" if contrastive else "mean squared error"
+    errors = np.asarray(card.get("held_out_errors", []))
+    limit = limit_of_error(settings["config"]["latent"]["autoencoder"]["error_limit"])
+    examples = load_file(folder / "examples.safetensors")
     shown = min(3, len(card["channels"]))
     colors = [f"#{settings['channels'][name]['color'].lstrip('#')}" for name in card["channels"][:shown]]
-    pictures = [
-        np.stack(
-            [
-                report.composite_image(np.clip(crop[:shown], 0, 1), colors, [(0, 1)] * shown, width_px=(64, 128))
-                for crop in side
-            ]
-        )
-        for side in pairs
-    ]
+
+    def draw(crop):
+        inside = np.clip(crop[:shown].astype(np.float32), 0, 1)
+        return report.composite_image(inside, colors, [(0, 1)] * shown, width_px=(64, 128))
+
+    pictures, worst = (
+        [np.stack([draw(crop) for crop in side]) for side in examples[name]]
+        if name in examples and examples[name].shape[1]
+        else [None, None]
+        for name in ("pairs", "worst")
+    )
     learning = pd.DataFrame(card["history"]).rename(columns={"train": "training", "holdout": "held-out wells"})
     return report.AutoencoderReport(
         learning=learning,
-        loss="mean squared error",
+        loss=loss,
         held_out_error=_number(card["history"][-1]["holdout"]),
         mean_crop_error=_number(card["baseline"]),
-        error="mean squared error",
+        error=loss,
+        baseline="guessing" if contrastive else "predicting the mean crop",
+        limit=limit,
+        beyond=float(np.mean(errors > limit)) if len(errors) else math.nan,
         crops=pictures[0],
         reconstructions=pictures[1],
+        worst=worst[0],
+        worst_reconstructions=worst[1],
         scheme=(
             f"Trained on {card['cells']['train']:,} crops of single cells from {len(card['wells']['train']):,} wells, tested on "
             f"{card['cells']['holdout']:,} from {len(card['wells']['holdout']):,} other wells"

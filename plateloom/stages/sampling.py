@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from plateloom.stages.profiling import flagged_fields
+from plateloom.stages.profiling import flagged_fields, quarantined_wells
 
 
 def choose_wells(wells, count):
@@ -49,6 +49,7 @@ def wells_to_learn_from(records, *, plates, count):
     -------
     list of dict
         `plate`, `well`, `fingerprint`, and `excluded`, the fields that QC has flagged; in the order of `choose_wells`.
+        Wells that a person has taken out are not among them.
     """
     found = {
         (record["plate"], well): fingerprint
@@ -56,7 +57,8 @@ def wells_to_learn_from(records, *, plates, count):
         if record["plate"] in plates and record["status"] == "done"
         for well, fingerprint in record["artefacts"].items()
     }
-    chosen = choose_wells(list(found), count)
+    held = {(plate, well) for plate in {plate for plate, _ in found} for well in quarantined_wells(plate)}
+    chosen = choose_wells([key for key in found if key not in held], count)
     bad = {plate: flagged_fields(plate) for plate in {plate for plate, _ in chosen}}
     return [
         {

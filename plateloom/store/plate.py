@@ -7,7 +7,6 @@ format. Every shard has one writer: one call writes a field's image, shard by sh
 
 import colorsys
 import contextlib
-import errno
 import json
 import math
 import os
@@ -22,7 +21,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from plateloom.errors import CorruptStoreError, PlateLayoutError
 from plateloom.store.integrity import SEAL, VouchedStore, broken_seal, read_json_strictly, seal
-from plateloom.store.provenance import write_bytes
+from plateloom.store.provenance import FULL, room_left, write_bytes
 from plateloom.wells import parse_well, row_name
 
 UNIT = "micrometer"
@@ -661,14 +660,17 @@ def _all_or_nothing(path, image, levels, format):
     try:
         yield store
     except BaseException as error:
+        full = isinstance(error, OSError) and error.errno in FULL
+        left = room_left(path) if full else ""
         store.close()
         shutil.rmtree(path, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if full:
             size = math.prod(image.shape) * np.dtype(image.dtype).itemsize * 4 / 3e6
             count = count_files(image.shape, levels, format=format)
-            needed = f"up to {size:.0f} MB in {count} files were needed"
-            fewer = "" if format.ngff == "0.5" else "; NGFF 0.5 or larger chunks make fewer files"
-            raise OSError(error.errno, f"{error.strerror}: {needed}{fewer}", str(path)) from error
+            needed = f"up to {size:.1f} MB in {count} files were needed, {left}"
+            fewer = "" if format.ngff == "0.5" else "conversion.ngff 0.5, a larger chunk_px or "
+            fewer += "a smaller conversion.levels makes fewer files"
+            raise OSError(error.errno, f"{os.strerror(error.errno)}: {needed}; {fewer}", str(path)) from error
         raise
 
 

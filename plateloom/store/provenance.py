@@ -2,15 +2,19 @@
 
 import ast
 import contextlib
+import errno
 import functools
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
 FORMAT = 1
+MOST_KNOWN = 5000  # modules in the cache, all their versions together
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def digest(value):
@@ -78,13 +82,16 @@ def code_digest(*modules):
     str
         32 hexadecimal digits.
     """
-    seen, waiting = {}, list(modules)
+    seen, waiting, known = {}, list(modules), len(_known_modules())
     while waiting:
         name = waiting.pop()
         if name in seen:
             continue
         seen[name], imported = _read_module(name)
         waiting.extend(imported)
+    if len(_known_modules()) > known:
+        with contextlib.suppress(OSError):
+            write_json(_cache_file(), _known_modules())
     # A script is known by its name alone: where the project lies must not matter.
     return digest(sorted([Path(name).name if os.sep in name else name, tree] for name, tree in seen.items()))
 
@@ -95,7 +102,34 @@ def _read_module(name):
     path = Path(name) if os.sep in name else _module_file(name)
     if path is None:
         raise ModuleNotFoundError(f"no module {name!r} below {PACKAGE.parent}")
-    tree = ast.parse(path.read_bytes())
+    data = path.read_bytes()
+    key = file_digest(data)
+    if key not in _known_modules():
+        _known_modules()[key] = _digest_module(data)
+    tree, imported = _known_modules()[key]
+    return tree, [module for module in imported if _module_file(module)]
+
+
+@functools.cache
+def _known_modules():
+    """What `_digest_module` has said of modules' bytes, also in other processes: parsing all of ours takes a second."""
+    known = None
+    with contextlib.suppress(OSError):
+        known = read_json(_cache_file())
+    return known if isinstance(known, dict) and len(known) < MOST_KNOWN else {}
+
+
+@functools.cache
+def _cache_file():
+    """In the user's cache; how a module is digested, and by which Python, is part of the name."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    how = file_digest(Path(__file__).read_bytes() + sys.version.encode())
+    return Path(base, "plateloom", f"modules-{how}.json")
+
+
+def _digest_module(data):
+    """Digest of the syntax tree of a module's bytes, and what of our package it may import."""
+    tree = ast.parse(data)
     imported = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -103,8 +137,8 @@ def _read_module(name):
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             imported.add(node.module)
             imported.update(f"{node.module}.{alias.name}" for alias in node.names)
-    ours = sorted(m for m in imported if m.split(".")[0] == PACKAGE.name and _module_file(m))
-    return hashlib.sha256(repr(_meaning(tree)).encode()).hexdigest(), ours
+    ours = sorted(module for module in imported if module.split(".")[0] == PACKAGE.name)
+    return [hashlib.sha256(repr(_meaning(tree)).encode()).hexdigest(), ours]
 
 
 def _module_file(name):
@@ -153,26 +187,49 @@ def read_json(path):
 
 def write_bytes(path, data):
     """Write a file under a temporary name, flush it to the disk and rename it into place."""
-    with replacing(path) as file:
+    with replacing(path, size=len(data)) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
-def replacing(path):
-    """Open a file that takes its place, flushed to the disk, when the block ends, and not at all if it fails."""
+def replacing(path, *, size=None):
+    """Open a file that takes its place, flushed to the disk, when the block ends, and not at all if it fails.
+
+    Parameters
+    ----------
+    path : path
+    size : int, optional
+        What will be written at most [bytes], to say so where there is no room.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb", buffering=2**20) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        left = room_left(path) if isinstance(error, OSError) and error.errno in FULL else ""
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if left:
+            needed = "one file" if size is None else f"up to {size / 1e6:.2f} MB in one file"
+            raise OSError(error.errno, f"{os.strerror(error.errno)}: {needed} needed, {left}", str(path)) from error
         raise
+
+
+def room_left(path):
+    """What the file system of a path still has, for messages: `12 MB and 3 files left`; a quota may allow less."""
+    path = Path(path)
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    found = os.statvfs(path)
+    files = f" and {found.f_favail:,} files" if found.f_files else ""
+    return f"{found.f_bavail * found.f_frsize / 1e6:.1f} MB{files} left"
 
 
 @functools.cache
