@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from plateloom.engine.parts import versions
+from plateloom.planning import STAGES
 from plateloom.store.provenance import read_json, write_bytes, write_json
 
 FOLDER = Path("runs")
@@ -119,10 +120,10 @@ def end(folder, code, *, reason="", told_by=""):
     folder, said = Path(folder), read_json(Path(folder) / BEGIN) or {}
     began, now = said.get("began", 0), time.time()
     jobs = [job for job in map(_job, sorted(_records(folder.parents[1], began))) if job]
-    text = io.StringIO()
+    text, order = io.StringIO(), list(STAGES)
     writer = csv.DictWriter(text, COLUMNS, delimiter="\t", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(sorted(jobs, key=lambda job: job["started"]))
+    writer.writerows(sorted(jobs, key=lambda job: (job["started"], order.index(job["stage"]))))
     write_bytes(folder / JOBS, text.getvalue().encode())
     known = not told_by
     found = {
