@@ -72,7 +72,7 @@ def command(folder, plate, wells, count, changes, vary, out):
             count=count,
             order=_controls(known),
             contents={one["well"]: one for one in known},
-            variants={name: one["segmentation"] for name, one in loaded.items()},
+            variants={name: _looked_at(one["segmentation"]) for name, one in loaded.items()},
         )
     finally:
         os.chdir(before)
@@ -86,6 +86,11 @@ def command(folder, plate, wells, count, changes, vary, out):
             click.echo(f"{name}: {text}")
     shown = len(next(iter(page.rows.values())))
     click.echo(f"{shown} {'field' if shown == 1 else 'fields'} of {row.plate}: {target}")
+
+
+def _looked_at(settings):
+    """Settings of the segmentation without its training, which is no matter of a look."""
+    return {name: value for name, value in settings.items() if name != "training"}
 
 
 def _split(text):
