@@ -139,6 +139,7 @@ def test_a_cell_on_a_seam_is_one_cell(stitched, tmp_path):
     assert not crossing.any() or (above[crossing] == below[crossing]).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_a_plate_of_ngff_04_gives_the_same_tables_as_one_of_05(tmp_path):
     tables = {}
     for version in ("0.5", "0.4"):

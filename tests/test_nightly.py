@@ -115,6 +115,7 @@ def measured_bytes(folder):
 # Three nights
 
 
+@pytest.mark.slow
 def test_three_nights(place, monkeypatch):
     """New plates, one that is still copied, a broken one; then the rest and what was mended; then a re-imaged plate."""
     screen, box, aside = place / "screen", place / "inbox", place / "aside"

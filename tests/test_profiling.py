@@ -468,6 +468,7 @@ def test_a_screen_without_wells_gives_an_empty_hit_table():
     assert len(hits) == 0 and {"robust_z", "hit", "n"} <= set(hits.columns) and np.isnan(report["false_rate"])
 
 
+@pytest.mark.slow
 def test_normalization_reaches_the_published_accuracy_on_bbbc021():
     folder = DATA / "bbbc021_ljosa_profiles"
     if not folder.is_dir():
