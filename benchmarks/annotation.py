@@ -145,11 +145,11 @@ def grow(cells, pool, test, seed, way, options):
 def fit(cells, chosen, method):
     """A pipeline with the method's own settings."""
     from plateloom.classification import METHODS
-    from plateloom.classification.fitting import fit_quietly
+    from plateloom.classification.fitting import fit_quietly, make_pipeline
     from plateloom.registry import load_method
 
     module = load_method(METHODS, method, "classification method")
-    return fit_quietly(module.build(module.Params()), cells["X"][chosen], cells["y"][chosen])[0]
+    return fit_quietly(make_pipeline(module.build(module.Params())), cells["X"][chosen], cells["y"][chosen])[0]
 
 
 def accuracy(cells, chosen, test, method):

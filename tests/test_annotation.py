@@ -12,6 +12,7 @@ from browser import Browser, find_chromium
 from conftest import simulate
 from in_process import run_stages
 
+from plateloom.classification.fitting import make_pipeline
 from plateloom.classification.identity import match_cells
 from plateloom.classification.logistic import Params, build
 from plateloom.classification.querying import choose_cells, doubt_of, embed, measure_gain
@@ -117,7 +118,7 @@ def test_the_space_of_cells_bears_gaps_constants_and_debris():
 
 
 def fit(X, truth, groups):
-    return build(Params()).fit(X, truth)
+    return make_pipeline(build(Params())).fit(X, truth)
 
 
 def test_the_gain_is_counted_on_cells_by_chance_of_groups_that_neither_classifier_has_seen():
@@ -132,14 +133,14 @@ def test_the_gain_is_counted_on_cells_by_chance_of_groups_that_neither_classifie
     for i in range(4):
         held = [f"W{j}" for j in range(i, 20, 4)]
         outside = ~np.isin(groups, held)
-        folds.append((held, build(Params()).fit(X[outside], (y == "b")[outside].astype(int))))
+        folds.append((held, make_pipeline(build(Params())).fit(X[outside], (y == "b")[outside].astype(int))))
     found = measure_gain(X, y, groups, old=old, test=test, folds=folds, fit=fit)
     assert found["n_cells"] == test.sum() and found["n_groups"] == 20
     for name, known in (("before", old), ("after", np.ones(400, bool))):
         guessed = np.empty(400, int)
         for held, _ in folds:
             inside = np.isin(groups, held)
-            fitted = build(Params()).fit(X[known & ~inside], (y == "b")[known & ~inside].astype(int))
+            fitted = make_pipeline(build(Params())).fit(X[known & ~inside], (y == "b")[known & ~inside].astype(int))
             guessed[inside] = fitted.predict(X[inside])
         recalls = [(guessed == code)[test & (y == name)].mean() for code, name in enumerate("ab")]
         assert found[name]["value"] == pytest.approx(np.mean(recalls))
@@ -151,7 +152,10 @@ def test_the_gain_is_counted_on_cells_by_chance_of_groups_that_neither_classifie
 def test_a_handful_of_cells_leaves_doubt_even_if_all_were_right():
     X = np.array([[-1.0], [1.0]] * 10)
     y, groups = np.array(["a", "b"] * 10), np.repeat(["W1", "W2"], 10)
-    folds = [(["W1"], build(Params()).fit(X, [0, 1] * 10)), (["W2"], build(Params()).fit(X, [0, 1] * 10))]
+    folds = [
+        (["W1"], make_pipeline(build(Params())).fit(X, [0, 1] * 10)),
+        (["W2"], make_pipeline(build(Params())).fit(X, [0, 1] * 10)),
+    ]
     options = {"folds": folds, "fit": fit, "test": np.ones(20, bool)}
     found = measure_gain(X, y, groups, old=np.ones(20, bool), **options)
     assert found["after"]["value"] == 1 and 0.7 < found["after"]["low"] < 0.95

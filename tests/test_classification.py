@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from plateloom.classification import METHODS
 from plateloom.classification.evaluation import evaluate
+from plateloom.classification.fitting import make_pipeline
 from plateloom.classification.model import Classifier, dumps, loads, predict, train
 from plateloom.errors import ModelMismatchError
 from plateloom.registry import load_method
@@ -70,7 +71,7 @@ def test_a_screen_without_signal_is_at_chance_by_group_where_a_random_split_clai
         by_well.append(evaluate(X, y, wells, scheme="well", **settings)["balanced_accuracy"])
         by_plate.append(evaluate(X, y, plates, scheme="plate", **settings)["balanced_accuracy"])
         if seed < 3:
-            pipeline = load_method(METHODS, "random_forest", "method").build(params)
+            pipeline = make_pipeline(load_method(METHODS, "random_forest", "method").build(params))
             guessed = cross_val_predict(pipeline, X, y, cv=KFold(5, shuffle=True, random_state=seed))
             by_cell.append(balanced_accuracy_score(y, guessed))
     assert np.mean(by_cell) > 0.85
@@ -115,7 +116,7 @@ def test_figures_are_those_of_scikit_learn_and_no_group_is_on_both_sides():
     guessed = np.empty(len(y), dtype=object)
     for groups, fold in zip(held, result["folds"], strict=True):
         test = np.isin(wells, list(groups))
-        guessed[test] = build(params).fit(X[~test], y[~test]).predict(X[test])
+        guessed[test] = make_pipeline(build(params)).fit(X[~test], y[~test]).predict(X[test])
         assert fold["n_test"] == test.sum() and fold["n_train"] == (~test).sum()
         assert fold["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(y[test], guessed[test].astype(str)))
     guessed = guessed.astype(str)

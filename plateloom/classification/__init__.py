@@ -1,9 +1,11 @@
 """Classes of cells: what an analyst labeled, learned by a method, honestly tested, applied to every cell.
 
-A method is one module with its own pydantic `Params` and ``build(params)``, which returns a scikit-learn pipeline;
-nothing heavy is imported to learn its name. `plateloom.classification.evaluation` tests a method on wells, plates
+A method is one module with its own pydantic `Params`, the `GRID` that a search tries, and ``build(params, *, weights)``, which returns an
+unfitted scikit-learn estimator, with `weights` one to which cells of rare classes count more; gaps are filled and features scaled
+before it (`plateloom.classification.fitting.make_pipeline`). Nothing heavy is imported to learn its name. `plateloom.classification.evaluation` tests a method on wells, plates
 or batches that it has not seen (there is no way to test it on other cells of the same wells), `plateloom.classification.model`
-trains, applies and stores it. Where labels are numbers, `plateloom.classification.regression` tests one of `REGRESSORS`.
+trains, applies and stores it. Where labels are numbers, `plateloom.classification.regression` tests one of `REGRESSORS`, which have no
+weights and no grid.
 """
 
 METHODS = {

@@ -41,7 +41,28 @@ def fit_method(X, truth, groups, *, method, params, balance="weights", seed=0, t
         rows = subsample(truth, groups, seed=seed)
         X, truth = X[rows], truth[rows]
     module = load_method(METHODS, method, "classification method")
-    return fit_quietly(module.build(params, weights=balance == "weights"), X, truth, threads=threads)
+    pipeline = make_pipeline(module.build(params, weights=balance == "weights"))
+    return fit_quietly(pipeline, X, truth, threads=threads)
+
+
+def make_pipeline(estimator):
+    """Put before an estimator what all methods share: the median for gaps, standard scaling.
+
+    Parameters
+    ----------
+    estimator : sklearn.base.BaseEstimator
+
+    Returns
+    -------
+    sklearn.pipeline.Pipeline
+        Not fitted; `imputer`, `scaler`, `estimator`.
+    """
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    imputer = SimpleImputer(strategy="median", keep_empty_features=True)
+    return Pipeline([("imputer", imputer), ("scaler", StandardScaler()), ("estimator", estimator)])
 
 
 def fit_quietly(pipeline, X, y, *, threads=1):

@@ -15,27 +15,12 @@ class Params(BaseModel):
 
 
 def build(params):
-    """Build the pipeline: median for gaps, standard scaling, forest.
-
-    Parameters
-    ----------
-    params : Params
-
-    Returns
-    -------
-    sklearn.pipeline.Pipeline
-        Not fitted.
-    """
+    """Build the estimator: forest."""
     from sklearn.ensemble import RandomForestRegressor
-    from sklearn.impute import SimpleImputer
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import StandardScaler
 
-    forest = RandomForestRegressor(
+    return RandomForestRegressor(
         n_estimators=params.n_trees,
         min_samples_leaf=params.min_cells_per_leaf,
         max_features=params.share_of_features,
         random_state=params.seed,
     )
-    imputer = SimpleImputer(strategy="median", keep_empty_features=True)
-    return Pipeline([("imputer", imputer), ("scaler", StandardScaler()), ("estimator", forest)])

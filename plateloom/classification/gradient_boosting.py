@@ -18,29 +18,15 @@ class Params(BaseModel):
 
 
 def build(params, *, weights=True):
-    """Build the pipeline: median for gaps, standard scaling, boosted trees.
-
-    Parameters
-    ----------
-    params : Params
-    weights : bool
-        Whether cells of rare classes weigh more.
-
-    Returns
-    -------
-    sklearn.pipeline.Pipeline
-        Not fitted.
+    """Build the estimator: boosted trees.
 
     Notes
     -----
     Early stopping is off: scikit-learn would hold out random cells for it, of the very wells that it learns from.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.impute import SimpleImputer
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import StandardScaler
 
-    boosting = HistGradientBoostingClassifier(
+    return HistGradientBoostingClassifier(
         max_iter=params.n_rounds,
         learning_rate=params.learning_rate,
         max_leaf_nodes=params.max_leaves,
@@ -49,5 +35,3 @@ def build(params, *, weights=True):
         class_weight="balanced" if weights else None,
         random_state=params.seed,
     )
-    imputer = SimpleImputer(strategy="median", keep_empty_features=True)
-    return Pipeline([("imputer", imputer), ("scaler", StandardScaler()), ("estimator", boosting)])

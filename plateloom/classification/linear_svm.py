@@ -16,31 +16,13 @@ class Params(BaseModel):
 
 
 def build(params, *, weights=True):
-    """Build the pipeline: median for gaps, standard scaling, a plane that keeps classes apart.
-
-    Parameters
-    ----------
-    params : Params
-    weights : bool
-        Whether cells of rare classes weigh more.
-
-    Returns
-    -------
-    sklearn.pipeline.Pipeline
-        Not fitted.
-    """
-    from sklearn.impute import SimpleImputer
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import StandardScaler
-
+    """Build the estimator: a plane that keeps classes apart."""
     from plateloom.classification.estimators import MarginSVM
 
-    machine = MarginSVM(
+    return MarginSVM(
         C=params.inverse_penalty,
         dual=False,
         max_iter=params.max_iterations,
         class_weight="balanced" if weights else None,
         random_state=params.seed,
     )
-    imputer = SimpleImputer(strategy="median", keep_empty_features=True)
-    return Pipeline([("imputer", imputer), ("scaler", StandardScaler()), ("estimator", machine)])

@@ -16,29 +16,12 @@ class Params(BaseModel):
 
 
 def build(params, *, weights=True):
-    """Build the pipeline: median for gaps, standard scaling, L2-penalized regression.
-
-    Parameters
-    ----------
-    params : Params
-    weights : bool
-        Whether cells of rare classes weigh more.
-
-    Returns
-    -------
-    sklearn.pipeline.Pipeline
-        Not fitted.
-    """
-    from sklearn.impute import SimpleImputer
+    """Build the estimator: L2-penalized regression."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import StandardScaler
 
-    regression = LogisticRegression(
+    return LogisticRegression(
         C=params.inverse_penalty,
         max_iter=params.max_iterations,
         class_weight="balanced" if weights else None,
         random_state=params.seed,
     )
-    imputer = SimpleImputer(strategy="median", keep_empty_features=True)
-    return Pipeline([("imputer", imputer), ("scaler", StandardScaler()), ("estimator", regression)])

@@ -14,7 +14,7 @@ import pandas as pd
 from plateloom.classification import REGRESSORS
 from plateloom.classification.calibration import apply_temperature, set_members
 from plateloom.classification.evaluation import check_labels
-from plateloom.classification.fitting import fit_method, fit_quietly, search_params
+from plateloom.classification.fitting import fit_method, fit_quietly, make_pipeline, search_params
 from plateloom.classification.regression import check_numbers
 from plateloom.errors import ModelMismatchError
 from plateloom.registry import load_method
@@ -121,7 +121,7 @@ def train(
         X, y, groups = check_numbers(X, y, groups)
         classes, counts = [], {}
         module = load_method(REGRESSORS, method, "regression method")
-        pipeline, notes = fit_quietly(module.build(params), X, y, threads=threads)
+        pipeline, notes = fit_quietly(make_pipeline(module.build(params)), X, y, threads=threads)
     else:
         X, y, groups = check_labels(X, y, groups)
         classes, truth = np.unique(y, return_inverse=True)

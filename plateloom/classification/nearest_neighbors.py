@@ -16,27 +16,7 @@ class Params(BaseModel):
 
 
 def build(params, *, weights=True):
-    """Build the pipeline: median for gaps, standard scaling, votes of the nearest cells.
-
-    Parameters
-    ----------
-    params : Params
-    weights : bool
-        Whether votes for rare classes count more.
-
-    Returns
-    -------
-    sklearn.pipeline.Pipeline
-        Not fitted.
-    """
-    from sklearn.impute import SimpleImputer
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import StandardScaler
-
+    """Build the estimator: votes of the nearest cells."""
     from plateloom.classification.estimators import VotingNeighbors
 
-    neighbors = VotingNeighbors(
-        params.n_neighbors, most_cells=params.most_cells, balanced=weights, random_state=params.seed
-    )
-    imputer = SimpleImputer(strategy="median", keep_empty_features=True)
-    return Pipeline([("imputer", imputer), ("scaler", StandardScaler()), ("estimator", neighbors)])
+    return VotingNeighbors(params.n_neighbors, most_cells=params.most_cells, balanced=weights, random_state=params.seed)

@@ -17,30 +17,13 @@ class Params(BaseModel):
 
 
 def build(params, *, weights=True):
-    """Build the pipeline: median for gaps, standard scaling, forest.
-
-    Parameters
-    ----------
-    params : Params
-    weights : bool
-        Whether cells of rare classes weigh more.
-
-    Returns
-    -------
-    sklearn.pipeline.Pipeline
-        Not fitted.
-    """
+    """Build the estimator: forest."""
     from sklearn.ensemble import RandomForestClassifier
-    from sklearn.impute import SimpleImputer
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import StandardScaler
 
-    forest = RandomForestClassifier(
+    return RandomForestClassifier(
         n_estimators=params.n_trees,
         max_depth=params.max_depth,
         min_samples_leaf=params.min_cells_per_leaf,
         class_weight="balanced" if weights else None,
         random_state=params.seed,
     )
-    imputer = SimpleImputer(strategy="median", keep_empty_features=True)
-    return Pipeline([("imputer", imputer), ("scaler", StandardScaler()), ("estimator", forest)])

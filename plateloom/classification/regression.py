@@ -3,7 +3,7 @@
 import numpy as np
 
 from plateloom.classification import REGRESSORS
-from plateloom.classification.fitting import fit_quietly
+from plateloom.classification.fitting import fit_quietly, make_pipeline
 from plateloom.classification.scores import interval_of
 from plateloom.classification.splits import split_groups
 from plateloom.registry import load_method
@@ -47,7 +47,7 @@ def evaluate_numbers(
     predicted, guessed = np.full(len(y), np.nan), np.full(len(y), np.nan)
     rows, notes = [], []
     for number, (train, test) in enumerate(split_groups(y, groups, folds=folds, scheme=scheme, seed=seed)):
-        pipeline, found = fit_quietly(module.build(params), X[train], y[train])
+        pipeline, found = fit_quietly(make_pipeline(module.build(params)), X[train], y[train])
         notes += found
         predicted[test], guessed[test] = pipeline.predict(X[test]), y[train].mean()
         row = {"fold": number, "groups": names[np.unique(member[test])].tolist()}
