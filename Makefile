@@ -18,9 +18,8 @@ demo: $(READY)
 	test -e screens/demo/config.yaml || $(BIN)/plateloom simulate screens/demo
 	$(BIN)/plateloom run screens/demo --quiet rules
 
-# The longest file begins, lest one worker be at it alone in the end.
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/slurm -m "not slow" tests/test_workflow.py tests plateloom
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/slurm -m "not slow" tests plateloom
 
 # The tests that `make test` leaves out to stay below ten minutes.
 slow: $(READY)

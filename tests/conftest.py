@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -66,6 +68,9 @@ def simulate(folder, **design):
     return folder
 
 
+TO_FEATURES = ("conversion", "assembly", "illumination", "quality", "flagging", "segmentation", "features")
+TO_PROFILES = (*TO_FEATURES, "profiling")
+
 # Where the small screen is not as it should be.
 WITHOUT_GFP, TRUNCATED = "B02", "C03"
 
@@ -77,13 +82,49 @@ def raw_screen(tmp_path_factory):
     return simulate(tmp_path_factory.mktemp("raw") / "screen", defects=defects)
 
 
+@pytest.fixture(scope="session")
+def profiled_screen(raw_screen, tmp_path_factory):
+    """The small screen with everything up to its profiles, made once for all test processes; copy it."""
+    from in_process import run_stages
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "profiled"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            made = tmp_path_factory.mktemp("profiled") / "screen"
+            shutil.copytree(raw_screen, made)
+            run_stages(made, TO_PROFILES)
+            made.rename(folder)
+    return folder
+
+
 @pytest.fixture
 def screen(raw_screen, tmp_path, monkeypatch):
     """A copy of the small screen, and the current folder in it."""
+    return copy_of(raw_screen, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def profiled(profiled_screen, tmp_path, monkeypatch):
+    """A copy of the small screen with its profiles, and the current folder in it."""
+    return copy_of(profiled_screen, tmp_path, monkeypatch)
+
+
+def copy_of(screen, tmp_path, monkeypatch):
+    """Copy a screen and make the copy the current folder."""
     folder = tmp_path / "screen"
-    shutil.copytree(raw_screen, folder)
+    shutil.copytree(screen, folder)
     monkeypatch.chdir(folder)
     return folder
+
+
+def call(command, *options):
+    """Call a command of the command line in this process; returns what it said, raises what it raised."""
+    found = CliRunner().invoke(command, [str(option) for option in options])
+    if found.exception and not isinstance(found.exception, SystemExit):
+        raise found.exception
+    assert found.exit_code == 0, found.output
+    return found.output
 
 
 def copy_project(folder):

@@ -1,11 +1,10 @@
 """New code and old results: what a run would make again is told and asked for, and `plateloom accept` keeps it."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import CliRunner
+from conftest import TO_PROFILES, call
 from in_process import run_stages
 
 from plateloom.acceptances import TABLE
@@ -17,25 +16,8 @@ from plateloom.status import read_screen
 from plateloom.store.provenance import digest, read_json
 from plateloom.upgrades import core_hours, find_changed
 
-TO_PROFILES = ("conversion", "assembly", "illumination", "quality", "flagging", "segmentation", "features", "profiling")
 FOLLOWING = ["segmentation", "features", "profiling"]
 PLATE = Path("results/plates/P1")
-
-
-@pytest.fixture(scope="module")
-def finished(raw_screen, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("accept") / "screen"
-    shutil.copytree(raw_screen, folder)
-    run_stages(folder, TO_PROFILES)
-    return folder
-
-
-@pytest.fixture
-def done(finished, tmp_path, monkeypatch):
-    folder = tmp_path / "screen"
-    shutil.copytree(finished, folder)
-    monkeypatch.chdir(folder)
-    return folder
 
 
 @pytest.fixture
@@ -53,14 +35,6 @@ def upgrade(monkeypatch):
     return change
 
 
-def ask(command, *options):
-    found = CliRunner().invoke(command, list(options))
-    if found.exception and not isinstance(found.exception, SystemExit):
-        raise found.exception
-    assert found.exit_code == 0, found.output
-    return found.output
-
-
 def open_screen():
     return Screen(yaml.safe_load(Path("config.yaml").read_text()))
 
@@ -75,7 +49,7 @@ def set_bound(hours):
     Path("config.yaml").write_text(yaml.safe_dump(settings))
 
 
-def test_the_cost_is_that_of_the_jobs_and_of_all_that_follows(done, upgrade):
+def test_the_cost_is_that_of_the_jobs_and_of_all_that_follows(profiled, upgrade):
     assert find_changed(open_screen()) == []
     upgrade("segmentation", version=2)
     found = find_changed(open_screen())
@@ -86,7 +60,7 @@ def test_the_cost_is_that_of_the_jobs_and_of_all_that_follows(done, upgrade):
     assert [one.stage for one in find_changed(open_screen(), "segmentation")] == ["segmentation"]
 
 
-def test_a_run_asks_before_much_work_and_not_before_little(done, upgrade, capsys):
+def test_a_run_asks_before_much_work_and_not_before_little(profiled, upgrade, capsys):
     upgrade("segmentation", version=2)
     check_cost(Path("."))
     assert capsys.readouterr().out == "", "a small screen is not worth a question"
@@ -102,35 +76,35 @@ def test_a_run_asks_before_much_work_and_not_before_little(done, upgrade, capsys
     assert capsys.readouterr().out.strip() == said
     before = (PLATE / "features/A02.parquet").read_bytes()
     with pytest.raises(ConfigError, match="--recompute"):
-        ask(rerun.command, ".", "--well", "A02")
+        call(rerun.command, ".", "--well", "A02")
     assert (PLATE / "features/A02.parquet").read_bytes() == before, (
         "nothing is removed before a run that does not begin"
     )
 
 
-def test_what_is_kept_is_current_and_made_by_the_earlier_code(done, upgrade):
+def test_what_is_kept_is_current_and_made_by_the_earlier_code(profiled, upgrade):
     set_bound(0)
     earlier = record("segmentation")
     upgrade("segmentation", version=2)
     assert read_screen(".")["plates"]["P1"]["segmentation"].reason == "its code has changed"
-    assert "segmentation: its code has changed" in ask(accept.command, ".") and not Path(TABLE).exists()
-    said = ask(accept.command, ".", "--stage", "segmentation", "--reason", "same labels", "--by", "Ada")
+    assert "segmentation: its code has changed" in call(accept.command, ".") and not Path(TABLE).exists()
+    said = call(accept.command, ".", "--stage", "segmentation", "--reason", "same labels", "--by", "Ada")
     assert "segmentation: 1 job kept as they are" in said and "nothing is left" in said
     check_cost(Path("."))
     assert read_screen(".")["plates"]["P1"]["segmentation"].state == "done"
-    run_stages(done, TO_PROFILES)
+    run_stages(profiled, TO_PROFILES)
     assert not any(record(stage)["computed"] for stage in TO_PROFILES)
     assert record("segmentation")["code"] == earlier["code"]
-    told = ask(trace.command, str(PLATE / "segmentation/A02.parquet"))
+    told = call(trace.command, str(PLATE / "segmentation/A02.parquet"))
     assert f"code: {earlier['code'][:12]}" in told and "adopted by Ada on 20" in told and "same labels" in told
     upgrade("segmentation", version=3)
     with pytest.raises(ConfigError, match="segmentation: its code has changed"):
         check_cost(Path("."))
 
 
-def test_a_new_plate_is_made_by_the_present_code_and_says_so(done, upgrade):
+def test_a_new_plate_is_made_by_the_present_code_and_says_so(profiled, upgrade):
     upgrade("segmentation", version=2)
-    ask(accept.command, ".", "--all")
+    call(accept.command, ".", "--all")
     (PLATE / "records/segmentation/part-0.json").rename("elsewhere.json")
     screen = open_screen()
     assert screen.code_for("segmentation", "P1") == screen.code("segmentation") != read_json("elsewhere.json")["code"]
@@ -142,20 +116,20 @@ def test_a_new_plate_is_made_by_the_present_code_and_says_so(done, upgrade):
     assert again.code_for("features", "P1") == again.code("features")
 
 
-def test_results_of_two_earlier_versions_are_kept_at_once(done, upgrade):
+def test_results_of_two_earlier_versions_are_kept_at_once(profiled, upgrade):
     upgrade("features", version=2)
-    run_stages(done, TO_PROFILES)
+    run_stages(profiled, TO_PROFILES)
     second = record("features")["code"]
     upgrade("features", "quality", version=3)
-    ask(accept.command, ".", "--all")
+    call(accept.command, ".", "--all")
     assert second in open_screen().codes("features") and not find_changed(open_screen())
     assert len(Path(TABLE).read_text().splitlines()) == 3
 
 
-def test_wrong_names_and_lines_are_refused(done):
+def test_wrong_names_and_lines_are_refused(profiled):
     with pytest.raises(ConfigError, match="Did you mean 'segmentation'"):
-        ask(accept.command, ".", "--stage", "segmentaton")
-    assert "its code is that of its results" in ask(accept.command, ".", "--stage", "features")
+        call(accept.command, ".", "--stage", "segmentaton")
+    assert "its code is that of its results" in call(accept.command, ".", "--stage", "features")
     assert not Path(TABLE).exists()
     Path(TABLE).write_text("stage\tcode\tkeeps\nfeatures\t" + "0" * 32 + "\tabc\nfeature\t" + "\t".join(["0" * 32] * 2))
     with pytest.raises(ConfigError) as refused:

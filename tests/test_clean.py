@@ -1,11 +1,12 @@
 """`plateloom clean`: what serves nobody is listed and goes when told to; what is current stays, byte for byte."""
 
+import functools
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import CliRunner
+from conftest import TO_FEATURES, call
 from in_process import run_stages
 
 from plateloom.cli import clean
@@ -14,32 +15,8 @@ from plateloom.errors import ConfigError, LockedError
 from plateloom.status import read_screen
 from plateloom.store.provenance import file_digest, read_json, replacing
 
-TO_FEATURES = ("conversion", "assembly", "illumination", "quality", "flagging", "segmentation", "features")
 P1 = Path("results/plates/P1")
-
-
-@pytest.fixture(scope="module")
-def finished(raw_screen, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clean") / "screen"
-    shutil.copytree(raw_screen, folder)
-    run_stages(folder, TO_FEATURES)
-    return folder
-
-
-@pytest.fixture
-def done(finished, tmp_path, monkeypatch):
-    folder = tmp_path / "screen"
-    shutil.copytree(finished, folder)
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def ask(*options):
-    found = CliRunner().invoke(clean.command, [".", *options])
-    if found.exception and not isinstance(found.exception, SystemExit):
-        raise found.exception
-    assert found.exit_code == 0, found.output
-    return found.output
+ask = functools.partial(call, clean.command, ".")
 
 
 def contents():
@@ -59,7 +36,7 @@ def half_written(path):
     return left
 
 
-def test_what_is_current_stays_and_what_is_not_goes(done):
+def test_what_is_current_stays_and_what_is_not_goes(profiled):
     ask("--yes")
     before = contents()
     assert "nothing to remove" in ask()
@@ -84,17 +61,17 @@ def test_what_is_current_stays_and_what_is_not_goes(done):
     assert contents() == with_those, "listing removes nothing"
     assert "removed: 5 files" in ask("--yes")
     assert contents() == before | {str(meta): file_digest(b"{}")}
-    run_stages(done, TO_FEATURES)
+    run_stages(profiled, TO_FEATURES)
     assert not any(read_json(P1 / f"records/{stage}/part-0.json")["computed"] for stage in TO_FEATURES)
     assert read_screen(".")["plates"]["P1"]["features"].state == "done"
 
 
-def test_a_damaged_well_that_a_record_vouches_for_is_left_to_verify(done):
+def test_a_damaged_well_that_a_record_vouches_for_is_left_to_verify(profiled):
     (P1 / "plate.zarr/A/02/zarr.json").unlink()
     assert "A/02" not in ask("--all")
 
 
-def test_results_go_by_name_only(done):
+def test_results_go_by_name_only(profiled):
     shutil.copytree(P1, "results/plates/P0")
     Path("logs/segment_plate/P0").mkdir(parents=True)
     Path("logs/segment_plate/P0/part-0.log").write_text("said")
@@ -107,7 +84,7 @@ def test_results_go_by_name_only(done):
     assert not Path("results/plates/P0").exists() and not Path("logs/segment_plate/P0").exists() and P1.exists()
 
 
-def test_a_stage_that_is_switched_off_goes_by_name(done):
+def test_a_stage_that_is_switched_off_goes_by_name(profiled):
     settings = yaml.safe_load(Path("config.yaml").read_text())
     settings["latent"]["autoencoder"]["enabled"] = False
     Path("config.yaml").write_text(yaml.safe_dump(settings))
@@ -118,7 +95,7 @@ def test_a_stage_that_is_switched_off_goes_by_name(done):
     assert not (P1 / "latent").exists() and (P1 / "features").exists()
 
 
-def test_crops_go_when_their_model_is_there_or_a_later_training_is(done):
+def test_crops_go_when_their_model_is_there_or_a_later_training_is(profiled):
     model = Path("results/screen/models/autoencoder")
     for name in ("aaaa", "bbbb"):
         (model / f".work-{name}").mkdir(parents=True)
@@ -130,7 +107,7 @@ def test_crops_go_when_their_model_is_there_or_a_later_training_is(done):
     assert not list(model.glob(".work-*"))
 
 
-def test_nothing_is_done_while_somebody_works_on_the_screen(done):
+def test_nothing_is_done_while_somebody_works_on_the_screen(profiled):
     half_written(P1 / "features/A01.parquet")
     before = contents()
     for lock in (locks.RUN, P1 / "records/features/.part-0.lock"):

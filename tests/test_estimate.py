@@ -1,13 +1,11 @@
 """`plateloom estimate` and `plateloom tune`: what a screen costs beforehand, and what its jobs teach."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import CliRunner
-from in_process import run_stages
+from conftest import TO_PROFILES, call
 
 from plateloom.cli import estimate, tune
 from plateloom.errors import ConfigError
@@ -24,35 +22,9 @@ from plateloom.estimate import (
 from plateloom.planning import STAGES, Screen
 from plateloom.store.provenance import read_json, write_json
 
-TO_PROFILES = ("conversion", "assembly", "illumination", "quality", "flagging", "segmentation", "features", "profiling")
-
-
-@pytest.fixture(scope="module")
-def finished(raw_screen, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("estimate") / "screen"
-    shutil.copytree(raw_screen, folder)
-    run_stages(folder, TO_PROFILES)
-    return folder
-
-
-@pytest.fixture
-def done(finished, tmp_path, monkeypatch):
-    folder = tmp_path / "screen"
-    shutil.copytree(finished, folder)
-    monkeypatch.chdir(folder)
-    return folder
-
 
 def open_screen(**settings):
     return Screen(yaml.safe_load(Path("config.yaml").read_text()) | settings)
-
-
-def ask(command, *options):
-    found = CliRunner().invoke(command, [".", *options])
-    if found.exception and not isinstance(found.exception, SystemExit):
-        raise found.exception
-    assert found.exit_code == 0, found.output
-    return found.output
 
 
 def costs_of(screen):
@@ -85,9 +57,9 @@ def test_before_any_run_the_shipped_rates_tell(screen):
     assert cut["features"].jobs == 4 and cut["profiling"].jobs == cut["profiles"].jobs == 1
     assert cut["features"].core_hours * 3600 == pytest.approx(4 * fixed + rate * pixels)
     assert cut["features"].longest_s < found["features"].longest_s
-    said = ask(estimate.command)
+    said = call(estimate.command, ".")
     assert "1 plates, 12 fields" in said and "(0 of" in said and "results: about" in said
-    assert json.loads(ask(estimate.command, "--json"))["plates"]["P1"]["fields"] == 12
+    assert json.loads(call(estimate.command, ".", "--json"))["plates"]["P1"]["fields"] == 12
 
 
 def test_every_stage_has_a_rate_and_a_rule():
@@ -98,16 +70,16 @@ def test_every_stage_has_a_rate_and_a_rule():
     assert rule_of("features") == (2, 6.0)
 
 
-def test_its_own_jobs_tell_better(done):
+def test_its_own_jobs_tell_better(profiled):
     add_jobs("features", 1, seconds=3600.0, threads=2)
     found = costs_of(open_screen())
     assert found["features"].learned == 1 and found["features"].core_hours == pytest.approx(2.0)
     add_jobs("features", 1, seconds=3600.0, threads=2, kept=["A02"])
     assert costs_of(open_screen())["features"].learned == 0, "a job that kept wells says nothing of what all would cost"
-    assert "*" in ask(estimate.command)
+    assert "*" in call(estimate.command, ".")
 
 
-def test_bytes_and_files_are_those_of_a_plate_that_is_there(done):
+def test_bytes_and_files_are_those_of_a_plate_that_is_there(profiled):
     screen = open_screen()
     sizes = {"P1": measure_plate(screen, "P1")}
     found, files = estimate_results(screen, sizes)
@@ -121,22 +93,22 @@ def test_bytes_and_files_are_those_of_a_plate_that_is_there(done):
 
 def test_a_plate_that_cannot_be_read_is_left_out_and_said(screen):
     Path("plates.tsv").write_text(Path("plates.tsv").read_text() + "P2\tnowhere\tpattern\t\t\n")
-    said = ask(estimate.command)
+    said = call(estimate.command, ".")
     assert "P2: left out" in said and "1 plates, 12 fields" in said
     with pytest.raises(ConfigError, match="Did you mean 'P1'|no plate 'P9'"):
-        ask(estimate.command, "--plate", "P9")
+        call(estimate.command, ".", "--plate", "P9")
 
 
-def test_too_few_jobs_teach_nothing(done):
+def test_too_few_jobs_teach_nothing(profiled):
     with pytest.raises(ConfigError, match="too little to learn from.*features 1"):
-        ask(tune.command)
+        call(tune.command, ".")
     for stage in TO_PROFILES:
         Path(f"results/plates/P1/records/{stage}/part-0.json").unlink()
     with pytest.raises(ConfigError, match="there are: none"):
-        ask(tune.command)
+        call(tune.command, ".")
 
 
-def test_memory_and_time_are_the_most_that_was_seen_and_some(done):
+def test_memory_and_time_are_the_most_that_was_seen_and_some(profiled):
     settings = yaml.safe_load(Path("config.yaml").read_text())
     Path("config.yaml").write_text(yaml.safe_dump(settings | {"parts": 3}))
     add_jobs(
@@ -152,7 +124,7 @@ def test_memory_and_time_are_the_most_that_was_seen_and_some(done):
     (observed,) = [one for one in observe_screen(open_screen()) if one.stage == "features"]
     assert (observed.jobs, observed.seconds, observed.memory_mb) == (3, 2700.0, 4000.5)
     assert observed.ask == {"mem_mb": 5500, "runtime": 90}
-    said = ask(tune.command)
+    said = call(tune.command, ".")
     resources = yaml.safe_load(said)["set-resources"]
     assert resources == {"measure_features": {"mem_mb": 5500, "runtime": 90}}
     assert "# parts: 9" in said and "# too few jobs" in said

@@ -1,15 +1,13 @@
 """`plateloom quarantine`: what a person has taken out is in no result, is told everywhere, and comes back as it was."""
 
 import json
-import shutil
 import threading
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from click.testing import CliRunner
-from conftest import simulate
+from conftest import call, copy_of, simulate
 from in_process import run_stages
 
 from plateloom.cli import quarantine, rerun, status
@@ -41,18 +39,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def done(finished, tmp_path, monkeypatch):
-    folder = tmp_path / "screen"
-    shutil.copytree(finished, folder)
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def ask(command, *options):
-    found = CliRunner().invoke(command, [".", *options])
-    if found.exception and not isinstance(found.exception, SystemExit):
-        raise found.exception
-    assert found.exit_code == 0, found.output
-    return found.output
+    return copy_of(finished, tmp_path, monkeypatch)
 
 
 def settings(folder="."):
@@ -69,7 +56,7 @@ def test_a_well_is_in_no_result_and_comes_back_as_it_was(done):
     before = {path: file_digest(path.read_bytes()) for path in sorted(done.rglob("*.parquet"))}
     control = read_table(P1 / TABLES["aggregates"]).set_index("Metadata_Well")["Metadata_Control"]
     assert control[WELL] == "negative"
-    ask(quarantine.command, f"P1/{WELL.lower()}", "--reason", "a leaking well", "--by", "Ada")
+    call(quarantine.command, ".", f"P1/{WELL.lower()}", "--reason", "a leaking well", "--by", "Ada")
     run_stages(done, QUICK)
     made = computed()
     assert not any(made[P1 / f"records/{stage}/part-0.json"] for stage in ("conversion", "segmentation", "features"))
@@ -93,13 +80,13 @@ def test_a_well_is_in_no_result_and_comes_back_as_it_was(done):
     assert "a leaking well" in page and "One well is quarantined by hand" in page
     assert "a leaking well" in Path("results/screen/report.html").read_text()
     assert "were not imaged" not in Path("results/screen/report.html").read_text()
-    ask(quarantine.command, f"P1/{WELL}", "--lift")
+    call(quarantine.command, ".", f"P1/{WELL}", "--lift")
     run_stages(done, QUICK)
     assert {path: file_digest(path.read_bytes()) for path in sorted(done.rglob("*.parquet"))} == before
 
 
 def test_a_plate_is_left_out_and_said_to_be(done, tmp_path):
-    ask(quarantine.command, "P2", "--reason", "wrong staining", "--by", "Ada")
+    call(quarantine.command, ".", "P2", "--reason", "wrong staining", "--by", "Ada")
     assert Screen(settings()).complete_plates == ["P1"] and not Screen(settings()).missing_plates
     old = (Path("results/plates/P2/records/profiling/part-0.json")).read_bytes()
     run_stages(done, QUICK)
@@ -114,13 +101,13 @@ def test_a_plate_is_left_out_and_said_to_be(done, tmp_path):
     assert found["quarantined"] == ["P2"] and found["complete"] == ["P1"] and not found["open"]
     assert states["plates"]["P2"]["conversion"].reason.startswith("by Ada on 20")
     assert states["plates"]["P2"]["profiling"].state == "skipped"
-    assert "conversion of P2: quarantined: by Ada" in ask(status.command)
+    assert "conversion of P2: quarantined: by Ada" in call(status.command, ".")
     with pytest.raises(ConfigError, match="quarantined by Ada"):
-        ask(rerun.command, "--plate", "P2", "-n")
+        call(rerun.command, ".", "--plate", "P2", "-n")
     export_screen(done, tmp_path / "out", tables=False, incomplete=True)
     assert "wrong staining" in (tmp_path / "out" / TABLE).read_text()
     assert (tmp_path / "out/screen/hits.parquet").exists() and not (tmp_path / "out/plates/P2").exists()
-    ask(quarantine.command, "P2", "--lift")
+    call(quarantine.command, ".", "P2", "--lift")
     run_stages(done, QUICK)
     assert "wrong staining" not in Path("results/plates/P2/report.html").read_text()
     assert screen_state(states_until(read_screen("."), "profiles"))["complete"] == ["P1", "P2"]
@@ -156,14 +143,14 @@ def test_without_rows_no_setting_changes(screen):
 
 
 def test_the_list_and_its_json(screen):
-    assert "nothing is quarantined" in ask(quarantine.command)
-    ask(quarantine.command, "P1/c03", "P1", "--reason", "two  \t words\nand a line", "--by", "Ada")
+    assert "nothing is quarantined" in call(quarantine.command, ".")
+    call(quarantine.command, ".", "P1/c03", "P1", "--reason", "two  \t words\nand a line", "--by", "Ada")
     lines = Path(TABLE).read_text().splitlines()
     assert lines[0].split("\t") == list(COLUMNS) and len(lines) == 3
     assert lines[1].split("\t")[1:] == ["P1", "C03", "quarantine", "two words and a line", "Ada"]
-    said = ask(quarantine.command)
+    said = call(quarantine.command, ".")
     assert "P1/C03: quarantined by Ada on 20" in said and "\nP1/C03" in f"\n{said}" and "\nP1: " in f"\n{said}"
-    assert json.loads(ask(status.command, "--json"))["quarantined_by_hand"]["P1"]["C03"]["who"] == "Ada"
+    assert json.loads(call(status.command, ".", "--json"))["quarantined_by_hand"]["P1"]["C03"]["who"] == "Ada"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +175,7 @@ def test_a_wrong_line_is_an_error_with_its_number(screen, row, said):
 
 def test_a_table_written_by_hand_is_continued_as_it_stands(screen):
     Path(TABLE).write_text('plate,well,action,reason,who,time\nP1,A1,quarantine,"dust, much",Eve,')
-    ask(quarantine.command, "P1/A02", "--reason", "fibers, too", "--by", "Ada")
+    call(quarantine.command, ".", "P1/A02", "--reason", "fibers, too", "--by", "Ada")
     found, problems = list_quarantined(".", ["P1"])
     assert not problems
     assert {well: entry["reason"] for well, entry in found["P1"].items()} == {"A01": "dust, much", "A02": "fibers, too"}
@@ -206,7 +193,7 @@ def test_a_table_written_by_hand_is_continued_as_it_stands(screen):
 )
 def test_a_wrong_call_writes_nothing(screen, options, said):
     with pytest.raises(ConfigError) as refused:
-        ask(quarantine.command, *options)
+        call(quarantine.command, ".", *options)
     assert said in "\n".join(refused.value.problems) and not Path(TABLE).exists()
 
 

@@ -1,45 +1,25 @@
 """`plateloom rerun`: what is chosen is made again, with what follows; nothing else is touched."""
 
-import shutil
+import functools
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
-from conftest import TRUNCATED, WITHOUT_GFP
+from conftest import TO_PROFILES, TRUNCATED, WITHOUT_GFP, call
 from in_process import run_stages
 
 from plateloom.cli import rerun
 from plateloom.errors import ConfigError, LockedError
 from plateloom.store.provenance import read_json
 
-TO_PROFILES = ("conversion", "assembly", "illumination", "quality", "flagging", "segmentation", "features", "profiling")
 PLATE = Path("results/plates/P1")
-
-
-@pytest.fixture(scope="module")
-def finished(raw_screen, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finished") / "screen"
-    shutil.copytree(raw_screen, folder)
-    run_stages(folder, TO_PROFILES)
-    return folder
+ask = functools.partial(call, rerun.command, ".")
 
 
 @pytest.fixture
-def done(finished, tmp_path, monkeypatch):
-    """A copy of a screen that ran up to its profiles; a rerun runs these stages in this process."""
-    folder = tmp_path / "screen"
-    shutil.copytree(finished, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(rerun, "_run", lambda *_: run_stages(folder, TO_PROFILES) or 0)
-    return folder
-
-
-def ask(*options):
-    done = CliRunner().invoke(rerun.command, [".", *options])
-    if done.exception and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    assert done.exit_code == 0, done.output
-    return done.output
+def done(profiled, monkeypatch):
+    """A screen that ran up to its profiles; a rerun runs these stages in this process."""
+    monkeypatch.setattr(rerun, "_run", lambda *_: run_stages(profiled, TO_PROFILES) or 0)
+    return profiled
 
 
 def forget():

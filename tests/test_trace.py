@@ -4,33 +4,19 @@ import json
 import shutil
 
 import pytest
-from click.testing import CliRunner
-from in_process import run_stages
+from conftest import call
 
 from plateloom.cli.trace import command
 from plateloom.errors import PlateLayoutError
 from plateloom.store.tables import read_record
 
-TO_PROFILES = ("conversion", "assembly", "illumination", "quality", "flagging", "segmentation", "features", "profiling")
-
-
-@pytest.fixture(scope="module")
-def done(raw_screen, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("traced") / "screen"
-    shutil.copytree(raw_screen, folder)
-    run_stages(folder, TO_PROFILES)
-    return folder
-
 
 def trace(path, *options):
-    done = CliRunner().invoke(command, [str(path), *options])
-    if done.exception and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done.output
+    return call(command, path, *options)
 
 
-def test_a_table_leads_to_the_files_of_its_well(done):
-    path = done / "results/plates/P1/features/A02.parquet"
+def test_a_table_leads_to_the_files_of_its_well(profiled_screen):
+    path = profiled_screen / "results/plates/P1/features/A02.parquet"
     said = trace(path)
     first, *rest = said.splitlines()
     assert first == f"P1 features A02  [{read_record(path)['fingerprint'][:12]}]"
@@ -39,14 +25,14 @@ def test_a_table_leads_to_the_files_of_its_well(done):
         assert told in said, told
 
 
-def test_pixels_and_labels_lead_to_what_made_them(done):
-    images = done / "results/plates/P1/plate.zarr/A/02/1"
+def test_pixels_and_labels_lead_to_what_made_them(profiled_screen):
+    images = profiled_screen / "results/plates/P1/plate.zarr/A/02/1"
     assert trace(images / "labels/Nuclei/0/zarr.json").startswith("P1 segmentation A02")
     assert "A02_s1_w3.tif" in trace(images / "0" / "zarr.json")
 
 
-def test_everything_stands_in_the_json(done):
-    found = json.loads(trace(done / "results/plates/P1/profiles.parquet", "--json"))
+def test_everything_stands_in_the_json(profiled_screen):
+    found = json.loads(trace(profiled_screen / "results/plates/P1/profiles.parquet", "--json"))
     stages = {}
     for one in found["made"].values():
         stages.setdefault(one["stage"], set()).add(one["name"])
@@ -57,16 +43,16 @@ def test_everything_stands_in_the_json(done):
     assert all(one["inputs"] for one in found["made"].values()), "every chain ends at files"
 
 
-def test_what_nobody_vouches_for_is_told(done, tmp_path):
+def test_what_nobody_vouches_for_is_told(profiled_screen, tmp_path):
     folder = tmp_path / "screen"
-    shutil.copytree(done, folder)
+    shutil.copytree(profiled_screen, folder)
     (folder / "results/plates/P1/records/features/part-0.json").unlink()
     said = trace(folder / "results/plates/P1/features/A02.parquet")
     assert said.startswith("a result that no record vouches for") and "P1 segmentation A02" in said
 
 
-def test_other_files_are_refused(done, tmp_path):
+def test_other_files_are_refused(profiled_screen, tmp_path):
     with pytest.raises(PlateLayoutError, match="no result that carries its recipe"):
-        trace(done / "config.yaml")
+        trace(profiled_screen / "config.yaml")
     with pytest.raises(PlateLayoutError, match="lies in no screen"):
         trace(tmp_path)
