@@ -118,6 +118,24 @@ def copy_of(screen, tmp_path, monkeypatch):
     return folder
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Let torch compute as in a worker of ours."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def edit(folder, change):
+    """Change the settings of a screen by a function that alters them."""
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    change(settings)
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+
+
 def call(command, *options):
     """Call a command of the command line in this process; returns what it said, raises what it raised."""
     found = CliRunner().invoke(command, [str(option) for option in options])

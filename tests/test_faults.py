@@ -19,8 +19,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-import yaml
-from conftest import ROOT, simulate
+from conftest import ROOT, edit, simulate
 from in_process import run_stages
 
 from plateloom import status
@@ -66,12 +65,6 @@ def disk(tmp_path):
 
     yield mount
     subprocess.run(["umount", "--lazy", where], capture_output=True, check=False)
-
-
-def edit(folder, change):
-    settings = yaml.safe_load((folder / "config.yaml").read_text())
-    change(settings)
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
 
 
 def bytes_of(folder):

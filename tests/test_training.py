@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 import tifffile
-import torch
 import yaml
 from conftest import ROOT, simulate, snakemake
 from in_process import run_stages
@@ -26,19 +25,11 @@ from plateloom.status import later, read_screen
 from plateloom.store.provenance import read_json, write_json
 from plateloom.store.tables import read_record
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 UNTIL = ("training", "conversion", "assembly", "illumination", "segmentation")
 # Without holdout the last weights are taken; else those that it began with, which so few steps do not better.
 QUICK = {"steps": 4, "batch_size": 1, "validations": 4, "all_images": True, "learning_rate": 0.02}
 WANTED = {"images": "fields", "labels": "nuclei"} | QUICK
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As in a worker of ours."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

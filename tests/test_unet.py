@@ -64,17 +64,9 @@ from plateloom.store import plate as store
 from plateloom.store.provenance import read_json
 from plateloom.store.tables import read_table
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = {"widths": (4, 8), "diameter_px": 8.0}
 QUICK = TrainingParams(**TINY, steps=6, batch_size=2, validate_every=2, holdout=True, device="cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As in a worker of ours."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def simulate_fields(count, size_px=160):

@@ -13,8 +13,7 @@ import time
 
 import numpy as np
 import pytest
-import yaml
-from conftest import ROOT, TRUNCATED, WITHOUT_GFP, copy_project, snakemake
+from conftest import ROOT, TRUNCATED, WITHOUT_GFP, copy_project, edit, snakemake
 
 from plateloom.engine import locks
 from plateloom.stages.illumination import choose_fields
@@ -87,12 +86,6 @@ def bytes_of(folder, *patterns):
         for path in sorted(folder.glob(pattern))
         if path.is_file() and not path.name.startswith(".")
     }
-
-
-def edit(folder, change):
-    settings = yaml.safe_load((folder / "config.yaml").read_text())
-    change(settings)
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
 
 
 def test_every_stage_is_done_and_leaves_what_the_layout_names(finished):

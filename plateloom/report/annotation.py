@@ -3,13 +3,12 @@
 import json
 from dataclasses import dataclass
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
 from plateloom.report.charts import PALETTES, data_uri
 from plateloom.report.montage import outline_mask, scale_bar
-from plateloom.report.page import TEMPLATES, digest_of
+from plateloom.report.page import render_template
 
 OUTLINE_PX = 480  # outlines are drawn on a grid at least as fine, so that they stay thin
 OWN, OTHERS = ((255, 212, 59, 255), (255, 255, 255, 255)), ((255, 212, 59, 70), (255, 255, 255, 60))
@@ -86,28 +85,15 @@ def render_annotation(page):
         "bar": {"share": bar / page.width_um, "text": f"{bar:g} µm"},
         "cells": cells,
     }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    style = (TEMPLATES / "annotate.css").read_text(encoding="utf-8")
-    script = (TEMPLATES / "annotate.js").read_text(encoding="utf-8")
-    text = environment.get_template("annotate.html").render(
+    return render_template(
+        "annotate.html",
+        style="annotate.css",
+        script="annotate.js",
         page=page,
         history=[_history_row(one) for one in page.history],
-        style=Markup(style),
-        script=Markup(script),
         # Within a script only "</" and "<!--" could end it.
         data=Markup(json.dumps(data, sort_keys=True).replace("<", "\\u003c")),
-        policy=(
-            "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
-            f"style-src '{digest_of(style)}'; script-src '{digest_of(script)}'"
-        ),
     )
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def stretch(plane, low, high):

@@ -63,6 +63,34 @@ def render_page(*, title, kind, facts, figures, verdict, sections):
     str
         The same bytes for the same arguments; can be encoded as UTF-8 whatever the names contain.
     """
+    return render_template(
+        "page.html",
+        style="style.css",
+        script="sort.js",
+        title=title,
+        kind=kind,
+        facts={name: value for name, value in facts.items() if value},
+        figures=figures,
+        verdict=verdict,
+        sections=sections,
+    )
+
+
+def render_template(name, *, style, script, **values):
+    """Fill in a template that loads nothing and runs no script but its own.
+
+    Parameters
+    ----------
+    name, style, script : str
+        Files of the templates' folder.
+    **values
+        What the template names, beside `style`, `script` and `policy`.
+
+    Returns
+    -------
+    str
+        Can be encoded as UTF-8.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -70,21 +98,15 @@ def render_page(*, title, kind, facts, figures, verdict, sections):
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
-    script = (TEMPLATES / "sort.js").read_text(encoding="utf-8")
-    page = environment.get_template("page.html").render(
-        title=title,
-        kind=kind,
-        facts={name: value for name, value in facts.items() if value},
-        figures=figures,
-        verdict=verdict,
-        sections=sections,
+    style, script = ((TEMPLATES / file).read_text(encoding="utf-8") for file in (style, script))
+    page = environment.get_template(name).render(
         style=Markup(style),
         script=Markup(script),
         policy=(
             "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
             f"style-src '{digest_of(style)}'; script-src '{digest_of(script)}'"
         ),
+        **values,
     )
     return page.encode("utf-8", "replace").decode("utf-8")
 
