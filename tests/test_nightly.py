@@ -592,3 +592,14 @@ def test_settings_of_nights_are_no_settings_of_results(place, idle):
     assert found[0] == found[1] and found[0]["report"]
     with pytest.raises(ConfigError, match="no group"):
         load_config(screen.config.model_dump(mode="json") | {"nightly": {"name": "P.*"}})
+
+
+def test_the_units_of_the_docs_are_units_of_systemd(tmp_path):
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("no systemd here")
+    blocks = re.findall(r"```ini\n(.*?)```", (ROOT / "docs/nightly.md").read_text(), re.S)
+    units = [tmp_path / "plateloom.service", tmp_path / "plateloom.timer"]
+    for path, block in zip(units, blocks, strict=True):
+        path.write_text(re.sub(r"=/opt/\S+", "=/bin/true", block).replace("/home/me/screens", "/tmp"))
+    found = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout + found.stderr) == (0, "")
