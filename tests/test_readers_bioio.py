@@ -1,5 +1,6 @@
-"""Files that only bioio reads become planes, by the plugins that are here: OME-TIFF's, and in its own environment CZI's."""
+"""Files that only bioio reads become planes, by the plugins that are here: OME-TIFF's, and in environments of their own CZI, ND2 and LIF."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from layouts import bioio as layout
 from layouts.ome_tiff import WAVELENGTHS
 
 from plateloom.errors import PlateLayoutError, UnreadableImageError
-from plateloom.readers import bioio, pattern
+from plateloom.readers import SourceImage, bioio, pattern
 from plateloom.readers.bioio import SCENES, Params
+from plateloom.readers.planes import decoded
+from plateloom.readers.scenes import Scene
 
 pytest.importorskip("bioio_ome_tiff", reason="needs bioio and its plugin: pip install bioio bioio-ome-tiff")
 # The plugin calls its own dependency in a way that is going out of use.
@@ -178,11 +181,20 @@ def test_a_folder_without_such_files_says_so(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "plugin"),
-    [("A01.czi", "bioio-czi"), ("A01.ND2", "bioio-nd2"), ("A01.lif", "bioio-lif"), ("A01.vsi", "bioio-bioformats")],
+    [("A01.czi", "bioio-czi"), ("A01.dv", "bioio-dv"), ("A01.vsi", "bioio-bioformats")],
 )
 def test_a_missing_plugin_is_named(tmp_path, name, plugin):
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(PlateLayoutError, match=f"reads '{name}': pip install bioio {plugin}"):
+        bioio.scan(tmp_path, Params())
+    assert bioio.recognise(tmp_path, [name])["reader"] == "bioio"
+
+
+@pytest.mark.parametrize(("name", "package"), [("A01.ND2", "nd2"), ("A01.lif", "liffile")])
+def test_a_missing_package_is_named(tmp_path, name, package, monkeypatch):
+    (tmp_path / name).write_bytes(b"x")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(PlateLayoutError, match=f"reading '{name}' needs a package .* pip install {package}$"):
         bioio.scan(tmp_path, Params())
     assert bioio.recognise(tmp_path, [name])["reader"] == "bioio"
 
@@ -238,15 +250,83 @@ def test_usual_names_hold_a_well(name, expected):
     assert (match["well"], match["field"]) == expected
 
 
-def test_scenes_of_zen_are_told_from_wells(tmp_path):
+def test_scenes_of_zen_and_of_las_x_are_told_from_wells():
     match = pattern.matcher(pattern.Params(pattern=SCENES["ZEN"]))("P2-D4")
     assert (match["well"], match["field"]) == ("D4", "2")
+    match = pattern.matcher(pattern.Params(pattern=SCENES["LAS X Navigator"], folders=True))
+    assert pattern.well_text(match("TileScan 1/B/3/R12")) == "B3" and match("TileScan 1/B/3/R12")["field"] == "12"
+    assert not match("TileScan 1/B/3/R12_Merged"), "the same pixels again"
 
 
 def test_params_tell_what_is_wrong():
     for wrong in ({"pattern": ""}, {"pattern": "("}, {"suffixes": ["czi"]}, {"suffixes": []}):
         with pytest.raises(ValueError):
             Params(**wrong)
+
+
+def scan_scenes(folder, files, monkeypatch):
+    """Fields of each file, as the reader finds them in files that have so many tiles per scene; None: it is broken."""
+    for name in files:
+        (folder / name).touch()
+
+    def describe(path, size, modified):
+        if files[path.name] is None:
+            raise UnreadableImageError(f"{path.name!r}: damaged")
+        return [
+            Scene(f"S{i}", (tiles, 1, 1, 1), ["DNA"], [None], [None], True, 0.65, None, [(1.0, 2.0 * t) for t in range(tiles)], {})
+            for i, tiles in enumerate(files[path.name])
+        ]  # fmt: skip
+
+    monkeypatch.setattr(bioio, "describe", describe)
+    text = r"(?P<well>[A-P]\d\d)(_f(?P<field>\d))?(_(?P<channel>[a-z]+))?\.lif"
+    found = {name: [] for name in files}
+    for image in bioio.scan(folder, Params(suffixes=[".lif"], pattern=text)).images:
+        found[image.file].append(image.field)
+    return found
+
+
+def test_tiles_are_counted_over_the_files_of_their_well_and_leave_other_wells_alone(tmp_path, monkeypatch):
+    files = {
+        "A01_f1.lif": [2],
+        "A01_f2.lif": [2],
+        "B02_f3.lif": [1],
+        "B02_f4.lif": [1],
+        "C03_x.lif": [3],
+        "C03_y.lif": [1, 2],
+    }
+    found = scan_scenes(tmp_path, files, monkeypatch)
+    assert found == {
+        "A01_f1.lif": [1, 2],
+        "A01_f2.lif": [3, 4],
+        "B02_f3.lif": [3],
+        "B02_f4.lif": [4],
+        "C03_x.lif": [1, 2, 3],  # channels of the same three
+        "C03_y.lif": [1, 2, 3],
+    }
+
+
+def test_a_broken_file_of_tiles_takes_no_other_ones_fields(tmp_path, monkeypatch):
+    files = {"A01_f1.lif": [2], "A01_f2.lif": None, "B02_f1.lif": None, "B02_f2.lif": None}
+    found = scan_scenes(tmp_path, files, monkeypatch)
+    assert list(found.values()) == [[1, 2], [3, 4], [1, 2], [3, 4]]
+
+
+def test_want_of_memory_says_nothing_of_a_file(tmp_path, monkeypatch):
+    (tmp_path / "A01.nd2").write_bytes(b"x")
+
+    def fail(*arguments):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(bioio.nikon, "PACKAGE", "json")
+    for name in ("open_file", "describe_scenes"):
+        with monkeypatch.context() as patch:
+            patch.setattr(bioio.nikon, "open_file", lambda path: None)
+            patch.setattr(bioio.nikon, name, fail)
+            with pytest.raises(MemoryError):
+                bioio.scan(tmp_path, Params(suffixes=[".nd2"]))
+        bioio._open.cache_clear()
+    with pytest.raises(MemoryError):
+        decoded(SourceImage("A01", 1, "DNA", 0, 0, "A01.nd2", 1, 1), fail)
 
 
 def test_czi_files_read_back(tmp_path):
@@ -257,3 +337,17 @@ def test_czi_files_read_back(tmp_path):
     command = [python, ROOT / "tests/czi.py", tmp_path]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.stdout.endswith("12 equal, 0 not found\n"), found.stderr[-2000:]
+
+
+@pytest.mark.parametrize("kind", ["nd2", "lif"])
+def test_constructed_files_of_nikon_and_leica_become_a_plate(kind, tmp_path):
+    python = ROOT / f"build/{kind}/bin/python"
+    if not python.exists():
+        pytest.skip(f"the package for {kind.upper()} files is not installed; `make {kind}` does it")
+    command = [python, ROOT / "tests/microscope_files.py", kind, tmp_path]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-3000:]
+    said = json.loads(found.stdout.splitlines()[-1])
+    assert said["planes"] == 36 and said["faults"] == 40
+    if kind == "nd2":
+        assert said["stopped"] == 6

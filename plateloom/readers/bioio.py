@@ -1,9 +1,9 @@
 """Files of microscopes that bioio reads: CZI, ND2, LIF and others, each a well, or each scene in them a well or a field.
 
-bioio is optional, and every format needs a plugin: ``pip install bioio bioio-czi`` (bioio-nd2, bioio-lif, bioio-dv,
-bioio-sldy; bioio-bioformats for the rest, which runs Java). Wells come from the names of files, or of scenes, by a
-pattern: nothing else says them alike in all formats. A field is the pattern's, else a scene's place in its file (or among
-the scenes of its well), from 1; `z` and `t` are indexes, from 0; a channel is called as the plugin calls it.
+bioio is optional, and every format needs a plugin: ``pip install bioio bioio-czi`` (bioio-dv, bioio-sldy; bioio-bioformats
+for the rest, which runs Java). ND2 and LIF are read by nd2 and liffile themselves, see `nikon` and `leica`. Wells come from
+the names of files, or of scenes, by a pattern: nothing else says them alike in all formats. A field is the pattern's, else a scene's place in its file (or among
+the scenes, or tiles, of its well), from 1; `z` and `t` are indexes, from 0; a channel is called as the plugin calls it.
 
 Positions are the plugin's stage position of the scene's center [µm], else that of the first plane in the file's
 OME metadata; y may grow either way (see the parameter `mirror`). Sizes are those of the OME metadata, else the plugin's,
@@ -20,20 +20,19 @@ import importlib.util
 import math
 import threading
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from plateloom.errors import DataFault, PlateLayoutError, UnreadableImageError
-from plateloom.readers import Source, SourceImage, pattern
+from plateloom.readers import Source, SourceImage, leica, nikon, pattern
 from plateloom.readers.folders import list_changes, list_files, name_well, sort_planes
 from plateloom.readers.ome_tiff import FIRST_WELL, LENGTHS, distinct_names
-from plateloom.readers.planes import LIMIT, decoded, gray_plane, plane_digest
+from plateloom.readers.planes import decoded, gray_plane, plane_digest
+from plateloom.readers.scenes import Scene, check_size, finite_number, pixel_size
 
 PLUGINS = {
     ".czi": "bioio-czi",
-    ".nd2": "bioio-nd2",
-    ".lif": "bioio-lif",
     ".dv": "bioio-dv",
     ".r3d": "bioio-dv",
     ".sldy": "bioio-sldy",
@@ -44,9 +43,14 @@ PLUGINS = {
 }
 OTHERS = "bioio-bioformats"
 SUFFIXES = (".czi", ".nd2", ".lif", ".dv", ".r3d", ".sldy", ".oib", ".oir", ".vsi", ".lsm", ".ims", ".mvd2")
-SCENES = {"ZEN": r"P(?P<field>\d+)-(?P<well>[A-P]\d{1,2})", "first well": FIRST_WELL}
+SCENES = {
+    "ZEN": r"P(?P<field>\d+)-(?P<well>[A-P]\d{1,2})",
+    "LAS X Navigator": r"(?:.*/)?(?P<row>[A-P])/(?P<column>\d{1,2})/R(?P<field>\d+)",
+    "first well": FIRST_WELL,
+}
 SCENE_BITS = 24  # of `page`: below are a scene's planes, above its number
 MOST_PLANES = 1 << 21
+DIRECT = {".nd2": nikon, ".lif": leica}  # read by the package that bioio's plugin rests on
 
 
 class Params(BaseModel):
@@ -81,22 +85,6 @@ class Params(BaseModel):
         return [suffix.lower() for suffix in suffixes]
 
 
-class Scene(NamedTuple):
-    """What a plugin says of one scene. Lengths are in µm, a place is that of y and x."""
-
-    name: str
-    sizes: tuple  # t, c, z
-    channels: list
-    colors: list
-    wavelengths: list
-    colored: bool
-    pixel_size_um: float | None
-    z_step_um: float | None
-    place: tuple
-    seconds: float | None
-    interval: float | None
-
-
 def scan(source, params):
     """List the planes of a plate from the files' metadata.
 
@@ -117,7 +105,7 @@ def scan(source, params):
         If there is no such file, bioio or the plugin is not installed, or no file can be opened.
     """
     match, notes = _matcher(params), []
-    images, broken, others, channels, counts, colored = [], {}, [], {}, {}, 0
+    found_scenes, images, broken, others, channels, counts, other_axes = [], [], {}, [], {}, {}, 0
     files = dict(sorted(list_files(source, tuple(params.suffixes))))
     if not files:
         raise PlateLayoutError(f"no file in {str(source)!r} ends in {', '.join(params.suffixes)}")
@@ -136,26 +124,32 @@ def scan(source, params):
             here = found or match(scene.name)
             if not here:
                 others.append(f"{name}: {scene.name}")
-            elif scene.colored:
-                colored += 1
+            elif not scene.plain:
+                other_axes += 1
             else:
                 where = name if params.names == "file" else f"scene {scene.name} of {name}"
-                well = name_well(pattern.well_text(here), where)
-                place = (name, well) if params.names == "file" else well
-                counts[place] = counts.get(place, 0) + 1
-                said = {"field": counts[place]} | pattern.said(here, where)
-                images += _planes(name, status, number, scene, well, said, params)
-                for channel, color in zip(scene.channels, scene.colors, strict=True):
-                    channels.setdefault(said.get("channel", channel), {"color": color} if color else {})
+                well, told = name_well(pattern.well_text(here), where), pattern.said(here, where)
+                found_scenes.append((name, status, number, scene, well, told))
+    tiled = {well for _, _, _, scene, well, _ in found_scenes if scene.sizes[0] > 1}
+    for name, status, number, scene, well, told in found_scenes:
+        place = (name, well) if params.names == "file" else well
+        if well in tiled:  # no name tells tiles apart, so they are counted over all files of the well
+            place = (well, *(told.get(axis) for axis in ("channel", "z", "t")))
+        for tile in range(scene.sizes[0]):
+            counts[place] = counts.get(place, 0) + 1
+            said = told | {"field": counts[place]} if well in tiled else {"field": counts[place]} | told
+            images += _planes(name, status, number, scene, tile, well, said, params)
         if len(images) > MOST_PLANES:
             raise PlateLayoutError(f"{str(source)!r} declares more than {MOST_PLANES} planes; no plate has so many")
+        for channel, color in zip(scene.channels, scene.colors, strict=True):
+            channels.setdefault(told.get("channel", channel), {"color": color} if color else {})
     if not images and broken:
         raise PlateLayoutError(f"no file of {str(source)!r} can be opened; {next(iter(broken.values()))[2]}")
     if others:
         what = "files" if params.names == "file" else "scenes"
         notes.append(f"{len(others)} {what} do not match the pattern and are left out, e.g. {others[0]!r}")
-    if colored:
-        notes.append(f"{colored} scenes have several samples per pixel (colors) and are left out")
+    if other_axes:
+        notes.append(f"{other_axes} scenes have axes besides t, c, z, y and x, as of colors, and are left out")
     if broken:
         notes.append(f"{len(broken)} files cannot be opened; {next(iter(broken.values()))[2]}")
     images = _without_false_positions(images, notes) + _stand_ins(broken, images)
@@ -175,7 +169,6 @@ def listing(source, params):
 
 def load(source, image):
     """Read one plane; see `plateloom.readers.planes.load_plane`. The plane's pixels stand for its content."""
-    _import_bioio(image.file)
     plane = gray_plane(image, decoded(image, _decode, Path(source, image.file), image))
     return plane, plane_digest(plane)
 
@@ -216,10 +209,12 @@ def _import_bioio(name):
     try:
         import bioio
     except ImportError:
-        raise PlateLayoutError(
-            f"reading {name!r} needs a package that is not installed: pip install bioio {_plugin_of(name)}"
-        ) from None
+        raise _missing(name, f"bioio {_plugin_of(name)}") from None
     return bioio
+
+
+def _missing(name, packages):
+    return PlateLayoutError(f"reading {name!r} needs a package that is not installed: pip install {packages}")
 
 
 def _plugin_of(name):
@@ -230,15 +225,20 @@ def _plugin_of(name):
 
 @functools.lru_cache(maxsize=2)
 def _open(path, size, modified):
-    """An opened file and its lock: which scene it shows is the object's own state. Size and time keep a changed file apart."""
-    bioio = _import_bioio(path.name)
+    """An opened file and its lock: what it shows is the object's own state. Size and time keep a changed file apart."""
+    direct = DIRECT.get(path.suffix.lower())
+    if direct and not importlib.util.find_spec(direct.PACKAGE):
+        raise _missing(path.name, direct.PACKAGE)
+    bioio = None if direct else _import_bioio(path.name)
     try:
+        if direct:
+            return direct.open_file(path), threading.Lock()
         try:
-            image = bioio.BioImage(path, chunk_dims=["Y", "X"])
+            return bioio.BioImage(path, chunk_dims=["Y", "X"]), threading.Lock()
         except TypeError:  # a plugin that chooses its chunks itself
-            image = bioio.BioImage(path)
+            return bioio.BioImage(path), threading.Lock()
     except Exception as error:  # a plugin raises whatever it likes
-        _raise_if_disk(error)
+        _raise_if_passing(error)
         plugin = _plugin_of(path.name)
         if type(error).__name__ == "UnsupportedFileFormatError" and not importlib.util.find_spec(
             plugin.replace("-", "_")
@@ -247,7 +247,6 @@ def _open(path, size, modified):
                 f"no plugin of bioio that is installed reads {path.name!r}: pip install bioio {plugin}"
             ) from None
         raise UnreadableImageError(f"{path.name!r}: {_first_line(error)}") from None
-    return image, threading.Lock()
 
 
 def describe(path, size, modified):
@@ -271,18 +270,22 @@ def describe(path, size, modified):
         If the plugin cannot open the file.
     """
     image, lock = _open(path, size, modified)
+    direct = DIRECT.get(path.suffix.lower())
     with lock:
         try:
-            pictures = _ome_images(image)
-            return [_describe_scene(image, number, pictures.get(number)) for number in range(len(image.scenes))]
+            scenes = direct.describe_scenes(image) if direct else _describe_scenes(image)
+            if any(math.prod(scene.sizes) > MOST_PLANES for scene in scenes):
+                raise ValueError(f"more than {MOST_PLANES} planes in one scene; no field has so many")
+            return scenes
         except Exception as error:  # a plugin raises whatever it likes
-            _raise_if_disk(error)
+            _raise_if_passing(error)
             raise UnreadableImageError(f"{path.name!r}: {_first_line(error)}") from None
 
 
-def _raise_if_disk(error):
-    """Let pass what the disk itself raised: trying again may help."""
-    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.ENOENT):
+def _raise_if_passing(error):
+    """Let pass what the disk itself raised, and want of memory: trying again may help."""
+    of_disk = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.ENOENT)
+    if of_disk or isinstance(error, MemoryError):
         raise error
 
 
@@ -300,35 +303,44 @@ def _ome_images(image):
     return dict(enumerate(pictures)) if len(pictures) == len(image.scenes) else {}
 
 
-def _describe_scene(image, number, picture):
-    image.set_scene(number)
-    sizes = tuple(int(getattr(image.dims, axis, 1)) for axis in "TCZ")
-    if math.prod(sizes) > MOST_PLANES:
-        raise ValueError(f"{math.prod(sizes)} planes in one scene; no field has so many")
+def _describe_scenes(image):
+    pictures = _ome_images(image)
+    return [_describe_scene(image, place, pictures.get(place)) for place in range(len(image.scenes))]
+
+
+def _describe_scene(image, place, picture):
+    image.set_scene(place)
+    sizes = (1, *(int(getattr(image.dims, axis, 1)) for axis in "TCZ"))
     said = _standard(image)
     pixels = getattr(picture, "pixels", None)
-    listed = list(getattr(pixels, "channels", None) or [])[: sizes[1]]
-    listed += [None] * (sizes[1] - len(listed))
-    names = [str(name) for name in image.channel_names or []][: sizes[1]]
+    listed = list(getattr(pixels, "channels", None) or [])[: sizes[2]]
+    listed += [None] * (sizes[2] - len(listed))
+    names = [str(name) for name in image.channel_names or []][: sizes[2]]
     y, x, z = (_size(image, pixels, axis) for axis in "yxz")
-    square = None not in (y, x) and y > 0 and abs(y - x) <= 1e-3 * y
-    place = tuple(_number(getattr(said, f"stage_position_{axis}", None)) for axis in "yx")
-    if None in place:
+    center = tuple(finite_number(getattr(said, f"stage_position_{axis}", None)) for axis in "yx")
+    if None in center:
         plane = next(iter(getattr(pixels, "planes", None) or []), None)
-        place = tuple(_micrometers(plane, f"position_{axis}") for axis in "yx")
+        center = tuple(_micrometers(plane, f"position_{axis}") for axis in "yx")
+    began = _date(getattr(said, "imaging_datetime", None))
     return Scene(
-        str(image.scenes[number]),
+        str(image.scenes[place]),
         sizes,
-        distinct_names(names + [""] * (sizes[1] - len(names))),
+        distinct_names(names + [""] * (sizes[2] - len(names))),
         [_color(channel) for channel in listed],
         [_nanometers(channel) for channel in listed],
-        "S" in image.dims.order,
-        math.sqrt(y * x) if square else None,
+        "S" not in image.dims.order,
+        pixel_size(y, x),
         z,
-        place,
-        _date(getattr(said, "imaging_datetime", None)),
-        _interval(getattr(said, "timelapse_interval", None)),
+        [center],
+        {} if began is None else _times(began, sizes, _interval(getattr(said, "timelapse_interval", None))),
     )
+
+
+def _times(began, sizes, interval):
+    """When each plane was taken, as far as the time points tell."""
+    _, times, channels, depth = sizes
+    spots = ((t, c, z) for t in range(times) for c in range(channels) for z in range(depth))
+    return {(t, c, z): began + t * (interval or 0.0) for t, c, z in spots}
 
 
 def _standard(image):
@@ -342,12 +354,12 @@ def _standard(image):
 def _size(image, pixels, axis):
     """Size of a pixel, or distance of planes [µm]; None where it is not known."""
     found = _micrometers(pixels, f"physical_size_{axis}")
-    return found if found is not None else _number(getattr(image.physical_pixel_sizes, axis.upper(), None))
+    return found if found is not None else finite_number(getattr(image.physical_pixel_sizes, axis.upper(), None))
 
 
 def _micrometers(holder, name):
     """A length of OME's model [µm]; None where it has none, or no unit of length."""
-    value = _number(getattr(holder, name, None))
+    value = finite_number(getattr(holder, name, None))
     unit = getattr(holder, f"{name}_unit", None)
     factor = LENGTHS.get(getattr(unit, "value", unit))
     return None if value is None or factor is None else value * factor
@@ -367,15 +379,6 @@ def _color(channel):
         return None
 
 
-def _number(value):
-    """A finite number, or None."""
-    try:
-        value = float(value)
-    except (TypeError, ValueError):
-        return None
-    return value if math.isfinite(value) else None
-
-
 def _date(value):
     """Seconds since 1970 of a date, in UTC where it names no zone."""
     if not isinstance(value, datetime.datetime):
@@ -390,12 +393,14 @@ def _interval(value):
     return value.total_seconds() if isinstance(value, datetime.timedelta) else None
 
 
-def _planes(name, status, number, scene, well, said, params):
-    """The planes of one scene."""
-    _, channels, depth = scene.sizes
+def _planes(name, status, number, scene, tile, well, said, params):
+    """The planes of one tile of a scene."""
+    _, _, channels, depth = scene.sizes
     signs = [-1.0 if axis in params.mirror else 1.0 for axis in "yx"]
-    y, x = (None, None) if None in scene.place else (sign * at for sign, at in zip(signs, scene.place, strict=True))
-    for index in range(math.prod(scene.sizes)):
+    place = scene.places[tile]
+    y, x = (None, None) if None in place else (sign * at for sign, at in zip(signs, place, strict=True))
+    count = math.prod(scene.sizes[1:])
+    for index in range(count):
         rest, z = divmod(index, depth)
         t, c = divmod(rest, channels)
         yield SourceImage(
@@ -407,12 +412,12 @@ def _planes(name, status, number, scene, well, said, params):
             name,
             status.st_size,
             status.st_mtime_ns,
-            (number << SCENE_BITS) + index,
+            (number << SCENE_BITS) + tile * count + index,
             y_um=y,
             x_um=x,
             z_um=z * scene.z_step_um if scene.z_step_um and depth > 1 else None,
             pixel_size_um=scene.pixel_size_um,
-            seconds=None if scene.seconds is None else scene.seconds + t * (scene.interval or 0.0),
+            seconds=scene.times.get((t, c, z)),
             wavelength_nm=scene.wavelengths[c],
         )
 
@@ -420,16 +425,33 @@ def _planes(name, status, number, scene, well, said, params):
 def _stand_ins(broken, images):
     """Planes for files that cannot be opened: those of the first one that can, in the well that the name says."""
     found = []
+    model = [image for image in images if image.file == images[0].file]
+    several = len({image.field for image in model}) > 1
+    last = _last_fields(images) if several else {}
     for name, (match, status, _) in broken.items():
         if match is None:
             continue
         well, said = name_well(pattern.well_text(match), name), pattern.said(match, name)
-        for image in images:
-            if image.file == images[0].file:
-                facts = {"field": image.field, "channel": image.channel, "z": image.z, "t": image.t} | said
-                place = (facts["field"], facts["channel"], facts["z"], facts["t"])
-                found.append(SourceImage(well, *place, name, status.st_size, status.st_mtime_ns, image.page))
+        if several:  # the name does not tell them apart: they are counted on from those of the well's other files
+            said.pop("field", None)
+        mine = []
+        for image in model:
+            facts = {"field": image.field, "channel": image.channel, "z": image.z, "t": image.t} | said
+            place = (facts["channel"], facts["z"], facts["t"])
+            field = facts["field"] + last.get((well, *place), 0)
+            mine.append(SourceImage(well, field, *place, name, status.st_size, status.st_mtime_ns, image.page))
+        found += mine
+        last |= _last_fields(mine) if several else {}
     return found
+
+
+def _last_fields(images):
+    """Highest field by well, channel, z and t."""
+    last = {}
+    for image in images:
+        place = (image.well, image.channel, image.z, image.t)
+        last[place] = max(last.get(place, 0), image.field)
+    return last
 
 
 def _without_false_positions(images, notes):
@@ -447,12 +469,14 @@ def _without_false_positions(images, notes):
 def _decode(path, image):
     """Pixels of one plane."""
     opened, lock = _open(path, image.size, image.modified)
-    number, index = image.page >> SCENE_BITS, image.page & ((1 << SCENE_BITS) - 1)
+    place, index = image.page >> SCENE_BITS, image.page & ((1 << SCENE_BITS) - 1)
+    direct = DIRECT.get(path.suffix.lower())
     with lock:
-        opened.set_scene(number)
+        if direct:
+            return direct.read_plane(opened, place, index)
+        opened.set_scene(place)
         dims = opened.dims
-        if dims.Y * dims.X * opened.dtype.itemsize > LIMIT:
-            raise ValueError(f"declares {dims.X} × {dims.Y} pixels")
+        check_size(dims.Y, dims.X, opened.dtype.itemsize)
         rest, z = divmod(index, dims.Z)
         t, c = divmod(rest, dims.C)
         return opened.get_image_dask_data("YX", T=t, C=c, Z=z).compute(scheduler="synchronous")

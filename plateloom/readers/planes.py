@@ -61,9 +61,11 @@ def decode(data, image):
 
 
 def decoded(image, decoder, *arguments):
-    """What a decoder returns; whatever it raises is an `UnreadableImageError`, unless the disk itself failed."""
+    """What a decoder returns; whatever it raises is an `UnreadableImageError`, unless disk or memory failed."""
     try:
         return decoder(*arguments)
+    except MemoryError:
+        raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
