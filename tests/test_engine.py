@@ -1,5 +1,6 @@
 """The one loop that all stages share: skipping, bounded flight, faults, locks."""
 
+import fcntl
 import json
 import multiprocessing
 
@@ -138,16 +139,19 @@ def test_no_cluster_is_started_where_there_is_no_task():
         assert "client" not in cluster.__dict__
 
 
-def hold_until(path, started, stop):
+def hold_until(path, started, stop, lock):
+    fcntl.flock = getattr(fcntl, lock)
     with locks.hold(path, wait=True):
         started.set()
         stop.wait(20)
 
 
-def test_a_lock_names_its_holder_and_dies_with_it(tmp_path):
+@pytest.mark.parametrize("lock", ["flock", "lockf"])
+def test_a_lock_names_its_holder_and_dies_with_it(lock, tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", getattr(fcntl, lock))  # NFS has lockf under the name of flock
     context = multiprocessing.get_context("spawn")
     started, stop = context.Event(), context.Event()
-    holder = context.Process(target=hold_until, args=(tmp_path / "lock", started, stop))
+    holder = context.Process(target=hold_until, args=(tmp_path / "lock", started, stop, lock))
     holder.start()
     assert started.wait(20)
     assert locks.is_held(tmp_path / "lock")
@@ -156,8 +160,8 @@ def test_a_lock_names_its_holder_and_dies_with_it(tmp_path):
     holder.kill()
     holder.join()
     assert not locks.is_held(tmp_path / "lock")
-    with locks.hold(tmp_path / "lock", wait=False) as lock:
-        assert lock.previous["process"] == holder.pid
+    with locks.hold(tmp_path / "lock", wait=False) as held:
+        assert held.previous["process"] == holder.pid
 
 
 def test_the_record_names_workers_tasks_and_memory(tmp_path, monkeypatch):

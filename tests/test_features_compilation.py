@@ -13,9 +13,9 @@ import numba
 import numpy as np
 import pytest
 
-from plateloom.features import compilation
-from plateloom.features.compilation import _compile
-from plateloom.features.kernel_cache import _KernelFiles
+from plateloom import compilation
+from plateloom.compilation import _compile
+from plateloom.kernel_cache import _KernelFiles
 
 JOB = """
 import json, sys
@@ -53,6 +53,7 @@ def run_jobs(count, cache):
     return results
 
 
+@pytest.mark.slow
 def test_jobs_that_start_at_once_share_an_empty_cache_and_the_next_one_compiles_nothing(tmp_path):
     first = run_jobs(4, tmp_path)
     assert max(compiled for compiled, _ in first) > 0
@@ -171,7 +172,7 @@ def test_a_disk_that_is_full_or_gone_stops_no_job(cache, monkeypatch, error):
 
 
 MODULE = """
-from plateloom.features.compilation import kernel
+from plateloom.compilation import kernel
 
 @kernel
 def outer(x):
@@ -183,8 +184,8 @@ def inner(x):
 """
 
 
-def import_module(path, number, name):
-    path.write_text(MODULE.format(number))
+def import_module(path, number, name, text=MODULE):
+    path.write_text(text.format(number))
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -199,13 +200,21 @@ def test_code_that_was_read_before_an_edit_does_not_pass_for_the_edited(cache, t
     assert import_module(path, 500, "new").outer(1) == 502
 
 
+def test_a_kernel_that_is_copied_into_another_gives_the_same(cache, tmp_path):
+    module = import_module(tmp_path / "kernels.py", 3, "plain")
+    text = MODULE.replace("@kernel\ndef inner", '@kernel(inline="always")\ndef inner')
+    copied = import_module(tmp_path / "copied.py", 3, "copied", text)
+    assert copied.outer(1) == module.outer(1) == 5
+    assert copied.inner.targetoptions["inline"] == "always" and module.inner.targetoptions["inline"] == "never"
+
+
 def test_a_thread_sees_all_kernels_of_a_module_compiled_or_none(cache, tmp_path, monkeypatch):
     module = import_module(tmp_path / "kernels.py", 3, "shared")
     seen, compile_one = [], compilation._compile
 
-    def watch(function, stamp):
+    def watch(function, *how):
         seen.append([hasattr(getattr(module, name), "uncompiled_kernel") for name in ("outer", "inner")])
-        return compile_one(function, stamp)
+        return compile_one(function, *how)
 
     monkeypatch.setattr(compilation, "_compile", watch)
     assert module.inner(1) == 4

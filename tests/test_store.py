@@ -1,10 +1,15 @@
 """Fingerprints, layout and tables."""
 
+import fcntl
+import os
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from plateloom import wells
+from plateloom.errors import ModelMismatchError
 from plateloom.store import layout, provenance, tables
 
 
@@ -67,6 +72,48 @@ def test_json_is_there_whole_or_not_at_all(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     (tmp_path / "cut.json").write_text('{"x": ')
     assert provenance.read_json(tmp_path / "cut.json") is None
+
+
+def test_a_writer_removes_what_a_killed_one_has_left_and_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    names = {"killed": ".a.json.abcdefgh", "young": ".a.json.ijklmnop", "other": ".b.json.abcdefgh", "own": ".a.json"}
+    for what, name in names.items():
+        (tmp_path / name).write_bytes(b"half")
+        age = 1800 if what == "young" else 4000
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    with provenance.replacing(path) as file:
+        (held,) = {found.name for found in tmp_path.iterdir()} - set(names.values())
+        os.utime(tmp_path / held, (1, 1))
+        provenance.write_json(path, {"x": 1})  # another process at the same time
+        file.write(b"{}")
+    assert provenance.read_json(path) == {}
+    left = {found.name for found in tmp_path.iterdir()} - {"a.json"}
+    assert left == set(names.values()) - {names["killed"]}
+
+
+def test_what_is_left_goes_also_where_only_files_open_for_writing_can_be_locked(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", fcntl.lockf)  # as NFS does it
+    left = tmp_path / ".a.json.abcdefgh"
+    left.write_bytes(b"half")
+    os.utime(left, (1, 1))
+    provenance.write_json(tmp_path / "a.json", {})
+    assert not left.exists()
+
+
+def test_a_model_of_the_user_that_is_replaced_meanwhile_is_found_out(tmp_path):
+    path = tmp_path / "own.safetensors"
+    path.write_bytes(b"one")
+    weights = {str(path): provenance.digest_large(path)}
+    provenance.check_weights({})
+    provenance.check_weights(weights)
+    kept = path.stat()
+    provenance.write_bytes(path, b"two")
+    os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    with pytest.raises(ModelMismatchError, match="own.safetensors' was altered"):
+        provenance.check_weights(weights)
+    path.unlink()
+    with pytest.raises(ModelMismatchError, match="or is gone"):
+        provenance.check_weights(weights)
 
 
 @pytest.mark.parametrize("text", ["A1", "a01", "A-01", "A_1", " A01 "])

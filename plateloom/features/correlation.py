@@ -10,7 +10,7 @@ import itertools
 
 import numpy as np
 
-from plateloom.features.compilation import kernel
+from plateloom.compilation import kernel
 from plateloom.features.costes import find_thresholds
 
 # Of every pair, and of every pair in both orders.

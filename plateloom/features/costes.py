@@ -11,7 +11,7 @@ import typing
 
 import numpy as np
 
-from plateloom.features.compilation import kernel
+from plateloom.compilation import kernel
 
 
 def find_thresholds(image, levels, steps):

@@ -17,7 +17,7 @@ import math
 
 import numpy as np
 
-from plateloom.features.compilation import kernel
+from plateloom.compilation import kernel
 
 _STEPS = 16
 _SAMPLING = 4

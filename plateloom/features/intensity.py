@@ -5,7 +5,7 @@ The edge is the inner boundary by 4-neighbors; the border of the image is no bou
 
 import numpy as np
 
-from plateloom.features.compilation import kernel
+from plateloom.compilation import kernel
 
 MEASUREMENTS = (
     "IntegratedIntensity",

@@ -6,7 +6,7 @@ puts last).
 
 import numpy as np
 
-from plateloom.features.compilation import kernel
+from plateloom.compilation import kernel
 
 
 def columns(channels, **options):

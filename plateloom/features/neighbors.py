@@ -6,7 +6,7 @@ smaller label is the closer.
 
 import numpy as np
 
-from plateloom.features.compilation import kernel
+from plateloom.compilation import kernel
 
 _MEASUREMENTS = (
     "NumberOfNeighbors",

@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 
-from plateloom.features.compilation import kernel
+from plateloom.compilation import kernel
 
 # The largest intensity of the types that a microscope writes.
 LEVELS = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}

@@ -8,7 +8,7 @@ no path reaches (another piece of the object) count nowhere.
 
 import numpy as np
 
-from plateloom.features.compilation import kernel
+from plateloom.compilation import kernel
 
 _RINGS, _WEDGES = 4, 8
 _MEASUREMENTS = ("FracAtD", "MeanFrac", "RadialCV")

@@ -10,7 +10,7 @@ the object, the image border included, is outside for outline and radii.
 
 import numpy as np
 
-from plateloom.features.compilation import kernel
+from plateloom.compilation import kernel
 
 _SIZES = (
     "Area",

@@ -12,7 +12,7 @@ Haralick, R. M., Shanmugam, K., and Dinstein, I. (1973). https://doi.org/10.1109
 
 import numpy as np
 
-from plateloom.features.compilation import kernel
+from plateloom.compilation import kernel
 
 _MEASUREMENTS = (
     "AngularSecondMoment",

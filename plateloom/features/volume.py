@@ -13,9 +13,9 @@ import itertools
 
 import numpy as np
 
+from plateloom.compilation import kernel
 from plateloom.errors import UnknownMethodError
 from plateloom.features import intensity
-from plateloom.features.compilation import kernel
 from plateloom.features.pixels import PixelIndex, check_image
 
 

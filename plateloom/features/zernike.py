@@ -18,7 +18,7 @@ from math import comb, factorial
 
 import numpy as np
 
-from plateloom.features.compilation import kernel
+from plateloom.compilation import kernel
 
 _DEGREE = 9
 _INDICES = tuple((n, m) for n in range(_DEGREE + 1) for m in range(n % 2, n + 1, 2))

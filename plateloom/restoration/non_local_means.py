@@ -6,8 +6,9 @@ each sum is made of its own pixels, always in the same order, and the weights of
 """
 
 import numpy as np
-from numba import njit
 from pydantic import BaseModel, ConfigDict, Field
+
+from plateloom.compilation import kernel
 
 
 class Params(BaseModel):
@@ -56,7 +57,7 @@ def restore(plane, params, pixel_size_um):
     return np.clip(found, plane.min(), plane.max())
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _average(padded, height, width, half, distance, noise, strength):
     """Weighted means of the middle of a padded plane; every shift serves the pixels at both of its ends.
 

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import errno
+import fcntl
 import functools
 import hashlib
 import json
@@ -11,10 +12,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from plateloom.errors import ModelMismatchError
+
 PACKAGE = Path(__file__).resolve().parents[1]
 FORMAT = 1
 MOST_KNOWN = 5000  # modules in the cache, all their versions together
 FULL = (errno.ENOSPC, errno.EDQUOT)
+ABANDONED_S = 3600.0  # age of a file [s] from which on its writer, whose lock may show on its own node only, is gone
 
 
 def digest(value):
@@ -64,6 +68,45 @@ def recipe(stage, *, parameters, code, inputs):
 def file_digest(data):
     """Hash the content of a file, given as bytes; 32 hexadecimal digits."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def digest_large(path):
+    """Hash a file that need not fit into memory, as `file_digest` does its content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def check_weights(weights):
+    """Check that models of the user are still those that an artefact is said to be made with.
+
+    Parameters
+    ----------
+    weights : dict of str to str
+        Path to `digest_large` of the file.
+
+    Raises
+    ------
+    ModelMismatchError
+        If one is another file by now, or is gone.
+    """
+    for file, content in weights.items():
+        try:
+            found = _digest_as_it_is(file, *_state(file))
+        except FileNotFoundError:
+            found = None
+        if found != content:
+            raise ModelMismatchError(f"{file!r} was altered, or is gone: expected {content}; run again")
+
+
+def _state(file):
+    """What changes with a file's content: whatever is written into it, or takes its place."""
+    found = os.stat(file)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@functools.lru_cache(maxsize=64)
+def _digest_as_it_is(file, *state):
+    return digest_large(file)
 
 
 def code_digest(*modules):
@@ -207,11 +250,14 @@ def replacing(path, *, size=None):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb", buffering=2**20) as file:
+            with contextlib.suppress(OSError):  # a file system without locks: what a killed job leaves, stays
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_abandoned(path, os.fstat(file.fileno()).st_mtime)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
     except BaseException as error:
         left = room_left(path) if isinstance(error, OSError) and error.errno in FULL else ""
         if temporary is not None:
@@ -220,6 +266,21 @@ def replacing(path, *, size=None):
             needed = "one file" if size is None else f"up to {size / 1e6:.2f} MB in one file"
             raise OSError(error.errno, f"{os.strerror(error.errno)}: {needed} needed, {left}", str(path)) from error
         raise
+
+
+def _remove_abandoned(path, now):
+    """Remove the half-written files of earlier writers of the same path that were killed: old, and nobody holds their lock.
+
+    `now` is the time [s] by the clock that dates the folder's files, which on a network file system is not this machine's.
+    """
+    prefix = f".{path.name}."
+    for name in os.listdir(path.parent):
+        if not name.startswith(prefix) or len(name) != len(prefix) + len("abcdefgh"):  # as mkstemp names them
+            continue
+        with contextlib.suppress(OSError), open(path.parent / name, "r+b") as left:  # NFS locks for writing only
+            if now - os.fstat(left.fileno()).st_mtime > ABANDONED_S:
+                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(left.name)
 
 
 def room_left(path):

@@ -49,7 +49,7 @@ def write_table(path, table, record, *, described=None):
     keys = [field.name for field in arrow.schema if not pa.types.is_floating(field.type)]
     measured = [field.name for field in arrow.schema if pa.types.is_floating(field.type)]
     options = {"write_statistics": keys, "use_dictionary": keys, "use_byte_stream_split": measured}
-    options |= {"compression": "zstd", "compression_level": -1, "write_page_checksum": True}
+    options |= {"compression": "zstd", "compression_level": -7, "write_page_checksum": True}
     with replacing(path, size=arrow.nbytes) as file, pq.ParquetWriter(file, arrow.schema, **options) as writer:
         for first, last in _row_groups(table):
             writer.write_table(arrow.slice(first, last - first))

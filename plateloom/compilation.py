@@ -12,12 +12,15 @@ import threading
 _compiling = threading.Lock()
 
 
-def kernel(function):
+def kernel(function=None, *, inline="never"):
     """Compile a function with numba at the first call of any kernel of its module.
 
     Compiled code releases the GIL, is cached on disk, divides as numpy does (by zero: infinity or NaN) and computes
-    every operation as it is written (no fastmath).
+    every operation as it is written (no fastmath). With ``@kernel(inline="always")`` numba copies it into the kernels that
+    call it.
     """
+    if function is None:
+        return functools.partial(kernel, inline=inline)
 
     @functools.wraps(function)
     def compile_and_call(*arguments):
@@ -25,7 +28,7 @@ def kernel(function):
 
     # Of the source as it was read: an edit while this process runs must not pass the old code for the new.
     source = os.stat(function.__code__.co_filename)
-    compile_and_call.uncompiled_kernel = function, (source.st_mtime_ns, source.st_size)
+    compile_and_call.uncompiled_kernel = function, (source.st_mtime_ns, source.st_size), inline
     return compile_and_call
 
 
@@ -43,12 +46,12 @@ def _compile_module(function):
         return namespace[function.__name__]
 
 
-def _compile(function, stamp):
+def _compile(function, stamp, inline="never"):
     import numba
 
-    from plateloom.features.kernel_cache import KernelCache
+    from plateloom.kernel_cache import KernelCache
 
-    compiled = numba.njit(nogil=True, error_model="numpy")(function)
+    compiled = numba.njit(nogil=True, error_model="numpy", inline=inline)(function)
     # Where no folder can be written to, every job compiles.
     with contextlib.suppress(RuntimeError):
         # What `cache=True` does, with another cache.
