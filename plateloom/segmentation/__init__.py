@@ -18,9 +18,12 @@ of it that the tile answers for. Views end at the edge of the image.
 A method that computes on a GPU takes ``device`` as well (`make_method`). Its module may say in ``TOGETHER`` how many images
 or tiles threads of one process are to work on side by side, for a network that answers them as one batch, and in
 ``describe_run(params, device)`` what stands in the job's record of how it ran. One that reads models of the user names them in
-the module's ``weights_files(params)``, so that their content is part of the labels' fingerprint. One that needs a package
-of other people names it in ``PACKAGE``, the command that installs it in ``INSTALL``, and says in ``notices(params)`` what a
-person must know before using it.
+the module's ``weights_files(params)``, so that their content is part of the labels' fingerprint. If the channels stand in such a
+model and not in parameters named ``…_channel``, ``needed_channels(params)`` lists them; if not every pixel size will do,
+``find_misfits(params, pixel_size_um)`` says so, and ``check_model(params, channels, folder)`` what can be told before anything
+runs. One whose objects are no cells says in ``OBJECTS`` what they are, and in ``MEASURED`` which compartments are worth
+measuring. One that needs a package of other people names it in ``PACKAGE``, the command that installs it in ``INSTALL``, and
+says in ``notices(params)`` what a person must know before using it.
 """
 
 from plateloom.registry import load_method
@@ -32,6 +35,8 @@ METHODS = {
     "cellpose": "plateloom.segmentation.cellpose",
     "instanseg": "plateloom.segmentation.instanseg",
     "stardist": "plateloom.segmentation.stardist",
+    "pixels": "plateloom.segmentation.pixels",
+    "patches": "plateloom.segmentation.patches",
 }
 
 COMPARTMENTS = ("Nuclei", "Cells", "Cytoplasm")
@@ -101,6 +106,33 @@ def make_method(module, params, channels, *, pixel_size_um, shape, device):
     """Make a method for one image; `device` goes to those that take it."""
     more = {"device": device} if takes_device(module) else {}
     return module.Method(params, channels, pixel_size_um=pixel_size_um, shape=shape, **more)
+
+
+def needed_channels(method, parameters):
+    """Channels without which a method cannot work: set of str, by its name and its parameters as a dict."""
+    named = {name for key, name in parameters.items() if key.endswith("_channel") and name}
+    module = load_method(METHODS, method, "segmentation method")
+    if hasattr(module, "needed_channels"):
+        named |= set(module.needed_channels(module.Params(**parameters)))
+    return named
+
+
+def find_misfits(method, parameters, *, pixel_size_um):
+    """Why a method cannot work on images of a pixel size [µm/px]: list of str."""
+    module = load_method(METHODS, method, "segmentation method")
+    return module.find_misfits(module.Params(**parameters), pixel_size_um) if hasattr(module, "find_misfits") else []
+
+
+def measured_compartments(method):
+    """Compartments of a method's labels that are worth measuring: all but those that its module's ``MEASURED`` leaves out."""
+    if method not in METHODS:  # which the config's checks report
+        return COMPARTMENTS
+    return getattr(load_method(METHODS, method, "segmentation method"), "MEASURED", COMPARTMENTS)
+
+
+def describe_objects(method):
+    """What the objects of a method are, as a sentence, where they are no cells; its module's ``OBJECTS``."""
+    return getattr(load_method(METHODS, method, "segmentation method"), "OBJECTS", "")
 
 
 def takes_device(module):

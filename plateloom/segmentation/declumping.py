@@ -11,12 +11,13 @@ broken by raster order. A tile with a halo of that width therefore gives exactly
 """
 
 import numpy as np
-from numba import njit
+
+from plateloom.compilation import kernel
 
 NOT_IN_MASK = -1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def box_sum(values, half_px):
     """Sum over a square window around each pixel.
 
@@ -60,7 +61,7 @@ def box_sum(values, half_px):
     return sums
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def fill_holes(mask, width_px):
     """Fill the holes of a mask that fit into a box.
 
@@ -109,7 +110,7 @@ def fill_holes(mask, width_px):
                 mask[stack[i] // width, stack[i] % width] = True
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def squared_distance(mask, cap_px):
     """Squared Euclidean distance of each pixel of a mask to the nearest pixel outside it, up to a cap.
 
@@ -155,7 +156,7 @@ def squared_distance(mask, cap_px):
     return distance
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _sift_up(heights, places, at):
     """Restore a heap (highest first, then raster order) after an append at `at`."""
     while at > 0:
@@ -168,7 +169,7 @@ def _sift_up(heights, places, at):
             return
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _sift_down(heights, places, size):
     """Restore a heap (highest first, then raster order) after its root was replaced."""
     at = 0
@@ -186,7 +187,7 @@ def _sift_down(heights, places, size):
         at = best
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def climb(landscape, mask, distance, prominence, weak_distance, window_px, reach_px):
     """Send each pixel of a mask uphill to the peak that it belongs to.
 
@@ -297,7 +298,7 @@ def climb(landscape, mask, distance, prominence, weak_distance, window_px, reach
     return peak_of.reshape(height, width)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _flood_outside(box, outside, stack, h, w):
     """Mark the pixels of a framed box that the frame reaches without crossing a kept (3) pixel."""
     stack[0], n = 0, 1
@@ -321,7 +322,7 @@ def _flood_outside(box, outside, stack, h, w):
                 n += 1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def finish_nuclei(peak_of, image, background, trim, min_contrast, ring_px, min_area, max_area):
     """Trim each nucleus to a fraction of its own brightness, make it whole, and drop what is no nucleus.
 

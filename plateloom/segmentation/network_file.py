@@ -5,6 +5,7 @@ A model is read as numbers and one dict, never as code: a pickle is refused unre
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def _check_header(path, data):
 
 
 def write_network_file(path, config, tensors):
-    """Write a network's file; the same network gives the same bytes.
+    """Write a network's file, which takes the place of an old one at once; the same network gives the same bytes.
 
     Parameters
     ----------
@@ -146,7 +147,13 @@ def write_network_file(path, config, tensors):
 
     about = {"kind": KIND, "format": FORMAT, "config": config}
     data = save(tensors, {"plateloom": json.dumps(about, sort_keys=True)})
-    Path(path).write_bytes(data)
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_bytes(data)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
     return hashlib.sha256(data).hexdigest()
 
 

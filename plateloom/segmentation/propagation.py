@@ -1,7 +1,8 @@
 """Grow labels over an image as CellProfiler's Propagation does: the same paths, costs and labels, within a known distance."""
 
 import numpy as np
-from numba import njit
+
+from plateloom.compilation import kernel
 
 _NEAR = 4e-16  # of a cost: what differs by less may be a tie, two neighbouring floats among them
 
@@ -52,7 +53,7 @@ def propagate_labels(seeds, allowed, image, weight, max_cost):
     return labels[1:-1, 1:-1], inner
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _grow(labels, costs, image, width, weight, max_cost):
     """Grow in place, on arrays with a rim of one pixel; costs are negative where nothing may grow."""
     per_cost = 2.0 / weight
@@ -105,7 +106,7 @@ def _grow(labels, costs, image, width, weight, max_cost):
             here = after[here]
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _step(here, there, diagonal, image, width, weight):
     """Cost of a step, its sum taken in the raster order of the nine pixels."""
     total = 0.0
@@ -115,7 +116,7 @@ def _step(here, there, diagonal, image, width, weight):
     return np.sqrt(total * total + (2.0 if diagonal else 1.0) * weight * weight)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _break_tie(here, labels, costs, image, width, weight):
     """Label of a pixel that two steps reach at the same cost, as a heap of centrosome's would hand it out.
 
@@ -141,7 +142,7 @@ def _break_tie(here, labels, costs, image, width, weight):
     return min(labels[opened], labels[best])
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _comes_before(one, other, labels, bits):
     """Whether a pixel leaves the heap before another."""
     if bits[one] >> 1 != bits[other] >> 1:

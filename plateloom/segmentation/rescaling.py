@@ -7,8 +7,9 @@ one order. What a tile sees is therefore, to the bit, what the whole image shows
 import math
 
 import numpy as np
-from numba import njit
 from scipy.ndimage import gaussian_filter
+
+from plateloom.compilation import kernel
 
 TRUNCATE = 3.0
 
@@ -126,7 +127,7 @@ def _neighbors(place, size):
     return low, (place - low).astype(np.float32)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _interpolate(samples, row, row_share, column, column_share):
     """Linear interpolation between neighboring rows, then columns: float32, shape (C, len(row), len(column))."""
     found = np.empty((samples.shape[0], len(row), len(column)), np.float32)

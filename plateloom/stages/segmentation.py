@@ -1,6 +1,5 @@
 """plate.zarr images -> label images of nuclei, cells and cytoplasm, field by field, large fields tile by tile."""
 
-import logging
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -12,15 +11,13 @@ from plateloom import segmentation
 from plateloom.engine import parts as engine
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
 from plateloom.errors import DataFault, ModelMismatchError, PlateLayoutError
-from plateloom.registry import load_method
+from plateloom.registry import load_method, log_notices
 from plateloom.stages.illumination import read_corrected, usable_fields, wells_of
 from plateloom.store import plate as store
 from plateloom.store.corrections import correction_path, read_correction
 from plateloom.store.layout import model_folder, plate_folder, plate_store, well_table
-from plateloom.store.provenance import read_json, recipe
+from plateloom.store.provenance import check_weights, read_json, recipe
 from plateloom.tiling import cut_tiles
-
-log = logging.getLogger(__name__)
 
 
 class Segmented(NamedTuple):
@@ -61,13 +58,13 @@ def segment_part(*, plate, part, parts, settings, corrections, code, converted, 
     """
 
     def plan(inputs):
+        check_weights(settings.get("weights", {}))
         flatfield = inputs["illuminated"]["artefacts"]["illumination"]
         network = {
             name: check_network(made) for found in inputs["trained"] for name, made in found["artefacts"].items()
         }
         module = load_method(segmentation.METHODS, settings["method"], "segmentation method")
-        for notice in module.notices(module.Params(**settings["parameters"])) if hasattr(module, "notices") else ():
-            log.warning(notice)
+        log_notices(module, module.Params(**settings["parameters"]))
         return [
             _unit(plate, well, images, flatfield, network, settings, corrections.get(well, {}), code)
             for well, images in wells_of([inputs["converted"]]).items()
@@ -152,6 +149,7 @@ def _unit(plate, well, images, flatfield, network, settings, corrections, code):
         columns = ["Metadata_Plate", "Metadata_Well", "Metadata_Field", "Status", "Reason", "Corrected"]
         columns += [f"Count_{name}" for name in segmentation.COMPARTMENTS]
         table = pd.DataFrame(rows, columns=columns)
+        check_weights(settings.get("weights", {}))  # replaced meanwhile, they are not what the recipe says
         return Outcome(table.sort_values("Metadata_Field", ignore_index=True), failures, facts=facts)
 
     return Unit(well, well_table(plate, "segmentation", well), made, work)
@@ -351,9 +349,14 @@ def _channels(plate, well, field, settings):
     """Channels that a field has, and its pixel size [µm/px]; refused where the method needs one that it lacks."""
     path = store.field_path(plate_store(plate), well, field)
     described = store.describe_image(path)
-    needed = {name for key, name in settings["parameters"].items() if key.endswith("_channel") and name}
+    needed = segmentation.needed_channels(settings["method"], settings["parameters"])
     if lacking := sorted(needed & set(described["missing"])):
         raise PlateLayoutError(f"segmentation needs {', '.join(lacking)}, which this field lacks")
+    misfits = segmentation.find_misfits(
+        settings["method"], settings["parameters"], pixel_size_um=described["pixel_size_um"]
+    )
+    if misfits:
+        raise PlateLayoutError(f"segmentation cannot work here: {'; '.join(misfits)}")
     return [name for name in described["channels"] if name not in described["missing"]], described["pixel_size_um"]
 
 
