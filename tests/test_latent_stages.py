@@ -7,19 +7,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
+import torch
 import yaml
 from conftest import simulate
 from in_process import run_stages
 from safetensors.numpy import load_file, save_file
+from scipy import ndimage
 
+from plateloom.cli import check
 from plateloom.config import load_config
-from plateloom.errors import ConfigError
+from plateloom.errors import ConfigError, ModelMismatchError
+from plateloom.latent import autoencoder, network
+from plateloom.latent.crops import crop_cells, normalize_crops
 from plateloom.latent.novelty import error_limit
-from plateloom.planning import Screen
-from plateloom.stages import latent
+from plateloom.planning import Screen, list_encoder_weights
+from plateloom.report.charts import format_number
+from plateloom.stages import latent, mosaics
+from plateloom.stages.illumination import read_corrected
+from plateloom.stages.mosaics import find_centers
 from plateloom.stages.novelty import ERROR
+from plateloom.stages.ranges import choose_range_fields, measure_range
+from plateloom.store import plate as store
+from plateloom.store.crops import CropShards, count_crops, read_crops, write_crops
 from plateloom.store.provenance import read_json
-from plateloom.store.tables import read_table
+from plateloom.store.tables import read_record, read_table
 
 DESIGN = {"rows": 2, "columns": 3, "size_px": 256, "cells_per_field": 8.0}
 TO_FEATURES = ("conversion", "assembly", "illumination", "quality", "flagging", "segmentation", "features")
@@ -177,3 +189,245 @@ def test_leaving_badly_restored_cells_out_needs_a_method_that_restores():
     for wrong in ({"method": "contrastive"}, {"enabled": False}):
         with pytest.raises(ConfigError, match="profiling.exclude_badly_restored"):
             load_config(chosen | {"latent": {"autoencoder": wrong}})
+
+
+# --------------------------------------------------------------------------------------- masks, ranges, shards, backbones
+
+TO_LATENT = (*TO_FEATURES, "autoencoder", "latent")
+MODEL = Path("results/screen/models/autoencoder")
+
+
+def where_of(well="A01"):
+    """What the cells of a well's first field are cut out by, and the cells."""
+    made = read_json(P1 / "records/segmentation/part-0.json")["artefacts"][well]
+    light = read_json(P1 / "records/illumination/part-0.json")["artefacts"]["illumination"]
+    path = store.field_path(P1 / "plate.zarr", well, 1)
+    values, centers = find_centers(path, made)
+    return path, values, centers, {"flatfield": light, "made": made, "crop_um": 32.0, "side_px": 32}
+
+
+def cut(well, values, centers, **where):
+    """All crops of `cut_crops`, in the order of the cells."""
+    found = list(latent.cut_crops("P1", well, 1, values, centers, **where))
+    order = np.concatenate([numbers for numbers, _ in found])
+    assert sorted(order) == list(range(len(values)))
+    return np.concatenate([crops for _, crops in found])[np.argsort(order)]
+
+
+def test_centers_are_those_of_the_whole_label_image_however_it_is_read(screen, monkeypatch):
+    path, values, centers, where = where_of()
+    labels = store.read_labels(path, "Nuclei")
+    expected = np.unique(labels)[1:]
+    np.testing.assert_array_equal(values, expected)
+    np.testing.assert_array_equal(centers, ndimage.center_of_mass(labels > 0, labels, expected))
+    monkeypatch.setattr(mosaics, "STRIP_PX", 50)
+    again = find_centers(path, where["made"])
+    np.testing.assert_array_equal(again[0], values)
+    np.testing.assert_array_equal(again[1], centers)
+
+
+@pytest.mark.parametrize("mask", ["none", "others", "cell"])
+def test_crops_of_a_large_image_are_those_of_the_whole_with_their_masks(screen, mask):
+    path, values, centers, where = where_of()
+    found = cut("A01", values, centers, mask=mask, **where)
+    pieces = cut("A01", values, centers, mask=mask, piece_px=90, **where)
+    np.testing.assert_array_equal(pieces, found)
+    image = read_corrected("P1", "A01", 1, where["flatfield"])
+    cells, size = store.read_labels(path, "Cells"), round(32 / store.describe_image(path)["pixel_size_um"])
+    for value, center, crop in zip(values, centers, found, strict=True):
+        belongs = {"none": cells >= 0, "others": np.isin(cells, [0, value]), "cell": cells == value}[mask]
+        expected = crop_cells(np.where(belongs, image, 0), [center], size_px=size, out_px=32)[0]
+        np.testing.assert_array_equal(crop, expected)
+    if mask != "none":
+        assert (found == 0).mean() > (cut("A01", values, centers, mask="none", **where) == 0).mean()
+
+
+def test_a_masked_screen_is_trained_and_encoded_with_its_masks(screen):
+    before = cells_of(screen)["A01"]
+    edit(screen, "latent.autoencoder", mask="cell")
+    run_stages(screen, TO_LATENT)
+    card = read_json(MODEL / "model.json")
+    model, _ = latent.load_autoencoder(card["plateloom"]["fingerprint"])
+    _, values, centers, where = where_of()
+    crops = normalize_crops(cut("A01", values, centers, mask="cell", **where), card["low"], card["high"])
+    table = cells_of(screen)["A01"]
+    names = [name for name in table if name.startswith("Latent_Autoencoder")]
+    np.testing.assert_allclose(table[names].to_numpy(), network.encode(model, crops), atol=1e-5)
+    assert np.abs(before[names].to_numpy() - table[names].to_numpy()).max() > 1e-2
+    shown = load_file(MODEL / "examples.safetensors")["pairs"][0]
+    assert (shown == 0).mean() > 0.2 and card["mask"] == "cell"
+
+
+def test_the_range_of_a_plate_is_the_median_over_fields_that_are_not_flagged(screen):
+    fields, inputs = choose_range_fields("P1")
+    qc = read_table(P1 / "qc.parquet")
+    good = qc.groupby("Metadata_Well")["Reason"].apply(lambda said: (said == "").all())
+    assert {well for well, _, _ in fields} == set(good.index[good]) and len(inputs) == len(fields)
+    light = where_of()[-1]["flatfield"]
+    channels = tuple(read_json(MODEL / "model.json")["channels"])
+    low, high = measure_range("P1", tuple(fields), light, channels)
+    planes = [read_corrected("P1", well, image, light) for well, image, _ in fields]
+    for i in range(len(channels)):
+        expected = np.median([np.percentile(plane[i], (1, 99.9)) for plane in planes], axis=0)
+        np.testing.assert_allclose([low[i], high[i]], expected, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def two_plates(tmp_path_factory):
+    """Two plates with the same cells, the second half as bright; the first is trained on."""
+    folder = simulate(tmp_path_factory.mktemp("plates") / "screen", **DESIGN | {"plates": ("P1", "P2")})
+    for path in sorted((folder / "raw/P1").glob("**/*.tif*")):
+        target = folder / "raw/P2" / path.relative_to(folder / "raw/P1")
+        assert target.exists()
+        tifffile.imwrite(target, tifffile.imread(path) // 2)
+    edit(folder, "illumination", method="none")
+    edit(folder, "latent.autoencoder", plates=["P1"])
+    run_stages(folder, TO_FEATURES)
+    return folder
+
+
+def test_a_plate_that_was_not_trained_on_is_stretched_by_its_own_range(two_plates, tmp_path, monkeypatch):
+    apart = {}
+    for normalize in ("screen", "plate"):
+        folder = shutil.copytree(two_plates, tmp_path / normalize)
+        monkeypatch.chdir(folder)
+        latent.load_autoencoder.cache_clear()
+        measure_range.cache_clear()
+        edit(folder, "latent.autoencoder", normalize=normalize)
+        run_stages(folder, TO_LATENT)
+        tables = [read_table(folder / f"results/plates/{plate}/latent/A01.parquet") for plate in ("P1", "P2")]
+        names = [name for name in tables[0] if name.startswith("Latent_Autoencoder")]
+        keys = ["Metadata_Field", "Metadata_ObjectNumber"]
+        both = tables[0].merge(tables[1], on=keys, suffixes=("", "_dim"))
+        assert len(both) > 0.7 * len(tables[0]), "cells are the same, but for a few pixels"
+        bright, dim = both[names].to_numpy(), both[[f"{name}_dim" for name in names]].to_numpy()
+        apart[normalize] = np.median(np.linalg.norm(bright - dim, axis=1)) / np.median(np.linalg.norm(bright, axis=1))
+        record = read_record(folder / "results/plates/P2/latent/A01.parquet")
+        ranges = {name.split("/")[0] for name in record["inputs"] if name.startswith("range")}
+        assert ranges == ({"range of P2"} if normalize == "plate" else set())
+    assert apart["plate"] < 0.5 * apart["screen"]
+
+
+def test_the_card_says_what_a_pca_of_the_same_size_restores(screen):
+    card = read_json(MODEL / "model.json")
+    record = read_json("results/screen/records/autoencoder.json")
+    assert record["facts"]["pca_error"] == card["pca"] < card["baseline"]
+    words = (screen / "results/screen/report.html").read_text()
+    assert f"PCA with as many numbers, fitted on the same crops, gives {format_number(card['pca'])}" in words
+
+
+def test_crops_in_files_are_those_in_memory_and_train_the_same_network(tmp_path):
+    random = np.random.default_rng(0)
+    crops = random.random((50, 2, 16, 16)).astype(np.float16)
+    with CropShards(tmp_path / "shards", (2, 16, 16), per_file=12) as shards:
+        for start in range(0, 50, 9):
+            shards.append(crops[start : start + 9])
+        assert shards.shape == crops.shape and len(list((tmp_path / "shards").iterdir())) == 5
+        for index in (slice(0, 50), slice(5, 33), slice(40, 99), slice(3, 3), [49, 0, 11, 12, 13], np.arange(0, 50, 7)):
+            np.testing.assert_array_equal(shards[index], crops[index])
+        params = autoencoder.Params(out_px=16, latent_dim=3, width=2, epochs=2, batch_size=8)
+        on_disk, in_memory = (network.train(some, params=params, holdout=some) for some in (shards, crops))
+    assert on_disk.history == in_memory.history
+
+
+def test_the_crops_of_a_well_are_read_back_block_by_block(tmp_path, monkeypatch):
+    crops = np.random.default_rng(0).random((7, 2, 4, 4)).astype(np.float32)
+    assert write_crops(tmp_path / "a.crops", [crops[:4], crops[4:]]) == 7
+    monkeypatch.setattr("plateloom.store.crops.BLOCK", 3)
+    blocks = list(read_crops(tmp_path / "a.crops", (2, 4, 4)))
+    assert [len(block) for block in blocks] == [3, 3, 1] and count_crops(tmp_path / "a.crops", (2, 4, 4)) == 7
+    np.testing.assert_array_equal(np.concatenate(blocks), crops)
+    assert sum(map(len, read_crops(tmp_path / "a.crops", (2, 4, 4), 4))) == 4
+
+
+def export_program(path, seed):
+    """A program that gives five numbers of three planes."""
+    torch.manual_seed(seed)
+    layers = [torch.nn.Conv2d(3, 5, 5, 2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
+    shapes = {"input": {0: torch.export.Dim("pictures", min=1)}}
+    program = torch.export.export(
+        torch.nn.Sequential(*layers).eval(), (torch.rand(2, 3, 48, 48),), dynamic_shapes=shapes
+    )
+    torch.export.save(program, path)
+
+
+def test_a_network_of_other_people_goes_the_same_way_and_its_weights_are_part_of_the_result(screen):
+    export_program("own.pt2", 0)
+    parameters = {"model": "own.pt2", "out_px": 48, "crop_px": 32, "latent_dim": 4}
+    settings = yaml.safe_load((screen / "config.yaml").read_text())
+    settings["latent"]["autoencoder"] |= {"method": "backbone", "parameters": parameters}
+    (screen / "config.yaml").write_text(yaml.safe_dump(settings))
+    run_stages(screen, TO_PAGES)
+    card, first = read_json(MODEL / "model.json"), cells_of(screen)
+    numbers = 5 * len(card["channels"])
+    assert card["weights"].keys() == {"own.pt2"} and card["found"]["numbers"] == numbers
+    assert not card["held_out_errors"] and card["pca"] is None
+    for table in first.values():
+        names = [name for name in table if name.startswith("Latent_")]
+        assert names == [f"Latent_Backbone_{i:02d}" for i in range(4)]
+        assert np.isfinite(table[names]).all(axis=None)
+    words = (screen / "results/screen/report.html").read_text()
+    assert "A network of your own, own.pt2, not trained here" in words and f"It gives {numbers} numbers" in words
+    assert "Learning curve" not in words and "Badly reconstructed" not in (screen / P1 / "report.html").read_text()
+    run_stages(screen, TO_LATENT)
+    assert read_json(MODEL / "model.json") == card
+    export_program("own.pt2", 1)
+    latent.load_autoencoder.cache_clear()
+    with pytest.raises(ModelMismatchError, match="own.pt2.*altered"):
+        latent.load_autoencoder(card["plateloom"]["fingerprint"])
+    run_stages(screen, TO_LATENT)
+    assert read_json(MODEL / "model.json")["weights"] != card["weights"]
+    assert not cells_of(screen)["A01"].equals(first["A01"])
+
+
+def test_a_network_that_does_not_take_the_crops_is_said_and_not_tried_again(screen):
+    export_program("own.pt2", 0)
+    settings = yaml.safe_load((screen / "config.yaml").read_text())
+    settings["latent"]["autoencoder"] |= {"method": "backbone", "parameters": {"model": "own.pt2"}}
+    (screen / "config.yaml").write_text(yaml.safe_dump(settings))
+    run_stages(screen, TO_LATENT)
+    record = read_json("results/screen/records/autoencoder.json")
+    assert record["status"] == "failed" and "set `out_px: 48`, which is 224" in record["reason"]
+
+
+def test_weights_that_are_not_there_are_a_mistake_of_the_config(tmp_path):
+    chosen = {"method": "backbone", "parameters": {"model": "timm:resnet18", "weights": "w.safetensors"}}
+    config = load_config({"channels": {"DNA": {"source": "1"}}, "latent": {"autoencoder": chosen}})
+    assert list_encoder_weights(config, tmp_path)[1] == [
+        "latent.autoencoder.parameters: no weights at 'w.safetensors'; nothing is downloaded"
+    ]
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    assert list_encoder_weights(config, tmp_path) == (["w.safetensors"], [])
+    with pytest.raises(ConfigError, match="weights: timm:resnet18 needs a file"):
+        load_config(
+            {
+                "channels": {"DNA": {"source": "1"}},
+                "latent": {"autoencoder": chosen | {"parameters": {"model": "timm:resnet18"}}},
+            }
+        )
+
+
+def test_the_check_warns_of_programs_and_names_a_package_that_is_not_there(tmp_path, monkeypatch):
+    (tmp_path / "own.pt2").write_bytes(b"")
+    monkeypatch.setattr(check, "_installed", lambda package: False)
+    said = {}
+    for name, parameters in {
+        "own": {"model": "own.pt2"},
+        "timm": {"model": "timm:resnet18", "weights": "own.pt2"},
+    }.items():
+        chosen = {"autoencoder": {"method": "backbone", "parameters": parameters}}
+        config = load_config({"channels": {"DNA": {"source": "1"}}, "latent": chosen})
+        said[name] = [], []
+        check._check_network(tmp_path, config, *said[name])
+    assert said["own"] == (
+        [],
+        [
+            "config.yaml: warning: backbone: a .pt2 file may run any code when it is read; take it only from whom you trust"
+        ],
+    )
+    assert said["timm"] == (
+        [
+            "config.yaml: latent.autoencoder.method backbone: the package 'timm' is not installed: pip install timm",
+        ],
+        [],
+    )

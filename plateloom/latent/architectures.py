@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from plateloom.latent.poses import best_poses, circle, rotate_crops, turn_alike, turn_crops
+from plateloom.latent.pretrained import Backbone
 from plateloom.latent.training_settings import SHRINK
 
 SYMMETRIES = 8  # of the square
@@ -32,6 +33,7 @@ class CropEncoder(nn.Module):
     def __init__(self, channels, out_px, width, numbers, invariant):
         super().__init__()
         w, side = width, out_px // SHRINK
+        self.side_px = out_px  # of the crops
         self.invariant = invariant
         self.register_buffer("center", torch.zeros(channels, 1, 1))
         self.register_buffer("scale", torch.ones(channels, 1, 1))
@@ -242,4 +244,4 @@ def contrast(first, second, temperature):
     return nn.functional.cross_entropy(similar, partner)
 
 
-NETWORKS = {"autoencoder": Autoencoder, "contrastive": ContrastiveEncoder}
+NETWORKS = {"autoencoder": Autoencoder, "contrastive": ContrastiveEncoder, "backbone": Backbone}

@@ -6,11 +6,11 @@ import numpy as np
 
 from plateloom.errors import ModelMismatchError
 from plateloom.latent import MAPS
+from plateloom.latent.neighbors import BLOCK, nearest_rows
 from plateloom.latent.pca import first_two
 from plateloom.registry import load_method
 from plateloom.schema import schema_hash
 
-BLOCK = 512  # rows per matrix product; always full, so that no row's rounding depends on how many others came with it
 NEIGHBORS = 15
 MAD_TO_SD = 1.482602218505602
 
@@ -158,20 +158,10 @@ class Map:
 
     def _place(self, components):
         """Fuzzy-weighted mean of the embedding of each row's nearest sample rows."""
-        sample = self.sample.astype(float)
-        k = min(self.config["params"].get("n_neighbors", NEIGHBORS), len(sample))
-        rows = np.zeros((BLOCK, components.shape[1]))
-        rows[: len(components)] = components
-        near = -2 * rows @ sample.T + (sample**2).sum(axis=1)
-        # The product finds candidates; their distances are computed plainly, so that 0 is 0.
-        keep = min(k + 4, len(sample))
-        candidates = np.argpartition(near[: len(components)], keep - 1, axis=1)[:, :keep]
-        candidates.sort(axis=1)
-        distance = np.sqrt(((rows[: len(components), None] - sample[candidates]) ** 2).sum(axis=2))
-        nearest = np.argsort(distance, axis=1, kind="stable")[:, :k]
-        candidates = np.take_along_axis(candidates, nearest, axis=1)
-        weights = fuzzy_weights(np.take_along_axis(distance, nearest, axis=1))
-        return (weights[:, :, None] * self.embedding[candidates]).sum(axis=1).astype(np.float32)
+        k = self.config["params"].get("n_neighbors", NEIGHBORS)
+        near, distance = nearest_rows(self.sample.astype(float), components.astype(float), k)
+        weights = fuzzy_weights(distance)
+        return (weights[:, :, None] * self.embedding[near]).sum(axis=1).astype(np.float32)
 
 
 def fit_map(sample, *, features, method="umap", params):
@@ -201,8 +191,11 @@ def fit_map(sample, *, features, method="umap", params):
     -----
     Each feature is scaled by its median and MAD (by its standard deviation where more than half of the values are
     equal), features that do not vary are dropped, and scaled values are clipped, so that a handful of broken cells do
-    not own an axis.
+    not own an axis. Products of matrices run in one thread: of several, each number of threads rounds in its own way, and
+    a layout makes much of the last digit.
     """
+    from threadpoolctl import threadpool_limits
+
     module = load_method(MAPS, method, "map")
     sample = np.asarray(sample, dtype=float)
     features = list(features)
@@ -212,6 +205,12 @@ def fit_map(sample, *, features, method="umap", params):
         )
     if not len(sample):
         raise ValueError("No rows to fit a map on.")
+    with threadpool_limits(1):
+        return _fit(module, sample, features, method, params)
+
+
+def _fit(module, sample, features, method, params):
+    """The map; see `fit_map`."""
     median, scale = _robust_moments(sample)
     if not (scale > 0).any():
         raise ValueError(f"None of {len(features)} features varies among {len(sample)} rows; no map can be fitted.")

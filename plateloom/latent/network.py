@@ -8,15 +8,17 @@ import hashlib
 import inspect
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from plateloom.errors import ModelMismatchError
 from plateloom.latent.architectures import NETWORKS, CropEncoder
+from plateloom.latent.principal import principal_axes
 
 FIRST = {"method": "autoencoder", "invariant": False, "variational": False}  # what models say that do not say it
+PCA_CROPS = 20_000  # of the training, for `pca_loss`
 
 
 @dataclass
@@ -35,12 +37,15 @@ class Trained:
         crops), or the loss of views that tell nothing.
     state : dict of str to Tensor
         As given to `on_epoch` last; resumes training.
+    facts : dict
+        What else is to be said of the model.
     """
 
     model: CropEncoder
     history: list
     baseline: float
     state: dict
+    facts: dict = field(default_factory=dict)
 
 
 def train(crops, *, params, device="cpu", holdout=None, resume=None, on_epoch=None):
@@ -77,17 +82,17 @@ def train(crops, *, params, device="cpu", holdout=None, resume=None, on_epoch=No
     Order, augmentation and noise of epoch e are drawn from (seed, e) alone and the learning rate is a function of the step,
     so the state needs no random generator. Bitwise equality holds for the same machine and thread count.
     """
-    _check_crops(crops, params.out_px)
+    _check_crops(crops, params.side_px)
     if not len(crops):
         raise ValueError("No crops to train on.")
     if holdout is not None and len(holdout):
-        _check_crops(holdout, params.out_px, channels=crops.shape[1])
+        _check_crops(holdout, params.side_px, channels=crops.shape[1])
     else:
         holdout = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
         model = build(params.network(crops.shape[1]))
-    mean, center, scale = _moments(crops, params.batch_size)
+    mean, center, scale = channel_moments(crops, params.batch_size)
     model.center.copy_(center)
     model.scale.copy_(scale)
     recipe = params.model_dump() | {
@@ -107,7 +112,7 @@ def train(crops, *, params, device="cpu", holdout=None, resume=None, on_epoch=No
 
     steps = math.ceil(len(crops) / params.batch_size)
     state = _state(model, optimizer, history, digest)
-    with _exact():
+    with exact():
         for epoch in range(len(history), params.epochs):
             model.train()
             random = np.random.default_rng([params.seed, epoch])
@@ -119,7 +124,7 @@ def train(crops, *, params, device="cpu", holdout=None, resume=None, on_epoch=No
                 for group in optimizer.param_groups:
                     group["lr"] = params.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
                 optimizer.zero_grad(set_to_none=True)
-                loss, shown = model.loss(_batch(crops, chosen, device), random, params)
+                loss, shown = model.loss(to_batch(crops, chosen, device), random, params)
                 loss.backward()
                 optimizer.step()
                 total += float(shown.detach()) * len(chosen)
@@ -240,6 +245,42 @@ def baseline_loss(model, mean, crops, batch_size=256):
     return _mean_by_batches(model, crops, batch_size, lambda batch: model.baseline(batch, mean))
 
 
+def pca_loss(model, crops, holdout):
+    """Return what `held_out_loss` would be of a PCA with as many numbers, fitted on the training crops as they lie.
+
+    Parameters
+    ----------
+    model : Autoencoder
+        For the units of the error, and the number of components only.
+    crops : array-like, shape (N, C, H, W)
+        Training crops; of more than `PCA_CROPS` so many, chosen evenly. Read in batches.
+    holdout : array-like, shape (M, C, H, W)
+
+    Returns
+    -------
+    float
+        NaN without holdout.
+    """
+    chosen = np.linspace(0, len(crops) - 1, min(PCA_CROPS, len(crops))).round().astype(int)
+    weight = float(model.window.sum()) * len(model.scale)
+
+    def rows_of(batch):
+        return (model.standardize(batch) * model.window).flatten(1).cpu().numpy()
+
+    def batches():
+        for start in range(0, len(chosen), 256):
+            yield rows_of(to_batch(crops, chosen[start : start + 256], model.scale.device))
+
+    mean, axes, _ = principal_axes(batches, model.config["latent_dim"])
+
+    def lost(batch):
+        rows = rows_of(batch) - mean
+        left = rows - (rows @ axes) @ axes.T
+        return np.square(left, dtype=np.float64).sum() / len(rows) / weight
+
+    return _mean_by_batches(model, holdout, 256, lost)
+
+
 def mean_crop(crops, batch_size=256):
     """Average crops batch by batch.
 
@@ -252,7 +293,7 @@ def mean_crop(crops, batch_size=256):
     -------
     ndarray of float32, shape (C, H, W)
     """
-    return _moments(crops, batch_size)[0].numpy()
+    return channel_moments(crops, batch_size)[0].numpy()
 
 
 def to_tensors(model):
@@ -328,8 +369,20 @@ def _check_crops(crops, side, channels=None):
         raise ValueError(f"The holdout crops have {crops.shape[1]} channels, the training crops {channels}.")
 
 
-def _batch(crops, index, device):
-    """A slice or rows of `crops` as float32 on the device."""
+def to_batch(crops, index, device):
+    """Take a slice or rows of `crops`, as float32 on the device.
+
+    Parameters
+    ----------
+    crops : array-like, shape (N, C, H, W)
+    index : slice or array of int
+    device : torch.device or str
+
+    Returns
+    -------
+    Tensor of float32, shape (n, C, H, W)
+        Integers are divided by the largest of their type.
+    """
     values = np.asarray(crops[index])
     if np.issubdtype(values.dtype, np.integer):
         values = values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)
@@ -339,7 +392,7 @@ def _batch(crops, index, device):
 def _by_batches(model, crops, batch_size, function):
     """Apply `function` to batches without gradients; one array of float32."""
     config = model.config
-    expected = (config["channels"], config["out_px"], config["out_px"])
+    expected = (config["channels"], model.side_px, model.side_px)
     if tuple(crops.shape[1:]) != expected:
         raise ModelMismatchError(
             f"Found crops of {tuple(crops.shape[1:])} (channels, rows, columns); the model was trained on {expected}."
@@ -347,9 +400,9 @@ def _by_batches(model, crops, batch_size, function):
     was_training = model.training
     model.eval()
     parts = []
-    with _exact(), torch.no_grad():
+    with exact(), torch.no_grad():
         for start in range(0, max(len(crops), 1), batch_size):  # an empty input still gives the shape of the result
-            batch = _batch(crops, slice(start, start + batch_size), model.scale.device)
+            batch = to_batch(crops, slice(start, start + batch_size), model.scale.device)
             parts.append(function(batch).cpu().numpy())
     model.train(was_training)
     return np.concatenate(parts).astype(np.float32)
@@ -360,21 +413,38 @@ def _mean_by_batches(model, crops, batch_size, function):
     was_training = model.training
     model.eval()
     total = 0.0
-    with _exact(), torch.no_grad():
+    with exact(), torch.no_grad():
         for start in range(0, len(crops), batch_size):
-            batch = _batch(crops, slice(start, start + batch_size), model.scale.device)
+            batch = to_batch(crops, slice(start, start + batch_size), model.scale.device)
             total += float(function(batch)) * len(batch)
     model.train(was_training)
     return total / len(crops) if len(crops) else math.nan
 
 
-def _moments(crops, batch_size):
-    """Mean crop, and mean and standard deviation per channel, in one pass of float64 sums."""
+def channel_moments(crops, batch_size=256):
+    """Compute the mean crop, and mean and standard deviation of each channel, in one pass of float64 sums.
+
+    Parameters
+    ----------
+    crops : array-like, shape (N, C, H, W)
+    batch_size : int
+
+    Returns
+    -------
+    mean : Tensor of float32, shape (C, H, W)
+    center, scale : Tensor of float32, shape (C, 1, 1)
+        A channel that does not vary has the scale 1.
+
+    Raises
+    ------
+    ValueError
+        If some values are not finite.
+    """
     channels = crops.shape[1]
     total = torch.zeros(tuple(crops.shape[1:]), dtype=torch.float64)
     squares = torch.zeros(channels, dtype=torch.float64)
     for start in range(0, len(crops), batch_size):
-        batch = _batch(crops, slice(start, start + batch_size), "cpu").double()
+        batch = to_batch(crops, slice(start, start + batch_size), "cpu").double()
         if not torch.isfinite(batch).all():
             raise ValueError("Some crops hold NaN or infinity. Leave those cells out.")
         total += batch.sum(dim=0)
@@ -428,8 +498,8 @@ def _load(model, tensors):
 
 
 @contextlib.contextmanager
-def _exact():
-    """Full float32 and repeatable algorithms on a GPU; nothing changes on a CPU."""
+def exact():
+    """Compute in full float32 and repeatable algorithms on a GPU; nothing changes on a CPU."""
     tf32 = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:

@@ -24,3 +24,8 @@ class EncoderParams(BaseModel):
         if value % SHRINK:
             raise ValueError(f"out_px is {value}; it must be a multiple of {SHRINK}")
         return value
+
+    @property
+    def side_px(self):
+        """Side of the crops [px]."""
+        return self.out_px

@@ -1,13 +1,14 @@
 """A map by UMAP of the principal components of a sample."""
 
-import warnings
-
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from plateloom.latent.layout import lay_out
+from plateloom.latent.neighbors import find_neighbors, fuzzy_graph
 from plateloom.latent.pca import first_two
 
-SMALL = 4096  # rows from which on UMAP's neighbors are approximate
+SIDE = 10.0  # of the square that the layout starts in [map units]
+JITTER = 1e-4  # sets rows apart that start in one place [map units]
 
 
 class Params(BaseModel):
@@ -40,42 +41,50 @@ def embed(components, params):
 
     Notes
     -----
-    UMAP starts from the first two principal components: repeatable, and it keeps the large distances better than a
-    random start (Kobak & Linderman 2021, doi:10.1038/s41587-020-00809-z). It is given the exact neighbors: looking for
-    approximate ones, as it would from `SMALL` rows on, takes longer to compile than these to find.
+    UMAP (McInnes et al. 2018, arXiv:1802.03426) starts here from the first two principal components: repeatable, and it keeps the
+    large distances better than a random start (Kobak & Linderman 2021, doi:10.1038/s41587-020-00809-z). The layout is our own,
+    of two coordinates only, and needs no package; see `lay_out`.
     """
-    # Where every row is everyone's neighbor there is no neighborhood to preserve.
-    if len(components) <= params.n_neighbors:
-        return None, (
-            f"{len(components)} rows, UMAP needs more than its {params.n_neighbors} neighbors: the map shows the first two "
-            "principal components"
-        )
-    start = first_two(components)
-    largest = np.abs(start).max()
-    start = 10 * start / largest if largest > 0 else start
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Tensorflow not installed")
-        warnings.filterwarnings("ignore", message="n_jobs value .* overridden")
-        warnings.filterwarnings("ignore", message="precomputed_knn.* is not an NNDescent object")
-        import umap
-
-        known = _find_neighbors(components, params.n_neighbors) if len(components) >= SMALL else (None, None, None)
-        model = umap.UMAP(
-            n_components=2,
-            n_neighbors=params.n_neighbors,
-            precomputed_knn=known,
-            min_dist=params.min_dist,
-            init=start,
-            random_state=params.seed,
-            n_jobs=1,
-        )
-        embedding = model.fit_transform(components)
-    return np.ascontiguousarray(embedding, dtype=np.float32), ""
+    reason = reason_of_few(len(components), params)
+    if reason:
+        return None, reason
+    graph = fuzzy_graph(*find_neighbors(components, params.n_neighbors - 1))
+    return lay_out(graph, start_of(components, params.seed), min_dist=params.min_dist, seed=params.seed), ""
 
 
-def _find_neighbors(components, count):
-    """Numbers and distances of each row's nearest rows, itself among them; and no index, which only new rows need."""
-    from sklearn.neighbors import NearestNeighbors
+def reason_of_few(n, params):
+    """Say why so few rows have no map by their neighbors.
 
-    distances, numbers = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(components).kneighbors(components)
-    return numbers, distances.astype(np.float32), None
+    Parameters
+    ----------
+    n : int
+    params : Params
+
+    Returns
+    -------
+    str
+        '' if they have one. Where every row is everyone's neighbor there is no neighborhood to preserve.
+    """
+    if n > params.n_neighbors:
+        return ""
+    return f"{n} rows, UMAP needs more than its {params.n_neighbors} neighbors: the map shows the first two principal components"
+
+
+def start_of(components, seed):
+    """Scale the first two principal components to the square that a layout starts in.
+
+    Parameters
+    ----------
+    components : array of float, shape (n, K)
+    seed : int
+        Of the jitter that sets equal rows apart.
+
+    Returns
+    -------
+    ndarray of float32, shape (n, 2)
+    """
+    start = first_two(components).astype(float)
+    start -= start.min(axis=0)
+    largest = start.max(axis=0)
+    start *= SIDE / np.where(largest > 0, largest, 1.0)
+    return (start + np.random.default_rng(seed).normal(0, JITTER, start.shape)).astype(np.float32)

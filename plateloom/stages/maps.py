@@ -1,7 +1,8 @@
-"""Features of cells of the screen -> a map; every cell -> its place on the map, well by well."""
+"""Features of cells of the screen, or their latents -> a map and clusters; every cell -> its place on the map and its cluster, well by well."""
 
 import functools
 import io
+import re
 
 import numpy as np
 import pandas as pd
@@ -9,18 +10,20 @@ import pandas as pd
 from plateloom import profiling
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
 from plateloom.errors import ModelMismatchError, PlateLayoutError
-from plateloom.latent import MAPS
-from plateloom.registry import load_method
+from plateloom.latent import CLUSTERINGS, MAPS
+from plateloom.registry import load_method, log_notices
 from plateloom.stages.sampling import inputs_of, sample_rows, wells_to_learn_from
 from plateloom.store.layout import model_folder, plate_folder, well_table
 from plateloom.store.provenance import file_digest, read_json, recipe, write_bytes, write_json
-from plateloom.store.tables import KEYS, read_table
+from plateloom.store.tables import KEYS, read_record, read_table
 
 COMPONENTS = 10
+LATENT = re.compile(r"Latent_\w+_\d+")  # not the error of a reconstruction
+OF_CLUSTERS = "clusters_"  # begins the names of their arrays, in the map's file
 
 
-def fit_screen(*, plates, settings, code, measured, flagged, record):
-    """Fit the map on cells drawn evenly over wells.
+def fit_screen(*, plates, settings, code, measured, flagged, record, encoded=()):
+    """Fit the map on cells drawn evenly over wells, and clusters on the same cells.
 
     Parameters
     ----------
@@ -32,23 +35,29 @@ def fit_screen(*, plates, settings, code, measured, flagged, record):
     measured, flagged : list of str
         Records of all plates.
     record : str
+    encoded : list of str
+        Records of the latents of all plates, where the map is of them.
     """
     folder = model_folder("map")
 
     def plan(inputs):
         chosen = [plate for plate in plates if not settings["plates"] or plate in settings["plates"]]
-        wells = wells_to_learn_from(inputs["measured"], plates=chosen, count=settings["wells"])
+        wells = wells_to_learn_from(inputs["encoded"] or inputs["measured"], plates=chosen, count=settings["wells"])
         if not wells:
             raise PlateLayoutError("no plate is complete")
         made = recipe("map", parameters=settings, code=code, inputs=inputs_of(wells))
+        source = settings["inputs"]
 
         def work():
             quota = -(-settings["cells"] // len(wells))
-            tables = yield [(sample_features, well["plate"], well["well"], well["excluded"], quota) for well in wells]
+            tables = yield [
+                (sample_cells, well["plate"], well["well"], source, well["excluded"], quota) for well in wells
+            ]
             sample = pd.concat(tables, ignore_index=True)
-            features = profiling.feature_columns(sample)
+            encoder = _one_encoder(wells) if source == "latent" else ""
+            features = input_columns(sample, source)
+            sample = sample[np.isfinite(sample[features].to_numpy(float)).any(axis=1)]
             values = sample[features].to_numpy(float)
-            values = values[np.isfinite(values).any(axis=1)]
             if not len(values):
                 raise PlateLayoutError("no cell on any plate, so there is no map")
             from plateloom.latent.maps import fit_map
@@ -56,14 +65,16 @@ def fit_screen(*, plates, settings, code, measured, flagged, record):
             params = load_method(MAPS, settings["method"], "map").Params(**settings["parameters"])
             fitted = fit_map(values, features=features, method=settings["method"], params=params)
             arrays, config, features = fitted.to_arrays()
+            clusters, of_clusters = _fit_clusters(fitted, sample, values, settings["clusters"])
             buffer = io.BytesIO()
-            np.savez(buffer, **arrays)
+            np.savez(buffer, **arrays, **of_clusters)
             write_bytes(folder / "map.npz", buffer.getvalue())
             content = file_digest(buffer.getvalue())
-            write_json(
-                folder / "map.json", {"plateloom": made, "config": config, "features": features, "content": content}
-            )
-            return Outcome(facts={"cells": len(values), "reason": config["reason"], "features": len(features)})
+            card = {"config": config, "features": features, "clusters": clusters, "content": content}
+            card |= {"inputs": source, "encoder": encoder}
+            write_json(folder / "map.json", {"plateloom": made} | card)
+            facts = {"cells": len(values), "reason": config["reason"], "features": len(features)}
+            return Outcome(facts=facts | {"clusters": clusters and clusters["config"]["number"]})
 
         return [Unit("map", folder / "map.json", made, work)]
 
@@ -73,20 +84,75 @@ def fit_screen(*, plates, settings, code, measured, flagged, record):
         plan=plan,
         code=code,
         settings=settings,
-        upstream={"measured": measured, "flagged": flagged},
+        upstream={"measured": measured, "flagged": flagged, "encoded": list(encoded)},
         strict=False,
     )
 
 
-def sample_features(plate, well, excluded, quota):
+def _fit_clusters(fitted, sample, values, settings):
+    """The clusters' part of the map's card, None where there are none, and their arrays."""
+    if settings["method"] == "none":
+        return None, {}
+    from plateloom.latent.clusters import describe_clusters, fit_clusters
+
+    module = load_method(CLUSTERINGS, settings["method"], "clustering method")
+    params = module.Params(**settings["parameters"])
+    log_notices(module, params)
+    components = fitted.project(values, features=fitted.features)
+    whole = np.isfinite(components).all(axis=1)
+    sample, components = sample[whole], components[whole]
+    wells = (sample["Metadata_Plate"] + "/" + sample["Metadata_Well"]).to_numpy(str)
+    clusters, labels = fit_clusters(
+        components, wells, method=settings["method"], params=params, resamples=settings["resamples"]
+    )
+    rows = describe_clusters(labels, components, values[whole], fitted=fitted, wells=wells)
+    keys = sample[list(KEYS)]
+    for row in rows:
+        cells = keys.iloc[row["examples"]].itertuples(index=False, name=None)
+        row["examples"] = [[plate, well, int(field), int(number)] for plate, well, field, number in cells]
+    arrays, config = clusters.to_arrays()
+    return {"config": config, "rows": rows}, {OF_CLUSTERS + name: array for name, array in arrays.items()}
+
+
+def input_columns(table, source):
+    """Columns that a map is of: what features measure, or the latents."""
+    if source == "features":
+        return profiling.feature_columns(table)
+    return [name for name in table.columns if LATENT.fullmatch(name)]
+
+
+def read_cells(plate, well, source):
+    """Cells of a well with their features, or with their latents: empty where a field lacks a channel."""
+    if source == "features":
+        return read_table(well_table(plate, "features", well))
+    cells = read_table(well_table(plate, "features", well), [*KEYS, "Metadata_SourceField"])
+    latents = read_table(well_table(plate, "latent", well))
+    latents = latents[[*KEYS, *input_columns(latents, source)]]
+    return cells.merge(latents, on=list(KEYS), how="left", validate="one_to_one")
+
+
+def encoder_of(plate, well):
+    """Fingerprint of the encoder that a well's latents are of."""
+    return str((read_record(well_table(plate, "latent", well)) or {}).get("inputs", {}).get("model"))
+
+
+def _one_encoder(wells):
+    """That of all wells: of several, columns of the same names mean different things."""
+    found = sorted({encoder_of(well["plate"], well["well"]) for well in wells})
+    if len(found) != 1:
+        raise ModelMismatchError(f"the latents of the map's wells are of different encoders ({', '.join(found)})")
+    return found[0]
+
+
+def sample_cells(plate, well, source, excluded, quota):
     """A few cells of a well; runs in a worker."""
-    table = read_table(well_table(plate, "features", well))
+    table = read_cells(plate, well, source)
     table = table[~table["Metadata_SourceField"].isin(excluded)]
     return table.iloc[sample_rows(f"{plate}/{well}", len(table), quota)]
 
 
-def map_part(*, plate, part, parts, code, fitted, measured, record):
-    """Place the cells of a part's wells on the map.
+def map_part(*, plate, part, parts, code, fitted, measured, record, encoded=()):
+    """Place the cells of a part's wells on the map, and find their clusters.
 
     Parameters
     ----------
@@ -96,18 +162,23 @@ def map_part(*, plate, part, parts, code, fitted, measured, record):
     fitted, measured : str
         Records.
     record : str
+    encoded : list of str
+        Record of the latents of the part, where the map is of them.
     """
 
     def plan(inputs):
         fingerprint = inputs["fitted"]["artefacts"]["map"]
-        return [_unit(plate, well, found, fingerprint, code) for well, found in inputs["measured"]["artefacts"].items()]
+        cells = inputs["measured"]["artefacts"]
+        for found in inputs["encoded"]:
+            cells = {well: [made, found["artefacts"][well]] for well, made in cells.items()}
+        return [_unit(plate, well, found, fingerprint, code) for well, found in cells.items()]
 
     run_job(
         "maps",
         record=record,
         plan=plan,
         code=code,
-        upstream={"fitted": fitted, "measured": measured},
+        upstream={"fitted": fitted, "measured": measured, "encoded": list(encoded)},
         plate=plate,
         part=part,
         parts=parts,
@@ -126,25 +197,32 @@ def _unit(plate, well, cells, fingerprint, code):
 
 
 def place_cells(plate, well, fingerprint):
-    """Places of a well's cells on the map, and their first principal components; runs in a worker."""
-    cells = read_table(well_table(plate, "features", well))
-    fitted = load_map(fingerprint)
+    """Places of a well's cells on the map, their first principal components and clusters; runs in a worker."""
+    fitted, clusters = load_map(fingerprint)
+    described = read_json(model_folder("map") / "map.json")
+    if described["inputs"] == "latent" and encoder_of(plate, well) != described["encoder"]:
+        raise ModelMismatchError(
+            f"the map is of latents of the encoder {described['encoder']}, these are of {encoder_of(plate, well)}"
+        )
+    cells = read_cells(plate, well, described["inputs"])
     values = cells[fitted.features].to_numpy(float)
     places = fitted.transform(values, features=fitted.features)
-    components = fitted.project(values, features=fitted.features)[:, :COMPONENTS]
+    components = fitted.project(values, features=fitted.features)
     table = cells[list(KEYS)].assign(Map_1=places[:, 0], Map_2=places[:, 1])
-    return table.assign(**{f"PCA_{i + 1}": column for i, column in enumerate(components.T)})
+    table = table.assign(**{f"PCA_{i + 1}": column for i, column in enumerate(components[:, :COMPONENTS].T)})
+    return table if clusters is None else table.assign(Cluster=clusters.assign(components))
 
 
 @functools.lru_cache(maxsize=1)
 def load_map(fingerprint):
-    """The screen's map, if it is the one expected.
+    """The screen's map, if it is the one expected, and its clusters; None if there are none.
 
     Raises
     ------
     ModelMismatchError
         If another map lies there, or its file was altered.
     """
+    from plateloom.latent.clusters import Clusters
     from plateloom.latent.maps import Map
 
     described = read_json(model_folder("map") / "map.json")
@@ -153,5 +231,10 @@ def load_map(fingerprint):
     data = (model_folder("map") / "map.npz").read_bytes()
     if file_digest(data) != described["content"]:
         raise ModelMismatchError(f"{model_folder('map') / 'map.npz'} was altered: expected {described['content']}")
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return Map.from_arrays(dict(arrays), described["config"], described["features"])
+    with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+        arrays, of_clusters = {}, {}
+        for name, array in stored.items():
+            (of_clusters if name.startswith(OF_CLUSTERS) else arrays)[name.removeprefix(OF_CLUSTERS)] = array
+    fitted = Map.from_arrays(arrays, described["config"], described["features"])
+    clusters = described["clusters"]
+    return fitted, clusters and Clusters.from_arrays(of_clusters, clusters["config"])

@@ -1,10 +1,11 @@
 """Cells of stitched wells: which field of the source each lies on."""
 
 import numpy as np
-from scipy import ndimage
 
 from plateloom.stages.illumination import mosaic_of
 from plateloom.store import plate as store
+
+STRIP_PX = 512  # of rows that are in memory at a time, with some fifty bytes for each labeled pixel
 
 
 def find_centers(path, made):
@@ -24,10 +25,17 @@ def find_centers(path, made):
     centers : ndarray of float64, shape (N, 2)
         Row and column [px].
     """
-    labels = store.read_labels(path, "Nuclei", made=made)
-    values = np.unique(labels)
-    values = values[values > 0]
-    return values, np.reshape(ndimage.center_of_mass(labels > 0, labels, values), (-1, 2))
+    strips, height = [], store.image_shape(path)[-2]
+    for top in range(0, max(height, 1), STRIP_PX):
+        labels = store.read_labels(path, "Nuclei", made=made, window=(slice(top, top + STRIP_PX), slice(None)))
+        rows, columns = np.nonzero(labels)
+        values, place = np.unique(labels[rows, columns], return_inverse=True)
+        sums = [np.bincount(place, weights, len(values)) for weights in (None, rows + top, columns)]
+        strips.append((values, *sums))
+    values, *sums = (np.concatenate(parts) for parts in zip(*strips, strict=True))
+    values, place = np.unique(values, return_inverse=True)
+    count, *totals = (np.bincount(place, some, len(values)) for some in sums)
+    return values, np.column_stack(totals) / count[:, None]
 
 
 def source_fields(path, field, centers):
