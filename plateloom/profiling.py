@@ -25,6 +25,7 @@ CURVE = ("ec50", "ec50_low", "ec50_high", "hill", "bottom", "top")
 HILL_SLOPES = (0.5, 8.0)  # a fit may choose: steeper is a step between two doses, shallower is a line without ends
 MIN_SPAN = 3.0  # of a dose response [robust SD of the negative controls]
 MIN_CONTROLS = 3
+MIN_TO_SPHERE = 10  # negative control wells of the screen
 DOSE_MARGIN = 10.0  # how far beyond the doses the interval of an EC50 may reach
 
 Operation = Literal[
@@ -389,6 +390,103 @@ def select_features(profiles, params, *, features=None):
         remaining = kept
     gone = {name for names in dropped.values() for name in names}
     return profiles[[name for name in profiles.columns if name not in gone]], dropped
+
+
+def complete_profiles(profiles, *, features=None):
+    """Fill the gaps of profiles for methods that take none: by the feature's median over all wells.
+
+    Parameters
+    ----------
+    profiles : DataFrame, shape (W, ...)
+    features : sequence of str, optional
+        Default `feature_columns(profiles)`.
+
+    Returns
+    -------
+    DataFrame
+        Without wells that have no value, and without features that have none; infinity is a gap.
+    """
+    features = feature_columns(profiles) if features is None else list(features)
+    values = _finite(profiles, features)
+    kept = values.notna().any(axis=1)
+    values = values.loc[kept, values.notna().any()]
+    filled = pd.DataFrame(
+        values.where(values.notna(), values.median(), axis=1).to_numpy(), values.index, values.columns
+    )
+    others = [name for name in profiles.columns if name not in set(features)]
+    return pd.concat([profiles.loc[kept, others], filled], axis=1).reset_index(drop=True)
+
+
+def sphere_profiles(profiles, *, regularization=0.1):
+    """Sphere normalized profiles: what negative controls vary in counts less, wherever it comes from.
+
+    Parameters
+    ----------
+    profiles : DataFrame, shape (W, ...)
+        Of all plates, normalized, without gaps (see `complete_profiles`), with `Metadata_Control`.
+    regularization : float
+        Added to the standard deviation of the controls in each direction [SD of a feature]: directions in which controls hardly
+        vary, which few wells cannot measure, are not blown up beyond its inverse.
+
+    Returns
+    -------
+    profiles : DataFrame, shape (W, ...)
+        The same columns; sphered, or as they came.
+    reason : str
+        Why they are as they came; else empty.
+
+    Notes
+    -----
+    ZCA of the correlations (Kessy et al. 2018, doi:10.1080/00031305.2016.1277159) of the negative controls of all plates, by
+    pycytominer: each feature stays the one that it is most like. It removes what is technical in the controls, effects of plates
+    included, and raises noise where there are few of them.
+    """
+    from pycytominer import normalize
+
+    features = feature_columns(profiles)
+    reference = profiles["Metadata_Control"] == "negative"
+    count = int(reference.sum())
+    if count < MIN_TO_SPHERE:
+        return profiles, f"{count} negative control wells, {MIN_TO_SPHERE} needed"
+    within = profiles.loc[reference, features]
+    varied = within.std() > NO_SPREAD * within.abs().max()
+    features = [name for name in features if varied[name]]
+    standard = ((within - within.mean()) / within.std())[features].to_numpy()
+    if not features or np.linalg.matrix_rank(standard) < min(count - 1, len(features)):
+        return profiles, "the negative controls' features depend on each other"
+    keys = [name for name in profiles.columns if name not in features]
+    sphered = normalize(
+        pd.concat([profiles, reference.rename("Metadata_IsReference")], axis=1),
+        features=features,
+        meta_features=keys,
+        samples="Metadata_IsReference",
+        method="spherize",
+        spherize_epsilon=regularization * np.sqrt(count - 1),
+    )
+    return sphered[list(profiles.columns)], ""
+
+
+def summarize_treatments(profiles, *, features=None):
+    """Reduce wells to one row per treatment and dose: the median of each feature.
+
+    Parameters
+    ----------
+    profiles : DataFrame, shape (W, ...)
+        `Metadata_Treatment`, `Metadata_Dose`, `Metadata_Unit`, `Metadata_Control`, `Metadata_Plate`.
+    features : sequence of str, optional
+        Default `feature_columns(profiles)`.
+
+    Returns
+    -------
+    DataFrame
+        These keys but the plate, `Metadata_Wells` and `Metadata_Plates` (int), and the features; wells without a treatment are left out.
+    """
+    features = feature_columns(profiles) if features is None else list(features)
+    keys = ["Metadata_Treatment", "Metadata_Dose", "Metadata_Unit", "Metadata_Control"]
+    known = profiles[profiles["Metadata_Treatment"].notna() & (profiles["Metadata_Control"] != "empty")]
+    groups = known.groupby(keys, sort=True, dropna=False)
+    counts = pd.DataFrame({"Metadata_Wells": groups.size(), "Metadata_Plates": groups["Metadata_Plate"].nunique()})
+    return pd.concat([counts, groups[features].median()], axis=1).copy().reset_index()
 
 
 def assay_quality(positive, negative, *, n_bootstrap=1000, confidence=0.95, seed=0):

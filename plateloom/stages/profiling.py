@@ -62,7 +62,7 @@ def profile_plate(*, plate, batch, plate_map, settings, code, measured, flagged,
 
         def work():
             bad = {field for field in flagged_fields(plate) if field[0] in wells and settings["exclude_flagged"]}
-            unlike = _unlike_fields_of(plate, sorted(wells)) if settings["exclude_unlike_counts"] else set()
+            unlike = unlike_fields_of(plate, sorted(wells)) if settings["exclude_unlike_counts"] else set()
             limit = limit_of_error(settings["error_limit"]) if inputs["encoded"] else math.nan
             rows = yield [
                 (
@@ -164,7 +164,7 @@ def unlike_fields(objects, quality):
     return find_unlike_counts(counts.rename(columns={"Count_Nuclei": "Count"}))
 
 
-def _unlike_fields_of(plate, wells):
+def unlike_fields_of(plate, wells):
     """What `unlike_fields` finds on a plate: set of (well, field)."""
     objects = read_tables([well_table(plate, "segmentation", well) for well in wells])
     quality = read_table(plate_folder(plate) / "qc.parquet", ["Metadata_Well", "Metadata_Field", "Reason"])
