@@ -14,9 +14,10 @@ rule train_classifier:
     benchmark:
         "benchmarks/train_classifier.tsv"
     conda:
-        "../envs/core.yaml"
+        "../envs/torch.yaml"
     threads: 1
     resources:
+        gpu=gpus_for("classifier"),
         mem_mb=memory_for(8),
         runtime=runtime_for(120),
     params:
@@ -44,9 +45,10 @@ rule classify_plate:
     benchmark:
         "benchmarks/classify_plate/{plate}/part-{part}.tsv"
     conda:
-        "../envs/core.yaml"
+        "../envs/torch.yaml"
     threads: 2
     resources:
+        gpu=gpus_for("classes"),
         mem_mb=memory_for(4),
         runtime=runtime_for(60),
     params:

@@ -9,10 +9,11 @@ import pytest
 
 from plateloom.config import Classification, load_config
 from plateloom.engine import parts
-from plateloom.errors import ConfigError, ModelMismatchError
+from plateloom.errors import ConfigError, PlateLayoutError
+from plateloom.planning import STAGES, Screen
 from plateloom.stages import classification as stage
 from plateloom.store.layout import model_folder, plate_folder, record_path, well_table
-from plateloom.store.provenance import recipe, write_json
+from plateloom.store.provenance import digest, recipe, write_json
 from plateloom.store.tables import read_table, write_table
 
 FEATURES = [f"Cells_Intensity_MeanIntensity_C{i}" for i in range(4)]
@@ -156,8 +157,31 @@ def test_latents_of_another_encoder_are_refused(screen):
     other = recipe("latent", parameters={}, code="", inputs={"model": "encoder-2"})
     write_table(path, read_table(path), other)
     fingerprint = json.loads((model_folder("classifier") / "model.json").read_text())["plateloom"]["fingerprint"]
-    with pytest.raises(ModelMismatchError, match="encoder-1, these are of encoder-2"):
+    with pytest.raises(PlateLayoutError, match="encoder-1, these are of encoder-2"):
         stage.classify_cells("P2", "A01", fingerprint)
+
+
+def test_a_plate_without_a_feature_is_a_fault_of_its_data_and_not_of_the_job(screen):
+    run()
+    path = well_table("P2", "features", "A01")
+    write_table(path, read_table(path).drop(columns=FEATURES[1]), recipe("test", parameters={}, code="", inputs={}))
+    fingerprint = json.loads((model_folder("classifier") / "model.json").read_text())["plateloom"]["fingerprint"]
+    with pytest.raises(PlateLayoutError, match="needs 1 features that are not measured here"):
+        stage.classify_cells("P2", "A01", fingerprint)
+
+
+def test_labels_that_do_not_allow_a_test_are_a_fault_of_the_data_and_a_bug_is_none(screen, monkeypatch):
+    from plateloom.classification import evaluation
+
+    found, _, _ = run(folds=100)
+    assert found["status"] == "failed" and "do not allow an honest test: 60 wells for 100 folds" in found["reason"]
+
+    def broken(*_, **__):
+        raise ValueError("operands could not be broadcast together")
+
+    monkeypatch.setattr(evaluation, "find_suspects", broken)
+    with pytest.raises(ValueError, match="broadcast"):
+        run(coverage=0.8)
 
 
 @pytest.mark.parametrize(
@@ -200,3 +224,44 @@ def test_the_page_of_a_plate_states_shares_with_intervals_and_that_of_the_screen
     ):
         assert words in html
     assert "Accuracy by plate, batch, position" in html and "false negatives" in html
+
+
+def test_the_classifier_waits_for_latents_only_where_it_learns_from_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = {"channels": {"DNA": {"source": "1"}}, "latent": {"autoencoder": {"enabled": True}}}
+    Path("plates.tsv").write_text("plate\tsource\nP1\traw\n")
+    for inputs, judged in (("features", False), ("latent", False), ("features", True)):
+        more = {
+            "classification": {"labels": "controls", "inputs": inputs},
+            "profiling": {"exclude_badly_restored": judged},
+        }
+        asked = Screen(config | more)
+        assert [("latent" in asked.after(name)) for name in ("classifier", "classes", "profiling", "features")] == [
+            inputs == "latent",
+            inputs == "latent",
+            judged,
+            False,
+        ]
+        order = asked.stages()
+        assert sorted(order) == sorted(name for name in STAGES if name != "training")
+        assert all(
+            order.index(above) < order.index(name) for name in order for above in asked.after(name) if above in order
+        )
+        assert judged or order == [name for name in STAGES if name in order]
+
+
+def test_a_classifier_of_latents_is_stale_when_they_are_made_again(tmp_path, monkeypatch):
+    from plateloom import status
+
+    monkeypatch.chdir(tmp_path)
+    Path("plates.tsv").write_text("plate\tsource\nP1\traw\n")
+    made = {"status": "done", "reason": "", "artefacts": {}, "log": "", "seconds": 0.0, "failures": [], "facts": {}}
+    config = {"channels": {"DNA": {"source": "1"}}, "classification": {"labels": "controls", "inputs": "latent"}}
+    asked = Screen(load_config(config).model_dump(mode="json"))
+    for stale, expected in ((status.DONE, status.DONE), (status.MISSING, status.STALE)):
+        known = {"settings": digest(asked.recorded_settings("classifier")), "code": asked.code("classifier")}
+        write_json("results/screen/records/classifier.json", made | known | {"stage": "classifier"})
+        above = [("P1 features", status.State(status.DONE)), ("P1 latent", status.State(stale))]
+        found = status._state(asked, "classifier", None, asked.codes, above)
+        assert found.state == expected
+        assert found.waits_for == ("P1 latent" if stale == status.MISSING else "")

@@ -65,6 +65,20 @@ def test_a_plate_that_is_stained_otherwise_is_alarmed_and_no_other():
     assert not shift_text(clear[0])
 
 
+def test_a_feature_that_stands_at_a_bound_in_most_wells_says_nothing(without_classifier):
+    values, plates, _ = controls(3)
+    at_bound = np.ones(len(values))
+    at_bound[plates == "P02"] -= np.linspace(0, 0.03, 8)
+    at_bound[:2] -= 1e-4
+    tied = values.assign(Cells_Correlation_Costes_DNA_ER=at_bound)
+    assert find_shift(tied, plates) == find_shift(values, plates)
+    free = tied.assign(Cells_Correlation_Costes_DNA_ER=at_bound - np.random.default_rng(0).normal(0, 1e-5, len(values)))
+    rows = {row["plate"]: row for row in find_shift(free, plates)}
+    assert rows["P02"]["alarm"] and rows["P02"]["shifted"][0]["kind"] == "Correlation DNA ER", (
+        "without ties it is a change"
+    )
+
+
 def test_plates_of_one_night_that_shift_together_do_not_hide_each_other(without_classifier):
     options = {"plates": 10, "per_batch": 2, "shifted": 2}
     hidden, seen = [], []

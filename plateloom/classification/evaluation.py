@@ -29,6 +29,7 @@ from plateloom.classification.scores import (
     summarize,
 )
 from plateloom.classification.splits import SCHEMES, split_groups
+from plateloom.errors import LabelError
 
 __all__ = ["calibration_error", "check_labels", "evaluate", "fit_quietly"]
 
@@ -54,14 +55,14 @@ def evaluate(
 
     Parameters
     ----------
-    X : array of float, shape (N, F)
-        Features of the labeled cells; NaN is imputed within each fold.
+    X : array of float, shape (N, F) or (N, C, H, W)
+        Features of the labeled cells; NaN is imputed within each fold. Or crops of them, which have none.
     y : array of str, shape (N,)
         Their classes.
     groups : array of str, shape (N,)
         The well of each cell including its plate (`P1/A01`) for scheme 'well', its plate or batch for the other schemes.
     method : str
-        A name in `plateloom.classification.METHODS`.
+        A name in `plateloom.classification.METHODS`; of crops in `CROP_METHODS`.
     params : Params
         Of that method.
     folds : int
@@ -101,7 +102,7 @@ def evaluate(
 
     Raises
     ------
-    ValueError
+    LabelError
         If the labels cannot support an honest test: one class, a class in fewer than two groups, fewer groups than
         folds.
     """
@@ -112,7 +113,7 @@ def evaluate(
     per_class = {str(name): len(np.unique(groups[y == name])) for name in classes}
     few = {name: count for name, count in per_class.items() if count < 2}
     if few and scheme in SCHEMES:
-        raise ValueError(
+        raise LabelError(
             f"Classes in fewer than 2 {SCHEMES[scheme]}: "
             f"{', '.join(f'{name!r} in {count}' for name, count in few.items())}. "
             f"What is learned there cannot be tested elsewhere; label cells of other {SCHEMES[scheme]}."
@@ -173,32 +174,34 @@ def check_labels(X, y, groups):
 
     Parameters
     ----------
-    X : array of float, shape (N, F)
+    X : array of float, shape (N, F) or (N, C, H, W)
     y, groups : array of str, shape (N,)
 
     Returns
     -------
     X : ndarray of float64, shape (N, F)
-        Infinity as NaN.
+        Infinity as NaN. Crops as they came.
     y, groups : ndarray of str, shape (N,)
 
     Raises
     ------
+    LabelError
+        If a class or group is missing, or there are fewer than two classes.
     ValueError
-        If the lengths differ, a class or group is missing, or there are fewer than two classes.
+        If the lengths differ.
     """
-    X = np.asarray(X, dtype=float)
-    if X.ndim != 2 or len(X) != len(y) or len(X) != len(groups):
+    X = np.asarray(X) if np.ndim(X) == 4 else np.asarray(X, dtype=float)
+    if X.ndim not in (2, 4) or len(X) != len(y) or len(X) != len(groups):
         raise ValueError(
             f"Found {np.shape(X)} features, {len(y)} classes, {len(groups)} groups. Expected one of each per cell."
         )
     for name, values in (("class", y), ("group", groups)):
         if any(value is None or value != value or value == "" for value in values):
-            raise ValueError(f"Some cells have no {name}. Leave them out.")
+            raise LabelError(f"Some cells have no {name}. Leave them out.")
     y, groups = np.asarray(y).astype(str), np.asarray(groups).astype(str)
     if len(np.unique(y)) < 2:
-        raise ValueError(f"Found the classes {sorted(set(y.tolist()))}. At least 2 are needed.")
-    return np.where(np.isfinite(X), X, np.nan), y, groups
+        raise LabelError(f"Found the classes {sorted(set(y.tolist()))}. At least 2 are needed.")
+    return X if X.ndim == 4 else np.where(np.isfinite(X), X, np.nan), y, groups
 
 
 def _class_table(confusion, classes, per_class, curves):

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 
-from plateloom.classification import METHODS
+from plateloom.classification import CROP_METHODS, METHODS
 from plateloom.classification.scores import count_confusion, summarize
 from plateloom.classification.splits import split_groups
 from plateloom.registry import load_method
@@ -19,11 +19,12 @@ def fit_method(X, truth, groups, *, method, params, balance="weights", seed=0, t
 
     Parameters
     ----------
-    X : ndarray of float64, shape (N, F)
+    X : ndarray of float64, shape (N, F), or of float, shape (N, C, H, W)
+        Features, or crops.
     truth : ndarray of int, shape (N,)
     groups : ndarray, shape (N,)
     method : str
-        A name in `plateloom.classification.METHODS`.
+        A name in `plateloom.classification.METHODS`; of crops in `CROP_METHODS`.
     params : Params
     balance : {"weights", "subsample", "none"}
         'weights': cells of rare classes count more. 'subsample': abundant classes give as many cells as the rarest, evenly
@@ -39,10 +40,15 @@ def fit_method(X, truth, groups, *, method, params, balance="weights", seed=0, t
         raise ValueError(f"Unknown balance {balance!r}. Expected one of {', '.join(BALANCES)}.")
     if balance == "subsample":
         rows = subsample(truth, groups, seed=seed)
-        X, truth = X[rows], truth[rows]
-    module = load_method(METHODS, method, "classification method")
-    pipeline = make_pipeline(module.build(params, weights=balance == "weights"))
-    return fit_quietly(pipeline, X, truth, threads=threads)
+        X, truth, groups = X[rows], truth[rows], groups[rows]
+    module = load_method(METHODS | CROP_METHODS, method, "classification method")
+    estimator = module.build(params, weights=balance == "weights")
+    if method not in CROP_METHODS:
+        return fit_quietly(make_pipeline(estimator), X, truth, threads=threads)
+    from sklearn.pipeline import Pipeline
+
+    pipeline = Pipeline([("estimator", estimator)]).fit(X, truth, estimator__groups=groups)
+    return pipeline, pipeline["estimator"].notes_
 
 
 def make_pipeline(estimator):
@@ -148,7 +154,7 @@ def search_params(X, truth, groups, *, method, params, balance="weights", seed=0
         Of the best balanced accuracy in up to 3 inner folds; the first of equals, and the given ones where the groups cannot
         be split again.
     """
-    grid = load_method(METHODS, method, "classification method").GRID
+    grid = load_method(METHODS | CROP_METHODS, method, "classification method").GRID
     n_groups, n_classes = len(np.unique(groups)), truth.max() + 1
     try:
         splits = split_groups(truth, groups, folds=min(INNER_FOLDS, n_groups), seed=seed)

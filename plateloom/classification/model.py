@@ -1,4 +1,5 @@
-"""A trained classifier: what it is, how it is applied and stored (skops; never pickle, which runs what it is given)."""
+"""A trained classifier: what it is, how it is applied and stored (skops, networks safetensors; never pickle, which runs what
+it is given)."""
 
 import hashlib
 import io
@@ -11,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from plateloom.classification import REGRESSORS
+from plateloom.classification import CROP_METHODS, REGRESSORS
 from plateloom.classification.calibration import apply_temperature, set_members
+from plateloom.classification.cnn import SAME_PIXEL
 from plateloom.classification.evaluation import check_labels
 from plateloom.classification.fitting import fit_method, fit_quietly, make_pipeline, search_params
 from plateloom.classification.regression import check_numbers
@@ -29,6 +31,7 @@ TRUSTED = (
     "plateloom.classification.estimators.VotingNeighbors",  # nearest_neighbors
 )
 FORMAT = "plateloom-classifier-3"
+CROP_FORMAT = "plateloom-crop-classifier-1"
 BLOCK = 512  # rows per matrix product; always full, so that no row's rounding depends on how many others came with it
 REFERENCE_CELLS = 2000
 NEIGHBOR = 5
@@ -42,9 +45,10 @@ class Classifier:
     Attributes
     ----------
     pipeline : sklearn.pipeline.Pipeline
-        Imputer, scaler, estimator; its classes are positions in ``card["classes"]``.
+        Imputer, scaler, estimator; of crops the estimator alone. Its classes are positions in ``card["classes"]``.
     card : dict
-        JSON: `classes` (none where labels are numbers), `features`, `schema` (their hash), `method`, `params`, `balance`, `tuned`,
+        JSON: `classes` (none where labels are numbers), `features` (of crops the channels), `schema` (their hash), `crops` (of
+        crops `pixel_size_um`), `training` (of a network its losses and the epoch kept), `method`, `params`, `balance`, `tuned`,
         `groups`, `novelty` (what counts as 1), `counts` (cells per class), `metrics` (of `evaluate` or `evaluate_numbers`, or None), `versions`, `warnings`.
     novelty : dict of str to ndarray
         `mean`, `axes`, `reference`, `unit`: see `predict`.
@@ -79,6 +83,7 @@ def train(
     metrics=None,
     folds=(),
     versions=None,
+    pixel_size_um=None,
     seed=0,
     threads=1,
 ):
@@ -86,16 +91,16 @@ def train(
 
     Parameters
     ----------
-    X : array of float, shape (N, F)
-        Features of the labeled cells; NaN is imputed.
+    X : array of float, shape (N, F) or (N, F, H, W)
+        Features of the labeled cells; NaN is imputed. Or crops of them.
     y : array of str or float, shape (N,)
         Their classes; numbers if `method` is one of `plateloom.classification.REGRESSORS`.
     groups : array of str, shape (N,)
         Their wells, plates or batches, as for `evaluate`.
     features : sequence of str, length F
-        Names of the columns.
+        Names of the columns; of crops their channels.
     method : str
-        A name in `plateloom.classification.METHODS` or `REGRESSORS`.
+        A name in `plateloom.classification.METHODS`, `CROP_METHODS` or `REGRESSORS`.
     params : Params
         Of that method.
     balance, tune, seed
@@ -107,16 +112,19 @@ def train(
         What was kept of its folds.
     versions : dict, optional
         Versions of software: goes on the card.
+    pixel_size_um : float, optional
+        Of the images that crops were cut from [µm/px].
     threads : int
-        Of no influence on the result.
+        For methods on features that can use them; of no influence on the result. A network runs in as many as torch is set to,
+        on which its last digits depend.
 
     Returns
     -------
     Classifier
     """
     features = list(features)
-    if np.ndim(X) == 2 and np.shape(X)[1] != len(features):
-        raise ValueError(f"Found {np.shape(X)[1]} columns and {len(features)} names.")
+    if np.ndim(X) in (2, 4) and np.shape(X)[1] != len(features):
+        raise ValueError(f"Found {np.shape(X)[1]} columns or channels and {len(features)} names.")
     if method in REGRESSORS:
         X, y, groups = check_numbers(X, y, groups)
         classes, counts = [], {}
@@ -144,7 +152,11 @@ def train(
         "versions": dict(versions or {}),
         "warnings": notes,
     }
-    novelty = _fit_novelty(_scaled(pipeline, X), groups)
+    if method in CROP_METHODS:
+        network = pipeline["estimator"]
+        card["crops"] = {"pixel_size_um": pixel_size_um}
+        card["training"] = {"losses": network.history_, "epoch": network.epoch_}
+    novelty = _fit_novelty(input_space(pipeline, X), groups)
     card["novelty"] = {"quantile": NOVEL, "reference_cells": len(novelty["reference"]), "unit": float(novelty["unit"])}
     return Classifier(pipeline, card, novelty, list(folds))
 
@@ -179,7 +191,7 @@ def predict(model, table, *, group=None):
     Notes
     -----
     Novelty is the distance to the 5th nearest of up to 2,000 labeled cells among the principal components (95 % of the
-    variance, at most 20) of the scaled features, with the length of what the components leave over as one more
+    variance, at most 20) of the scaled features (of crops: of the network's hidden layer), with the length of what the components leave over as one more
     coordinate, divided by the 0.99 quantile of the same distance between labeled cells of different groups: cells of
     other wells are expected to differ a little.
     """
@@ -193,15 +205,69 @@ def predict(model, table, *, group=None):
         )
     X = table[features].to_numpy(float)
     X = np.where(np.isfinite(X), X, np.nan)
-    novelty = np.full(len(X), np.nan, dtype=np.float32)
-    usable = np.isfinite(X).any(axis=1)
-    chosen = model.pipeline_for(group)
-    if usable.any():
-        scaled = _scaled(model.pipeline, X[usable])
-        novelty[usable] = (
-            _distance(_coordinates(scaled, model.novelty), model.novelty["reference"]) / model.novelty["unit"]
+    return _classify(model, X, np.isfinite(X).any(axis=1), table.index, group)
+
+
+def predict_crops(model, crops, *, channels, pixel_size_um, index=None, group=None):
+    """Classify cells by their crops.
+
+    Parameters
+    ----------
+    model : Classifier
+        Of crops.
+    crops : array of float, shape (N, C, H, W)
+        As they are cut out. A crop with NaN is of a cell that cannot be judged.
+    channels : sequence of str, length C
+    pixel_size_um : float
+        Of the images [µm/px].
+    index : Index, optional
+        Of the table that is returned.
+    group : str, optional
+        As for `predict`.
+
+    Returns
+    -------
+    DataFrame, shape (N, 3 + number of classes)
+        As of `predict`.
+
+    Raises
+    ------
+    ModelMismatchError
+        If channels, crops or pixels are not like those that the model was trained on.
+    """
+    card = model.card
+    if card["method"] not in CROP_METHODS:
+        raise ModelMismatchError(f"The model ({card['method']}) was trained on features, not on crops.")
+    if list(channels) != card["features"]:
+        raise ModelMismatchError(
+            f"The model was trained on the channels {', '.join(card['features'])}, the crops have {', '.join(channels)}."
         )
-        own = scaled if chosen is model.pipeline else _scaled(chosen, X[usable])
+    trained = card["crops"]["pixel_size_um"]
+    if trained and abs(pixel_size_um / trained - 1) > SAME_PIXEL:
+        raise ModelMismatchError(
+            f"The model was trained on images with {trained:g} µm/px, these have {pixel_size_um:g} µm/px."
+        )
+    shape = tuple(np.shape(crops)[1:])
+    if shape != model.pipeline["estimator"].shape_:
+        raise ModelMismatchError(
+            f"The model was trained on crops of {model.pipeline['estimator'].shape_} (channels, rows, columns), these have {shape}."
+        )
+    index = pd.RangeIndex(len(crops)) if index is None else index
+    return _classify(model, crops, np.isfinite(crops).all(axis=(1, 2, 3)), index, group)
+
+
+def _classify(model, X, usable, index, group):
+    """Table of `predict`; rows that are not usable have no class."""
+    card, chosen = model.card, model.pipeline_for(group)
+    novelty = np.full(len(X), np.nan, dtype=np.float32)
+    if usable.any():
+        space = input_space(model.pipeline, X[usable])
+        novelty[usable] = (
+            _distance(_coordinates(space, model.novelty), model.novelty["reference"]) / model.novelty["unit"]
+        )
+        own = X[usable]
+        if X.ndim == 2:
+            own = space if chosen is model.pipeline else input_space(chosen, own)
     names = np.full(len(X), None, dtype=object)
     if card["classes"]:
         probability = np.full((len(X), len(card["classes"])), np.nan, dtype=np.float32)
@@ -220,8 +286,26 @@ def predict(model, table, *, group=None):
         columns = {"Predicted": np.full(len(X), np.nan, np.float32)}
         if usable.any():
             columns["Predicted"][usable] = chosen["estimator"].predict(own)
-    columns = {"Class": pd.Series(names, index=table.index, dtype=object)} | columns
-    return pd.DataFrame(columns | {"Novelty": novelty}, index=table.index)
+    columns = {"Class": pd.Series(names, index=index, dtype=object)} | columns
+    return pd.DataFrame(columns | {"Novelty": novelty}, index=index)
+
+
+def input_space(pipeline, X):
+    """Compute where distances between cells are measured.
+
+    Parameters
+    ----------
+    pipeline : sklearn.pipeline.Pipeline
+    X : array of float, shape (N, F) or (N, C, H, W)
+
+    Returns
+    -------
+    ndarray of float64, shape (N, ...)
+        Imputed and scaled features, as the estimator gets them; of crops the network's hidden layer.
+    """
+    if X.ndim == 4:
+        return pipeline["estimator"].embed(X)
+    return pipeline["scaler"].transform(pipeline["imputer"].transform(X))
 
 
 def dumps(model):
@@ -234,8 +318,11 @@ def dumps(model):
     Returns
     -------
     bytes
-        A skops archive; the same bytes for the same classifier (but for the padding in a forest's trees).
+        A skops archive, of a network safetensors; the same bytes for the same classifier (but for the padding in a forest's
+        trees).
     """
+    if model.card["method"] in CROP_METHODS:
+        return _network_bytes(model)
     import skops.io
 
     card = json.dumps(model.card, sort_keys=True, allow_nan=False)
@@ -247,6 +334,65 @@ def dumps(model):
         "folds": list(model.folds),
     }
     return _without_addresses(skops.io.dumps(parts))
+
+
+def file_name(card):
+    """Name of the file that a classifier with this card is stored in."""
+    return "model.safetensors" if card["method"] in CROP_METHODS else "model.skops"
+
+
+def _network_bytes(model):
+    """A classifier of crops as safetensors: tensors of all networks and of novelty, and all else as JSON in the header."""
+    import torch
+    from safetensors.torch import save
+
+    parts = {"format": CROP_FORMAT, "card": model.card, "networks": []}
+    tensors = {f"novelty.{name}": torch.from_numpy(np.array(value)) for name, value in model.novelty.items()}
+    for number, pipeline in enumerate([model.pipeline, *model.folds]):
+        config, own = pipeline["estimator"].to_tensors()
+        parts["networks"].append(config)
+        tensors |= {f"{number}.{name}": value for name, value in own.items()}
+    return save(tensors, metadata={"plateloom": json.dumps(parts, sort_keys=True, allow_nan=False)})
+
+
+def _network_from(data):
+    """A classifier of crops from its bytes."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+    from sklearn.pipeline import Pipeline
+
+    from plateloom.classification.crop_network import CropNetwork, below
+
+    try:
+        length = int.from_bytes(data[:8], "little")
+        parts = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["plateloom"])
+        tensors = load(data)
+        if parts["format"] != CROP_FORMAT:
+            raise ModelMismatchError(f"The file holds no classifier of ours (format {CROP_FORMAT!r}).")
+        card = _check_schema(parts["card"])
+        pipelines = [
+            Pipeline([("estimator", CropNetwork.from_tensors(config, below(tensors, f"{number}.")))])
+            for number, config in enumerate(parts["networks"])
+        ]
+        for network in (pipeline["estimator"] for pipeline in pipelines):
+            described = len(card["features"]), list(range(len(card["classes"])))
+            if (network.shape_[0], network.classes_.tolist()) != described:
+                raise ModelMismatchError("A network in the file has other channels or classes than its card says.")
+        novelty = {name: value.numpy() for name, value in below(tensors, "novelty.").items()}
+        return Classifier(pipelines[0], card, novelty, pipelines[1:])
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, ModelMismatchError):
+            raise
+        raise ModelMismatchError(f"The model file cannot be read: {error}") from error
+
+
+def _check_schema(card):
+    """The card, if its digest of the features is that of its features."""
+    if card["schema"] != schema_hash(card["features"]):
+        raise ModelMismatchError(
+            f"The card says schema {card['schema']}, its features have {schema_hash(card['features'])}."
+        )
+    return card
 
 
 def _without_addresses(data):
@@ -282,20 +428,22 @@ def loads(data, *, sha256=None):
     Raises
     ------
     ModelMismatchError
-        If the digest differs, the bytes are no skops archive (a pickle is not looked into), or the archive wants to
-        build anything but the few types that our methods need.
+        If the digest differs, the bytes are no skops archive and no safetensors (a pickle is not looked into), or the archive
+        wants to build anything but the few types that our methods need.
     """
-    import skops.io
-
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256.lower():
         raise ModelMismatchError(
             f"The model file has the SHA-256 {found}, expected {sha256}. It was changed or exchanged."
         )
+    if data[8:24] == b'{"__metadata__":':
+        return _network_from(data)
     if not zipfile.is_zipfile(io.BytesIO(data)):
         raise ModelMismatchError(
             "This is no skops archive. Pickle and joblib files are not read: they run what they hold."
         )
+    import skops.io
+
     try:
         unknown = sorted(set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED))
         if unknown:
@@ -309,17 +457,7 @@ def loads(data, *, sha256=None):
         raise ModelMismatchError(f"The model file cannot be read: {error}") from error
     if not isinstance(parts, dict) or parts.get("format") != FORMAT:
         raise ModelMismatchError(f"The archive holds no classifier of ours (format {FORMAT!r}).")
-    card = json.loads(parts["card"])
-    if card["schema"] != schema_hash(card["features"]):
-        raise ModelMismatchError(
-            f"The card says schema {card['schema']}, its features have {schema_hash(card['features'])}."
-        )
-    return Classifier(parts["pipeline"], card, parts["novelty"], parts["folds"])
-
-
-def _scaled(pipeline, X):
-    """Imputed and scaled, as the estimator gets them."""
-    return pipeline["scaler"].transform(pipeline["imputer"].transform(X))
+    return Classifier(parts["pipeline"], _check_schema(json.loads(parts["card"])), parts["novelty"], parts["folds"])
 
 
 def _fit_novelty(scaled, groups):

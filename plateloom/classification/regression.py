@@ -6,6 +6,7 @@ from plateloom.classification import REGRESSORS
 from plateloom.classification.fitting import fit_quietly, make_pipeline
 from plateloom.classification.scores import interval_of
 from plateloom.classification.splits import split_groups
+from plateloom.errors import LabelError
 from plateloom.registry import load_method
 
 MOST_POINTS = 400
@@ -38,7 +39,7 @@ def evaluate_numbers(
 
     Raises
     ------
-    ValueError
+    LabelError
         If the labels cannot support an honest test: no two different numbers, or fewer groups than folds.
     """
     X, y, groups = check_numbers(X, y, groups)
@@ -99,8 +100,10 @@ def check_numbers(X, y, groups):
 
     Raises
     ------
+    LabelError
+        If a label is no finite number, a group is missing, or all numbers are the same.
     ValueError
-        If the lengths differ, a label is no finite number, a group is missing, or all numbers are the same.
+        If the lengths differ.
     """
     X = np.asarray(X, dtype=float)
     if X.ndim != 2 or len(X) != len(y) or len(X) != len(groups):
@@ -110,13 +113,13 @@ def check_numbers(X, y, groups):
     try:
         numbers = np.asarray(y).astype(float)
     except ValueError as error:
-        raise ValueError(f"A label is no number: {error}. Classes are learned with `target: class`.") from None
+        raise LabelError(f"A label is no number: {error}. Classes are learned with `target: class`.") from None
     if not np.isfinite(numbers).all():
-        raise ValueError("Some labels are no finite number. Leave these cells out.")
+        raise LabelError("Some labels are no finite number. Leave these cells out.")
     if any(value is None or value != value or value == "" for value in groups):
-        raise ValueError("Some cells have no group. Leave them out.")
+        raise LabelError("Some cells have no group. Leave them out.")
     if len(np.unique(numbers)) < 2:
-        raise ValueError(f"All labels are the same number ({numbers[:1]}). At least 2 different ones are needed.")
+        raise LabelError(f"All labels are the same number ({numbers[:1]}). At least 2 different ones are needed.")
     return np.where(np.isfinite(X), X, np.nan), numbers, np.asarray(groups).astype(str)
 
 

@@ -16,6 +16,7 @@ MOST_WELLS = 64  # of other plates that the classifier of two samples is given
 GRADED_CELLS = 4000
 GRADES = ("same well", "other well", "other plate", "other batch")
 NAMED = 5
+MOST_TIED = 0.5  # of the wells with one and the same value of a feature: beyond, it stands at a bound and has no spread to speak of
 MOST_BORROWED = 4  # times its own degrees of freedom that a feature's variance may borrow: features are not independent
 
 
@@ -50,7 +51,8 @@ def find_shift(values, plates, *, batches=None, alpha=0.02, seed=0):
     other plates (or batches) differ among each other? Per feature, the plate's median is compared with those of the others
     by Student's t for one more observation. With few plates their variance is hardly known, so features borrow from each
     other as far as their variances (in units of that among wells) are alike (Smyth 2004, doi:10.2202/1544-6115.1027); it
-    is never taken for less than what the spread of the wells alone gives. Hundreds of features of a few kinds say much the
+    is never taken for less than what the spread of the wells alone gives. A feature with one and the same value in most wells is
+    left out: at a bound, as Costes' coefficients at 1, it hardly varies until a plate comes off it. Hundreds of features of a few kinds say much the
     same, so those of a kind are tested together (Simes 1986), and the kinds are corrected (Benjamini, Hochberg 1995).
     """
     from scipy.stats import false_discovery_control, t
@@ -58,7 +60,7 @@ def find_shift(values, plates, *, batches=None, alpha=0.02, seed=0):
     values, plates = values.astype(float), np.asarray(plates).astype(str)
     batches = np.full(len(plates), "") if batches is None else np.asarray(batches).astype(str)
     finite = np.isfinite(values.to_numpy())
-    kept = finite.all(axis=0) & (np.ptp(np.where(finite, values, 0), axis=0) > 0) if len(values) else finite.any(axis=0)
+    kept = finite.all(axis=0) & (_share_tied(values.to_numpy()) <= MOST_TIED) if len(values) else finite.any(axis=0)
     X, names = values.to_numpy()[:, kept], np.array(values.columns)[kept]
     kinds, of_kind = np.unique([kind_of(name) for name in names], return_inverse=True)
     found, known = [], {}
@@ -163,6 +165,16 @@ def tell_apart(X, new, wells, *, folds=5, n_bootstrap=500, seed=0):
     one, other = (random.multinomial(n, np.full(n, 1 / n), size=n_bootstrap) / n for n in above.shape)
     low, high = interval_of(((one @ above) * other).sum(axis=1))
     return float(above.mean()), low, high
+
+
+def _share_tied(values):
+    """Share of the wells that have the most frequent value of each feature, shape (F,)."""
+    ordered = np.sort(values, axis=0)
+    longest, run = np.ones(ordered.shape[1], int), np.ones(ordered.shape[1], int)
+    for same in ordered[1:] == ordered[:-1]:
+        run = np.where(same, run + 1, 1)
+        longest = np.maximum(longest, run)
+    return longest / len(values)
 
 
 def _others(plates, batches, own):

@@ -4,6 +4,8 @@ import warnings
 
 import numpy as np
 
+from plateloom.errors import LabelError
+
 SCHEMES = {"well": "wells", "plate": "plates", "batch": "batches"}
 MOST_GROUPS = 20  # beyond this, leaving out one plate or batch at a time costs more than it tells
 ATTEMPTS = 20
@@ -31,7 +33,7 @@ def split_groups(truth, groups, *, folds, scheme="well", seed=0):
 
     Raises
     ------
-    ValueError
+    LabelError
         If there are fewer groups than folds, or no such split is found.
 
     Notes
@@ -50,15 +52,15 @@ def split_groups(truth, groups, *, folds, scheme="well", seed=0):
     names, member = np.unique(groups, return_inverse=True)
     everything, n_groups = np.zeros((len(truth), 1)), len(names)
     if n_groups < 2:
-        raise ValueError(f"{n_groups} {scheme} cannot be split. Label cells of other {units}.")
+        raise LabelError(f"{n_groups} {scheme} cannot be split. Label cells of other {units}.")
     n_classes = len(np.unique(truth)) if truth.dtype.kind == "i" else None
     if scheme != "well" and n_groups <= MOST_GROUPS:
         splits = list(LeaveOneGroupOut().split(everything, truth, member))
         if n_classes is None or all(len(np.unique(truth[train])) == n_classes for train, _ in splits):
             return splits
-        raise ValueError(f"Without one of the {n_groups} {units} a class is missing. Label it in other {units}.")
+        raise LabelError(f"Without one of the {n_groups} {units} a class is missing. Label it in other {units}.")
     if folds < 2 or n_groups < folds:
-        raise ValueError(
+        raise LabelError(
             f"{n_groups} {units} for {folds} folds. Use 2 to {n_groups} folds, or label cells of more {units}."
         )
     if n_classes is None:
@@ -73,7 +75,7 @@ def split_groups(truth, groups, *, folds, scheme="well", seed=0):
             splits = list(splitter.split(everything, strata, member))
         if all(len(test) and len(np.unique(truth[train])) == n_classes for train, test in splits):
             return splits
-    raise ValueError(
+    raise LabelError(
         f"{n_groups} {units} cannot be dealt into {folds} folds so that the rest always holds every class. Use fewer."
     )
 

@@ -1,30 +1,41 @@
 """Labelled wells or cells of the screen -> classifier; every cell -> class, probabilities, novelty, well by well."""
 
+import contextlib
 import functools
 import hashlib
+import io
 import logging
 import re
+import shutil
+import traceback
 from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 import plateloom
 from plateloom import profiling
+from plateloom.devices import choose_device
 from plateloom.engine import parts as engine
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
-from plateloom.errors import ConfigError, ModelMismatchError, PlateLayoutError
+from plateloom.errors import ConfigError, DataFault, LabelError, ModelMismatchError, PlateLayoutError
+from plateloom.stages.cell_crops import States, cut_cells, describe_pixels, shared_channels
 from plateloom.stages.cell_labels import assign_labels, short_row
 from plateloom.stages.profiling import flagged_fields, quarantined_wells
 from plateloom.stages.sampling import sample_rows
+from plateloom.store import plate as store
 from plateloom.store.cell_labels import read_cell_labels
-from plateloom.store.layout import model_folder, plate_folder, well_table
+from plateloom.store.layout import model_folder, plate_folder, plate_store, well_table
 from plateloom.store.provenance import read_json, recipe, write_bytes, write_json
 from plateloom.store.tables import KEYS, read_metadata, read_record, read_table
 from plateloom.wells import parse_well, plate_format
 
 log = logging.getLogger(__name__)
 LATENT = re.compile(r"Latent_\w+_\d+")  # not the error of a reconstruction
+PICTURE_UM, PICTURE_PX = 40.0, 96  # side of the cells that the page shows
+FILES = ("model.skops", "model.safetensors")
 
 
 def train_screen(*, plates, labels, settings, code, measured, profiled, flagged, record, encoded=()):
@@ -130,17 +141,31 @@ def _describe_places(wells):
 def _train(folder, wells, excluded, places, settings, made):
     """Draw labelled cells through Dask, test, train, save; the unit of `train_screen`."""
     from plateloom import classification
-    from plateloom.classification.model import dumps, train
+    from plateloom.classification.evaluation import check_labels
+    from plateloom.classification.model import dumps, file_name, train
     from plateloom.registry import load_method
 
     quota = -(-settings["cells"] // len(wells))
-    source = settings["inputs"]
-    drawn = yield [(draw_labelled, p, w, rows, excluded[p, w], quota, source) for (p, w), rows in wells.items()]
+    source, method, numbers = settings["inputs"], settings["method"], settings["target"] == "number"
+    registry = classification.REGRESSORS if numbers else classification.METHODS | classification.CROP_METHODS
+    params = load_method(registry, method, "classification method").Params(**settings["parameters"])
+    work, cutting, pixel_size_um = folder / f".work-{made['fingerprint']}", {}, None
+    for old in folder.glob(".work-*"):
+        if old != work:
+            shutil.rmtree(old)
+    if source == "crops":
+        work.mkdir(parents=True, exist_ok=True)
+        features, pixel_size_um = describe_pixels(sorted({plate for plate, _ in wells}))
+        cutting = {"crop_um": params.crop_um, "out_px": params.out_px, "channels": features, "folder": str(work)}
+    drawn = yield [
+        (draw_labelled, p, w, rows, excluded[p, w], quota, source, cutting) for (p, w), rows in wells.items()
+    ]
     tables, lost = [table for table, _ in drawn], sum(gone for _, gone in drawn)
     if lost:
         log.warning("left out: %d labels of cells that the present segmentation does not have", lost)
     cells = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
-    features = input_columns(cells.drop(columns=["Label", "Metadata_CellsOfWell"]), source)
+    if source != "crops":
+        features = input_columns(cells.drop(columns=["Label", "Metadata_CellsOfWell"]), source)
     if not len(cells):
         raise PlateLayoutError("none of the labelled wells has a cell")
     keys = list(zip(cells["Metadata_Plate"], cells["Metadata_Well"], strict=True))
@@ -149,39 +174,153 @@ def _train(folder, wells, excluded, places, settings, made):
         raise PlateLayoutError("classification.scheme: batch needs the batch of every labelled plate in plates.tsv")
     # A cell whose well lies in the training folds would be recognised by its well: whole wells, plates or batches are kept together.
     groups = np.array([group_of(settings["scheme"], plate, well, batches) for plate, well in keys], dtype=str)
-    numbers = settings["target"] == "number"
-    X, y, method = cells[features].to_numpy(float), cells["Label"].to_numpy(str), settings["method"]
-    registry = classification.REGRESSORS if numbers else classification.METHODS
-    params = load_method(registry, method, "classification method").Params(**settings["parameters"])
-    options, kept = {"method": method, "params": params}, []
-    try:
-        test = _test_numbers if numbers else _test_classes
-        metrics = test(X, y, groups, cells, places, settings, kept=kept, **options)
-    except ValueError as error:
-        raise PlateLayoutError(f"the labels do not allow an honest test: {error}") from None
-    options |= {"balance": settings["balance"], "tune": settings["tune"], "versions": _versions()}
-    model = train(
-        X, y, groups, features=features, metrics=metrics, folds=kept, threads=engine.EXECUTION.threads, **options
+    X = (
+        np.concatenate([np.load(crop_file(work, *key)) for key in wells])
+        if cutting
+        else cells[features].to_numpy(float)
     )
+    y = cells["Label"].to_numpy(str)
+    options, kept = {"method": method, "params": params}, []
+    with _networks_here(work) if cutting else contextlib.nullcontext():
+        try:
+            test = _test_numbers if numbers else _test_classes
+            metrics = test(X, y, groups, cells, places, settings, kept=kept, features=features, **options)
+        except LabelError as error:
+            raise PlateLayoutError(f"the labels do not allow an honest test: {error}") from error
+        options |= {"balance": settings["balance"], "tune": settings["tune"], "versions": _versions(bool(cutting))}
+        options |= {"pixel_size_um": pixel_size_um, "threads": engine.EXECUTION.threads}
+        model = train(X, y, groups, features=features, metrics=metrics, folds=kept, **options)
+        pictures = {}
+        if not numbers:
+            X, y, groups = check_labels(X, y, groups)
+            metrics["pairs"] = _find_pairs(model, X, y, groups, cells)
+        if cutting:
+            metrics["attribution"], pictures = _explain_network(X, y, groups, kept, metrics["folds"])
+    pairs = [(row[end]["row"], row[end]) for row in metrics.get("pairs", ()) for end in ("typical", "nearest")]
+    shown = {"crop_um": params.crop_um, "channels": features} if cutting else {"crop_um": PICTURE_UM}
+    found = yield from _cut_pictures(pairs, cells, **shown)
+    if found:
+        shown["channels"], pictures["pairs"] = found
+    for _, end in pairs:
+        del end["row"]
     data = dumps(model)
-    write_bytes(folder / "model.skops", data)
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+    _write_pictures(folder / "examples.safetensors", pictures)
+    write_bytes(folder / file_name(model.card), data)
     content = hashlib.sha256(data).hexdigest()
     learned = sorted({f"{plate}/{well}" for plate, well in keys})
     card = {"plateloom": made, "content": content, "card": model.card, "wells": learned, "inputs": source}
     card |= {"batches": batches, "encoder": encoder_of(learned) if source == "latent" else ""}
+    if found:
+        card["pictures"] = shown
     write_json(folder / "model.json", card)
+    shutil.rmtree(work, ignore_errors=True)
     score = "r2" if numbers else "balanced_accuracy"
     return Outcome(
         facts={score: metrics[score], "cells": len(cells)}
         | ({} if numbers else {"chance": metrics["chance"]})
+        | ({"file": file_name(model.card)} if cutting else {})
+        | ({"pictures": sum(len(values) for values in pictures.values())} if pictures else {})
         | ({"labels_without_cell": lost} if lost else {})
     )
 
 
-def _test_classes(X, y, groups, cells, places, settings, *, kept, method, params):
+def _networks_here(folder):
+    """Where networks are trained here: on which device, with a state per epoch."""
+    import torch
+
+    from plateloom.classification.crop_network import running
+
+    torch.set_num_threads(engine.EXECUTION.threads)
+    return running(device=choose_device(engine.EXECUTION.device), states=States(folder))
+
+
+def _find_pairs(model, X, y, groups, cells):
+    """Pairs of cells that are nearly alike and of different classes, with where they are; `row` is to be taken out."""
+    from plateloom.classification.explanation import find_pairs, held_out_probability
+    from plateloom.classification.model import input_space
+
+    tested, classes = model.card["metrics"], model.card["classes"]
+    options = {"pipelines": model.folds, "folds": tested["folds"]}
+    probability = held_out_probability(X, groups, temperature=tested["calibration"]["temperature"], **options)
+    named = {} if X.ndim == 4 else {"features": model.card["features"], "X": X}
+    truth = np.searchsorted(classes, y)
+    found = find_pairs(probability, truth, input_space(model.pipeline, X), **named)
+    for one in found:
+        one |= {"class": classes[one["class"]], "other": classes[one["other"]]}
+        for end in ("typical", "nearest"):
+            plate, well, field, number = cells.loc[one[end], list(KEYS)]
+            place = {"plate": plate, "well": well, "field": int(field), "object": int(number)}
+            one[end] = {"row": one[end], **place}
+    return found
+
+
+def _explain_network(X, y, groups, kept, folds):
+    """What `explain_network` gives, with the labels of the cells in the pictures instead of their rows."""
+    if find_spec("captum") is None:
+        return {"reason": "the package captum is not installed"}, {}
+    from plateloom.classification.attribution import explain_network
+
+    found, pictures = explain_network(X, y, groups, pipelines=kept, folds=folds)
+    found["examples"] = y[pictures.pop("examples")].tolist()
+    return found, {f"attribution.{name}": values for name, values in pictures.items()}
+
+
+def _cut_pictures(pairs, cells, *, crop_um, channels=None):
+    """Cut out the cells (row, description) of pairs through Dask: channels and pictures, which the descriptions number; or None.
+
+    What goes wrong is logged: no picture is worth a trained model.
+    """
+    rows = sorted({row for row, _ in pairs if plate_store(cells["Metadata_Plate"][row]).exists()})
+    if not rows:
+        return None
+    try:
+        channels = channels or shared_channels(sorted({cells["Metadata_Plate"][row] for row in rows}))
+    except (DataFault, OSError):
+        log.warning("there are no pictures for the page", exc_info=True)
+        return None
+    found = yield [(cut_picture, cells.loc[[row], list(KEYS)], crop_um, PICTURE_PX, channels) for row in rows]
+    for failed in (one for one in found if isinstance(one, str)):
+        log.warning("a picture for the page could not be cut: %s", failed)
+    cut = {row: one for row, one in zip(rows, found, strict=True) if not isinstance(one, str)}
+    for row, end in pairs if cut else ():
+        end["picture"] = list(cut).index(row) if row in cut else None
+    return (channels, _stretch(np.concatenate(list(cut.values())))) if cut else None
+
+
+def cut_picture(cell, crop_um, out_px, channels):
+    """The crop of one cell, shape (1, C, out_px, out_px), or the traceback if there is none; runs in a worker."""
+    plate, well = cell[["Metadata_Plate", "Metadata_Well"]].iloc[0]
+    try:
+        ((_, crop),) = cut_cells(plate, well, cell, crop_um=crop_um, out_px=out_px, channels=channels)
+    except Exception:  # whatever it is, it is logged
+        return traceback.format_exc()
+    return crop
+
+
+def _stretch(crops):
+    """Crops to show side by side: what is not there black, all with the same contrast."""
+    from plateloom.latent.crops import intensity_range, normalize_crops
+
+    return normalize_crops(np.nan_to_num(crops), *intensity_range(crops, (0.5, 99.9)))
+
+
+def _write_pictures(path, pictures):
+    """Keep pictures for the page; remove those of an earlier model where there are none."""
+    from safetensors.numpy import save
+
+    if pictures:
+        kept = {name: np.ascontiguousarray(values, np.float16) for name, values in pictures.items()}
+        write_bytes(path, save(kept))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _test_classes(X, y, groups, cells, places, settings, *, kept, features, method, params):
     """What `evaluate` says of classes, with what labels of single cells it doubts and whether more would help."""
     from plateloom.classification.evaluation import check_labels, evaluate
-    from plateloom.classification.explanation import permute_families
+    from plateloom.classification.explanation import TREES, explain_trees, permute_families
     from plateloom.classification.learning_curve import learn_by_steps
     from plateloom.classification.shift import grade_transfer
 
@@ -210,13 +349,17 @@ def _test_classes(X, y, groups, cells, places, settings, *, kept, method, params
     wells = (cells["Metadata_Plate"] + "/" + cells["Metadata_Well"]).to_numpy(str)
     grounds = wells, cells["Metadata_Plate"].to_numpy(str), known["batch"].to_numpy(str)
     metrics["graded"] = grade_transfer(X, y, *grounds, balance=settings["balance"], folds=settings["folds"], **options)
-    names = input_columns(cells.drop(columns=["Label", "Metadata_CellsOfWell"]), settings["inputs"])
-    metrics["importance"] = permute_families(X, y, groups, features=names, pipelines=kept, folds=metrics["folds"])
+    explained = {"features": features, "pipelines": kept, "folds": metrics["folds"]}
+    metrics["importance"] = permute_families(X, y, groups, **explained)
+    if method in TREES:
+        metrics["trees"] = {"reason": "the package shap is not installed"}
+        if find_spec("shap") is not None:
+            metrics["trees"] = explain_trees(X, y, groups, **explained)
     truth = np.unique(y, return_inverse=True)[1]
     return metrics | {"learning": learn_by_steps(X, truth, groups, balance=settings["balance"], **options)}
 
 
-def _test_numbers(X, y, groups, cells, places, settings, *, kept, method, params):
+def _test_numbers(X, y, groups, cells, places, settings, *, kept, features, method, params):
     """What `evaluate_numbers` says."""
     from plateloom.classification.regression import evaluate_numbers
 
@@ -224,9 +367,9 @@ def _test_numbers(X, y, groups, cells, places, settings, *, kept, method, params
     return evaluate_numbers(X, y, groups, method=method, params=params, kept=kept, **chosen)
 
 
-def _versions():
+def _versions(network):
     """Versions of what a model is made with."""
-    names = ("plateloom", "scikit-learn", "skops", "numpy", "scipy")
+    names = ("plateloom", "scikit-learn", *(("torch", "safetensors") if network else ("skops",)), "numpy", "scipy")
     return {name: plateloom.__version__ if name == "plateloom" else version(name) for name in names}
 
 
@@ -257,20 +400,40 @@ def encoder_of(wells):
 
     Raises
     ------
-    ModelMismatchError
+    PlateLayoutError
         If they are of several: their columns have the same names and another meaning.
     """
     tables = [well_table(plate, "latent", well) for plate, _, well in (name.partition("/") for name in wells)]
     found = sorted({str((read_record(table) or {}).get("inputs", {}).get("model")) for table in tables})
     if len(found) != 1:
-        raise ModelMismatchError(f"the latents of the labelled wells are of different encoders ({', '.join(found)})")
+        raise PlateLayoutError(f"the latents of the labelled wells are of different encoders ({', '.join(found)})")
     return found[0]
 
 
-def draw_labelled(plate, well, rows, excluded, quota, source):
-    """What `labelled_cells` gives, with what is learned from and `Metadata_CellsOfWell`; runs in a worker."""
+def crop_file(folder, plate, well):
+    """Where the crops of a well's labelled cells lie while the classifier is trained."""
+    return Path(folder) / f"{plate}-{well}.npy"
+
+
+def draw_labelled(plate, well, rows, excluded, quota, source, cutting):
+    """What `labelled_cells` gives, with what is learned from and `Metadata_CellsOfWell`; runs in a worker.
+
+    Of crops only the keys; the crops lie in a file, in the same order.
+    """
     table, lost = labelled_cells(plate, well, rows, excluded, quota)
     crowd = len(read_table(well_table(plate, "features", well), ["Metadata_Well"]))
+    if source == "crops":
+        options = dict(cutting)
+        path = crop_file(options.pop("folder"), plate, well)
+        table = table[[*KEYS, "Label"]].reset_index(drop=True)
+        crops = np.full((len(table), len(options["channels"]), *[options["out_px"]] * 2), np.nan, np.float16)
+        for some, block in cut_cells(plate, well, table, **options):
+            crops[some] = block
+        there = np.isfinite(crops).all(axis=(1, 2, 3))
+        buffer = io.BytesIO()
+        np.save(buffer, crops[there])
+        write_bytes(path, buffer.getvalue())
+        return table[there].assign(Metadata_CellsOfWell=crowd), lost
     table = read_inputs(plate, well, table, source)
     if source == "latent":  # cells of fields without every channel have none
         table = table.dropna(subset=input_columns(table, source), how="all")
@@ -327,29 +490,31 @@ def _unit(plate, well, cells, model, code):
     made = recipe("classes", parameters={}, code=code, inputs={"cells": cells, "model": model})
 
     def work():
-        (table,) = yield [(classify_cells, plate, well, model)]
+        (table,) = yield [(classify_cells, plate, well, model, engine.EXECUTION.device)]
         return Outcome(table)
 
     return Unit(well, well_table(plate, "classes", well), made, work)
 
 
-def classify_cells(plate, well, fingerprint):
+def classify_cells(plate, well, fingerprint, policy="cpu"):
     """Classes of a well's cells; runs in a worker."""
     from plateloom.classification.model import predict
 
     model = load_classifier(fingerprint)
     described = read_json(model_folder("classifier") / "model.json")
+    if described["inputs"] == "crops":
+        return _classify_by_crops(plate, well, model, described, policy)
     cells = read_table(well_table(plate, "features", well))
     if described["inputs"] == "latent":
         encoder = encoder_of([f"{plate}/{well}"])
         if encoder != described["encoder"]:
-            raise ModelMismatchError(
+            raise PlateLayoutError(
                 f"the classifier has learned from latents of the encoder {described['encoder']}, these are of {encoder}"
             )
         cells = read_inputs(plate, well, cells, "latent")
     lacking = sorted(set(model.card["features"]) - set(cells.columns))
     if lacking:
-        raise ModelMismatchError(
+        raise PlateLayoutError(
             f"the classifier needs {len(lacking)} features that are not measured here: {lacking[:3]}"
         )
     group = group_of(model.card["metrics"]["scheme"], plate, well, described["batches"])
@@ -357,7 +522,35 @@ def classify_cells(plate, well, fingerprint):
     return cells[list(KEYS)].join(found.assign(Class=found["Class"].fillna("").astype(str)))
 
 
-@functools.lru_cache(maxsize=1)
+def _classify_by_crops(plate, well, model, described, policy):
+    """Classes of a well's cells by a network, block by block of crops."""
+    from plateloom.classification.crop_network import running
+    from plateloom.classification.model import predict_crops
+
+    cells = read_table(well_table(plate, "features", well), list(KEYS))
+    params, channels = model.card["params"], model.card["features"]
+    cutting = {"crop_um": params["crop_um"], "out_px": params["out_px"], "channels": channels}
+    group = group_of(model.card["metrics"]["scheme"], plate, well, described["batches"])
+    options = {"channels": channels, "group": group}
+    nothing = np.zeros((0, len(channels), params["out_px"], params["out_px"]), np.float16)
+    found = []
+    with running(device=choose_device(policy)):
+        for field, own in cells.groupby("Metadata_Field"):
+            path = store.field_path(plate_store(plate), well, int(field))
+            size = store.describe_image(path)["pixel_size_um"]
+            for rows, crops in cut_cells(plate, well, own, **cutting):
+                crops = crops.astype(np.float16)  # as in training
+                try:
+                    classes = predict_crops(model, crops, pixel_size_um=size, index=own.index[rows], **options)
+                except ModelMismatchError as error:
+                    raise PlateLayoutError(f"{plate}: {error}") from error
+                found.append(classes)
+        if not found:  # a table with all columns
+            found = [predict_crops(model, nothing, pixel_size_um=model.card["crops"]["pixel_size_um"], **options)]
+    found = pd.concat(found)
+    return cells.join(found.assign(Class=found["Class"].fillna("").astype(str)))
+
+
 def load_classifier(fingerprint):
     """The screen's classifier, if it is the one expected.
 
@@ -366,10 +559,18 @@ def load_classifier(fingerprint):
     ModelMismatchError
         If another model lies there, or its file was altered.
     """
-    from plateloom.classification.model import loads
+    from plateloom.classification.model import file_name
 
     folder = model_folder("classifier")
     described = read_json(folder / "model.json")
     if described is None or described["plateloom"]["fingerprint"] != fingerprint:
         raise ModelMismatchError(f"{folder} does not hold the classifier {fingerprint}; run again")
-    return loads((folder / "model.skops").read_bytes(), sha256=described["content"])
+    return _load_model(folder / file_name(described["card"]), described["content"])
+
+
+@functools.lru_cache(maxsize=1)
+def _load_model(path, content):
+    """The classifier in a file that has this digest."""
+    from plateloom.classification.model import loads
+
+    return loads(path.read_bytes(), sha256=content)
