@@ -29,6 +29,7 @@ _MIN_SIZE = 32  # [px]: a smaller plane has too few frequencies
 _BLOCKS = 8  # along each side: where an artefact is in less than a tenth of them, the others tell how bright cells are
 _ARTEFACT = 2.0  # times as bright as cells are, above background
 _SPECK = 20  # [px]: a smaller region is no artefact
+_DEBRIS = 0.001  # share of the area: less is bright spots of cells, unless other fields of the well have none
 
 
 class Params(BaseModel):
@@ -132,7 +133,8 @@ def flag_fields(table, params=None):
     Only fields of the same plate and channel are compared. A field is an outlier if it is beyond ``max_deviation`` MADs
     *and* beyond a factor, for on an even plate the MADs alone would flag what no eye sees. Debris is looked for against the
     fields that are neither blurred, saturated nor empty. Brightness in one channel is
-    what a phenotype looks like; debris shines in most.
+    what a phenotype looks like; debris shines in most, and is a region far brighter than the cells, or in some fields of
+    its well only: a well that is bright throughout is a phenotype of its own.
     """
     import pandas as pd
 
@@ -152,9 +154,12 @@ def flag_fields(table, params=None):
     blurred &= ~empty
     usual = ~(saturated | empty | blurred)  # else the defects of some widen what is usual of all
     excess = bright - bright.where(usual).groupby(plate).transform("median")
-    shared = _shared(excess, [table[name] for name in ("Metadata_Plate", "Metadata_Well", "SourceField")])
+    field = [table[name] for name in ("Metadata_Plate", "Metadata_Well", "SourceField")]
+    shared = _shared(excess, field)
     limit = np.log(params.max_brightness)
     debris = _outliers(shared, plate[:1], params.max_deviation, limit, usual) & (excess > limit) & ~saturated
+    well = excess.groupby([*plate, table["Metadata_Well"]]).transform("quantile", 0.5, interpolation="lower")
+    debris &= (table["artefact_fraction"].groupby(field).transform("max") >= _DEBRIS) | (excess - well > limit)
 
     table["Flag_Blurred"], table["Flag_Saturated"], table["Flag_Empty"], table["Flag_Debris"] = (
         flag.to_numpy(dtype=bool) for flag in (blurred, saturated, empty, debris)

@@ -166,7 +166,19 @@ def test_brightness_in_one_of_three_channels_is_no_debris_and_in_two_it_is():
     table.loc[4, "p999"] = 3000.0
     assert not flag_fields(table)["Flag_Debris"].any()
     table.loc[14, "p999"] = 3000.0
+    table.loc[14, "artefact_fraction"] = 0.01
     assert flag_fields(table)["Flag_Debris"].to_numpy().nonzero()[0].tolist() == [4, 14]
+
+
+def test_a_well_that_is_bright_throughout_is_a_phenotype_and_one_bright_field_of_it_is_debris():
+    fields = {"Metadata_Well": [f"A{n:02d}" for n in range(1, 11) for _ in range(3)], "Metadata_Field": [1, 2, 3] * 10}
+    table = pd.concat([rows(30, Channel=name, **fields) for name in ("DNA", "ER", "GFP")], ignore_index=True)
+    table["SourceField"], table["artefact_fraction"] = table["Metadata_Field"], 0.0
+    table.loc[table["Metadata_Well"] == "A04", "p999"] = 3000.0
+    assert not flag_fields(table)["Flag_Debris"].any()
+    table.loc[(table["Metadata_Well"] == "A07") & (table["Metadata_Field"] == 2), "p999"] = 3000.0
+    found = table[flag_fields(table)["Flag_Debris"]]
+    assert {*zip(found["Metadata_Well"], found["Metadata_Field"], strict=True)} == {("A07", 2)} and len(found) == 3
 
 
 def test_the_fields_of_a_stitched_image_are_flagged_one_by_one():
