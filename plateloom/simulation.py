@@ -15,8 +15,8 @@ from scipy import ndimage
 
 from plateloom.wells import well_name
 
-CLASSES = ("normal", "translocated", "condensed")
-PHENOTYPES = ("none", "translocated", "condensed")
+CLASSES = ("normal", "translocated", "condensed", "swollen", "speckled")
+PHENOTYPES = ("none", *CLASSES[1:])
 STAINS = ("dna", "er", "marker", "actin")
 DEFECTS = ("blurred", "debris", "saturated", "empty", "truncated", "missing")
 
@@ -64,8 +64,9 @@ class Treatment:
     ----------
     name : str
         Name in the plate map.
-    phenotype : {'none', 'translocated', 'condensed'}
-        Class of a responding cell; ``condensed`` also lowers the number of cells.
+    phenotype : {'none', 'translocated', 'condensed', 'swollen', 'speckled'}
+        Class of a responding cell; ``condensed`` also lowers the number of cells, ``swollen`` cells are large and flat,
+        in ``speckled`` ones the ER and the marker gather in spots.
     ec50 : float
         Dose of half effect [µM].
     hill : float
@@ -74,6 +75,9 @@ class Treatment:
         Fraction of cells that respond to an infinite dose.
     doses : tuple of float
         Doses on the plate [µM], ascending. A small plate carries fewer of them, always the highest.
+    labeled : bool
+        Whether the wells of the highest dose are said to be of the phenotype's class; not where few cells respond, nor where the
+        phenotype shall be one that nobody knows.
     """
 
     name: str
@@ -82,6 +86,7 @@ class Treatment:
     hill: float = 1.5
     top: float = 0.95
     doses: tuple = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+    labeled: bool = True
 
     def __post_init__(self):
         object.__setattr__(self, "doses", tuple(float(dose) for dose in self.doses))
@@ -138,6 +143,8 @@ class ScreenDesign:
         Name of the solvent.
     batch_strength : float
         Spread of each plate's staining intensity and background (standard deviation of the log).
+    shifts : mapping of str to mapping of str to float
+        Plates that were stained differently: by plate and channel what the signal is multiplied by.
     illumination_strength : float in [0, 0.8]
         Fall of light from the brightest point to the farthest corner, as a fraction.
     edge_effect : float in [0, 1)
@@ -162,6 +169,7 @@ class ScreenDesign:
     treatments: tuple = DEFAULT_TREATMENTS
     negative_control: str = "DMSO"
     batch_strength: float = 0.12
+    shifts: tuple = field(default=())
     illumination_strength: float = 0.3
     edge_effect: float = 0.0
     defects: tuple = field(default=())
@@ -178,6 +186,14 @@ class ScreenDesign:
                 raise ValueError(f"Unknown defect {kind!r}, expected one of {', '.join(DEFECTS)}.")
             defects.append((kind, where if isinstance(where, int) else tuple(tuple(one) for one in where)))
         object.__setattr__(self, "defects", tuple(sorted(defects)))
+        shifts = {plate: dict(factors) for plate, factors in dict(self.shifts).items()}
+        for plate, factors in shifts.items():
+            for name, known in ((plate, self.plates), *((channel, self.channel_names) for channel in factors)):
+                if name not in known:
+                    raise ValueError(f"Unknown {name!r}, expected one of {', '.join(known)}.")
+            if not all(np.isfinite(factor) and factor > 0 for factor in factors.values()):
+                raise ValueError(f"The factors of {plate!r} must be above 0, found {factors}.")
+        object.__setattr__(self, "shifts", tuple((p, tuple(sorted(shifts[p].items()))) for p in sorted(shifts)))
 
     @property
     def channel_names(self):
@@ -487,11 +503,11 @@ def _draw_cell(rng, phenotype, fraction, pixel_size_um):
     responds = phenotype != "none" and rng.random() < fraction
     kind = phenotype if responds else "normal"
     level = float(np.clip(rng.normal(0.85, 0.12), 0.45, 1.0) if responds else np.clip(rng.gamma(1.5, 0.04), 0, 0.25))
-    condensed = level if kind == "condensed" else 0.0
+    condensed, swollen = (level if kind == name else 0.0 for name in ("condensed", "swollen"))
     theta = (np.arange(_ANGLES) + 0.5) * (2 * np.pi / _ANGLES) - np.pi
 
     cycle = rng.choice([1.0, 1.45, 2.0], p=[0.6, 0.2, 0.2]) * rng.lognormal(0, 0.05)  # DNA content
-    radius = 7.3 * cycle**0.4 * rng.lognormal(0, 0.1) * (1 - 0.42 * condensed) / pixel_size_um
+    radius = 7.3 * cycle**0.4 * rng.lognormal(0, 0.1) * (1 - 0.42 * condensed) * (1 + 0.4 * swollen) / pixel_size_um
     aspect = 1 + rng.gamma(2.5, 0.16) * (1 - 0.6 * condensed)
     tilt = rng.uniform(-np.pi, np.pi)
     long, short = radius * np.sqrt(aspect), radius / np.sqrt(aspect)
@@ -501,7 +517,7 @@ def _draw_cell(rng, phenotype, fraction, pixel_size_um):
     )
     outline = outline * np.exp(rough)
 
-    span = 29.0 * rng.lognormal(0, 0.2) * (1 - 0.5 * condensed) / pixel_size_um
+    span = 29.0 * rng.lognormal(0, 0.2) * (1 - 0.5 * condensed) * (1 + 0.4 * swollen) / pixel_size_um
     body = np.full(_ANGLES, 0.62)
     tips = rng.integers(3, 6)
     for k in range(tips):
@@ -519,12 +535,13 @@ def _draw_cell(rng, phenotype, fraction, pixel_size_um):
         "class": kind,
         "response": level if responds else float(min(level, 0.25)),
         "condensed": condensed,
-        "translocated": level if kind == "translocated" else (0.0 if condensed else level),
+        "translocated": level if kind in ("normal", "translocated") else 0.0,
+        "speckled": level if kind == "speckled" else 0.0,
         "outline": outline,
         "body": body,
         "tilt": tilt,
-        "dna": cycle**0.25 * rng.lognormal(0, 0.3) * (1 + 1.1 * condensed),
-        "er": rng.lognormal(0, 0.28) * (1 + 0.7 * condensed),
+        "dna": cycle**0.25 * rng.lognormal(0, 0.3) * (1 + 1.1 * condensed) * (1 - 0.4 * swollen),
+        "er": rng.lognormal(0, 0.28) * (1 + 0.7 * condensed) * (1 - 0.3 * swollen),
         "marker": rng.lognormal(0, 0.32) * (1 + 0.4 * condensed),
         "actin": rng.lognormal(0, 0.3) * (1 + 0.6 * condensed),
         "nucleoli": np.column_stack([
@@ -654,6 +671,7 @@ def _stain(design, cells, nuclei, bodies, depth, reach, rng):
             squared = (dy - away * np.sin(angle)) ** 2 + (dx - away * np.cos(angle)) ** 2
             np.maximum(holes, np.exp(squared * np.float32(-0.5 / size**2)), out=holes)
         thick = 0.14 + 0.86 * np.exp(-2.6 * out)
+        spots = 1 + np.float32(cell["speckled"]) * (3 * np.maximum(tone - 0.5, 0) - 0.6)  # mean 1
         for c, channel in enumerate(design.channels):
             level = np.float32(cell[channel.stain] * channel.brightness)
             if channel.stain == "dna":
@@ -661,7 +679,7 @@ def _stain(design, cells, nuclei, bodies, depth, reach, rng):
                 light = dome * (1 + 0.17 * tone) * (1 - 0.4 * holes * (1 - cell["condensed"]))
                 light = np.where(inside, np.maximum(light, 0.12), 0.012)
             elif channel.stain == "er":
-                light = thick * (0.8 + 0.2 * web + 0.16 * blotch + 0.09 * dust)
+                light = thick * (0.8 + 0.2 * web + 0.16 * blotch + 0.09 * dust) * spots
                 light += 0.22 * np.exp(-((out / 0.09) ** 2)) * ~inside
                 light = np.where(inside, 0.42 + 0.06 * tone + 0.16 * holes, np.maximum(light, 0.03))
             elif channel.stain == "marker":
@@ -669,7 +687,7 @@ def _stain(design, cells, nuclei, bodies, depth, reach, rng):
                 whole = (
                     (0.42 + 1.9 * moved) * (1 + 0.1 * tone) * (1 - 0.55 * holes) * (1 - 0.25 * np.minimum(far, 1) ** 4)
                 )
-                light = (0.95 - 0.6 * moved) * thick * (1 + 0.15 * blotch + 0.12 * dust + 0.1 * web)
+                light = (0.95 - 0.6 * moved) * thick * (1 + 0.15 * blotch + 0.12 * dust + 0.1 * web) * spots
                 light = np.where(inside, whole, np.maximum(light, 0.02))
             else:
                 across = dy * np.cos(cell["tilt"]) - dx * np.sin(cell["tilt"])
@@ -715,10 +733,11 @@ def _expose(design, plate, signal, flat, defects, rng):
     image = np.empty(signal.shape, np.uint16)
     blur = rng.uniform(3.2, 5.0) * unit
     spread = rng.normal(0, 1, 3)
+    shifts = dict(dict(design.shifts).get(plate, ()))
     for c, channel in enumerate(design.channels):
         batch = np.exp(_generator("batch", design.seed, plate, c).normal(0, design.batch_strength, 2))
         gain = batch[0] * np.exp(0.03 * spread[0]) * (_SATURATING_GAIN if "saturated" in defects else 1)
-        light = signal[c] * np.float32(gain)
+        light = signal[c] * np.float32(gain * shifts.get(channel.name, 1))
         haze = _wide_blur(light, 14 * unit)
         light = ndimage.gaussian_filter(light, blur if "blurred" in defects else _PSF_UM * unit * (1 + 0.06 * c))
         light += 0.16 * haze

@@ -211,6 +211,68 @@ def test_condensed_cells_are_fewer_and_smaller_with_brighter_nuclei():
     assert bright > 1.3 * calm.image[0][calm.nuclei > 0].mean()
 
 
+def made(treatment, **design):
+    """A field of a well that holds nothing but this treatment, and the same field of the solvent."""
+    options = {"plates": ("P",), "rows": 1, "columns": 4, "size_px": 384, "cells_per_field": 30} | design
+    treated = ScreenDesign(**options, treatments=(treatment,))
+    solvent = ScreenDesign(**options, treatments=(Treatment(treatment.name, doses=treatment.doses),))
+    well = well_of("positive", design=treated)
+    return render_field(treated, "P", well, 1), render_field(solvent, "P", well, 1)
+
+
+def test_swollen_cells_are_larger_with_dimmer_nuclei():
+    swollen, calm = made(Treatment("x", "swollen", ec50=0.01, top=1.0))
+    assert set(swollen.table["Class"]) == {"swollen"}
+    assert swollen.table["Nuclei_Area"].median() > 1.4 * calm.table["Nuclei_Area"].median()
+    assert swollen.table["Cells_Area"].median() > 1.2 * calm.table["Cells_Area"].median()
+    assert swollen.image[0][swollen.nuclei > 0].mean() < calm.image[0][calm.nuclei > 0].mean()
+
+
+def test_speckled_cells_have_spots_in_the_cytoplasm_and_no_other_brightness():
+    speckled, calm = made(Treatment("x", "speckled", ec50=0.01, top=1.0))
+    assert set(speckled.table["Class"]) == {"speckled"}
+    for channel in (1, 2):
+        rough, level = [], []
+        for one in (speckled, calm):
+            plane = one.image[channel].astype(float)
+            cytoplasm = (one.cells > 0) & (one.nuclei == 0)
+            rough.append((plane - ndimage.gaussian_filter(plane, 4))[cytoplasm].std())
+            level.append(plane[cytoplasm].mean() - np.percentile(plane, 1))
+        assert rough[0] > 2 * rough[1]
+        assert level[0] == pytest.approx(level[1], rel=0.2)
+    assert speckled.table["Nuclei_Area"].median() == pytest.approx(calm.table["Nuclei_Area"].median(), rel=0.15)
+
+
+def test_a_rare_phenotype_is_as_rare_as_it_is_said_to_be():
+    rare = Treatment("x", "condensed", ec50=0.001, top=0.01, labeled=False)
+    design = ScreenDesign(
+        plates=("P",),
+        rows=1,
+        columns=4,
+        fields=5,
+        size_px=512,
+        pixel_size_um=2.6,
+        cells_per_field=300,
+        treatments=(rare,),
+    )
+    well = well_of("positive", design=design)
+    classes = np.concatenate([render_field(design, "P", well, field).table["Class"] for field in range(1, 6)])
+    assert len(classes) > 1000
+    assert 0.003 < (classes == "condensed").mean() < 0.02
+
+
+def test_a_shift_makes_one_channel_of_one_plate_brighter_and_nothing_else():
+    shifted = ScreenDesign(shifts={"P2": {"GFP": 2.0}})
+    np.testing.assert_array_equal(render_field(shifted, "P1", "A04", 1).image, rendered("A04").image)
+    one, was = render_field(shifted, "P2", "A04", 1), rendered("A04", plate="P2")
+    np.testing.assert_array_equal(one.image[:2], was.image[:2])
+    np.testing.assert_array_equal(one.cells, was.cells)
+    inside, outside = was.cells > 0, ndimage.binary_dilation(was.cells > 0, iterations=20) == 0
+    signal = [a.image[2][inside].mean() - a.image[2][outside].mean() for a in (one, was)]
+    assert signal[0] == pytest.approx(2 * signal[1], rel=0.05)
+    assert pickle.loads(pickle.dumps(shifted)) == shifted
+
+
 def test_the_inactive_treatment_leaves_cells_normal():
     assert set(rendered(well_of("", "inertol")).table["Class"]) == {"normal"}
 
@@ -294,6 +356,9 @@ def test_oblong_fields_and_other_channels_are_rendered():
         lambda: all_defects(ScreenDesign(defects={"blurred": 10_000})),
         lambda: Channel("DNA", "dapi"),
         lambda: Treatment("x", "mitotic"),
+        lambda: ScreenDesign(shifts={"P9": {"GFP": 2.0}}),
+        lambda: ScreenDesign(shifts={"P1": {"Actin": 2.0}}),
+        lambda: ScreenDesign(shifts={"P1": {"GFP": 0.0}}),
     ],
 )
 def test_what_is_not_in_the_design_is_refused(call):

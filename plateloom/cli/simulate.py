@@ -38,17 +38,28 @@ latent:
     "--defect", multiple=True, help="KIND=NUMBER of fields: blurred, debris, saturated, empty, truncated, missing."
 )
 @click.option(
+    "--rare",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    help="Add a treatment under which this share of cells is condensed.",
+)
+@click.option("--novel", is_flag=True, help="Add a treatment with a phenotype that no label names.")
+@click.option(
+    "--shift", multiple=True, help="PLATE:CHANNEL=FACTOR: so much brighter the channel (DNA, ER, GFP) is on that plate."
+)
+@click.option(
     "--threads", default=None, type=click.IntRange(1), help="Fields rendered at the same time; default: all cores."
 )
-def command(folder, plates, rows, columns, fields, size, cells, seed, defect, threads):
+def command(folder, plates, rows, columns, fields, size, cells, seed, defect, rare, novel, shift, threads):
     """Write plates of raw TIFF files with known truth, and the screen's config beside them.
 
     \b
     plateloom simulate screens/demo
     plateloom simulate screens/bad --defect blurred=2 --defect truncated=1
+    plateloom simulate screens/hard --plates 7 --rare 0.01 --novel --shift plate4:GFP=2
     """
     from plateloom.cli.init import writing
-    from plateloom.simulation import DEFECTS, ScreenDesign, all_defects
+    from plateloom.simulation import DEFAULT_TREATMENTS, DEFECTS, ScreenDesign, Treatment, all_defects
 
     defects = {}
     for text in defect:
@@ -58,16 +69,26 @@ def command(folder, plates, rows, columns, fields, size, cells, seed, defect, th
         defects[kind] = int(number)
     if (folder / "config.yaml").exists():
         raise ConfigError(f"{str(folder / 'config.yaml')!r} is there already; choose another folder")
-    design = ScreenDesign(
-        plates=tuple(f"plate{i + 1}" for i in range(plates)),
-        rows=rows,
-        columns=columns,
-        fields=fields,
-        size_px=size,
-        cells_per_field=cells,
-        defects=defects,
-        seed=seed,
-    )
+    treatments = list(DEFAULT_TREATMENTS)
+    if rare:
+        treatments.append(Treatment("rarecidin", "condensed", ec50=0.01, top=rare, labeled=False))
+    if novel:
+        treatments.append(Treatment("novelin", "speckled", ec50=0.25, labeled=False))
+    try:
+        design = ScreenDesign(
+            plates=tuple(f"plate{i + 1}" for i in range(plates)),
+            rows=rows,
+            columns=columns,
+            fields=fields,
+            size_px=size,
+            cells_per_field=cells,
+            treatments=treatments,
+            shifts=_shifts(shift),
+            defects=defects,
+            seed=seed,
+        )
+    except ValueError as error:
+        raise ConfigError(f"--shift: {error}") from None
     try:
         all_defects(design)
     except ValueError as error:
@@ -78,6 +99,19 @@ def command(folder, plates, rows, columns, fields, size, cells, seed, defect, th
         f"{counted(plates, 'plate')} of {counted(rows * columns, 'well')} with {counted(fields, 'field')}, in {folder}; "
         f"next: plateloom run {shlex.quote(str(folder))}"
     )
+
+
+def _shifts(texts):
+    """Factors by plate and channel, of PLATE:CHANNEL=FACTOR."""
+    found = {}
+    for text in texts:
+        place, _, factor = text.partition("=")
+        plate, _, channel = place.partition(":")
+        try:
+            found.setdefault(plate, {})[channel] = float(factor)
+        except ValueError:
+            raise ConfigError(f"--shift {text!r}: expected PLATE:CHANNEL=FACTOR") from None
+    return found
 
 
 def write_screen(folder, design, *, threads=None):
@@ -109,6 +143,10 @@ def write_screen(folder, design, *, threads=None):
     import pandas as pd
 
     pd.concat(tables, ignore_index=True).to_parquet(folder / "truth" / "cells.parquet", index=False)
+    shifts = [(plate, *one) for plate, factors in design.shifts for one in factors]
+    pd.DataFrame(shifts, columns=["plate", "channel", "factor"]).to_csv(
+        folder / "truth/shifts.tsv", sep="\t", index=False
+    )
     (folder / "maps").mkdir(exist_ok=True)
     labels = []
     for plate in design.plates:
@@ -174,6 +212,6 @@ def _labels(design, plate, rows):
         treatment = phenotypes.get(row["treatment"])
         if row["control"] == "negative":
             labels.append((plate, row["well"], "normal"))
-        elif treatment and row["dose"] == max(treatment.doses):
+        elif treatment and treatment.labeled and row["dose"] == max(treatment.doses):
             labels.append((plate, row["well"], treatment.phenotype))
     return labels
