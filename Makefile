@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow slurm bbbc013 lint format lock napari czi cp_measure cellpose instanseg stardist docs clean
+.PHONY: demo test slow slurm bbbc013 lint format lock napari czi nd2 lif cp_measure cellpose instanseg stardist docs clean
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Plateloom needs Python 3.11 or newer, found ' + sys.version)"
@@ -23,7 +23,7 @@ test: $(READY)
 
 # The tests that `make test` leaves out to stay below ten minutes.
 slow: $(READY)
-	$(BIN)/python -m pytest -q -n 2 --dist load --ignore tests/slurm -m slow tests
+	$(BIN)/python -m pytest -q -n 3 --dist worksteal --ignore tests/slurm -m slow tests
 
 # The tests that need a Slurm: root on Debian or Ubuntu gets one on the loopback, and it is stopped again in the end.
 slurm: $(READY)
@@ -66,11 +66,14 @@ czi: requirements.txt
 	test -x build/czi/bin/python || $(PYTHON) -m venv build/czi
 	build/czi/bin/pip install --quiet --disable-pip-version-check -c requirements.txt bioio==3.6.0 bioio-czi==3.0.1 pylibCZIrw==6.1.0 pydantic
 
-# Segmentation by other people's networks: each package on top of what .venv holds, for one test each.
+# Packages that are optional, each on top of what .venv holds, for one test each: readers of Nikon's and of Leica's files, and
+# segmentation by other people's networks.
+nd2: EXTRA := nd2==0.12.0
+lif: EXTRA := liffile==2026.2.16
 cellpose: EXTRA := cellpose==4.2.1.1 torchvision==0.28.0
 instanseg: EXTRA := instanseg-torch==0.1.2
 stardist: EXTRA := stardist==0.9.2 tensorflow-cpu==2.21.0
-cellpose instanseg stardist: $(READY)
+nd2 lif cellpose instanseg stardist: $(READY)
 	test -x build/$@/bin/python || $(PYTHON) -m venv build/$@
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$(build/$@/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/plateloom.pth"
 	grep -v '^h5py==' requirements.txt > build/$@/constraints.txt # tensorflow wants an older one

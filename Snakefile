@@ -30,6 +30,7 @@ include: "rules/segmentation.smk"
 include: "rules/features.smk"
 include: "rules/profiling.smk"
 include: "rules/latent.smk"
+include: "rules/comparison.smk"
 include: "rules/classification.smk"
 include: "rules/report.smk"
 

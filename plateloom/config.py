@@ -198,9 +198,18 @@ class Autoencoder(Section):
     enabled: bool = Field(True, description="Train it, and encode every cell.")
     method: str = Field(
         "autoencoder",
-        description="`autoencoder` compresses and restores crops; `contrastive` learns to know a cell again, turned or brighter.",
+        description="`autoencoder` compresses and restores crops; `contrastive` learns to know a cell again, turned or brighter; "
+        "`backbone` is a network of your own with its weights, not trained here.",
     )
     crop_um: float = Field(32.0, gt=0, description="Side of the square cut out round a cell [µm].")
+    mask: Literal["none", "others", "cell"] = Field(
+        "none", description="What becomes 0 in a crop: nothing, the other cells, or everything but the cell."
+    )
+    normalize: Literal["screen", "plate"] = Field(
+        "screen",
+        description="Where the range of intensities that crops are stretched by comes from, per channel: crops of the whole "
+        "screen, or fields of each plate.",
+    )
     wells: int = Field(
         400, ge=2, description="Wells that the cells are drawn from, chosen by a hash of plate and well."
     )
@@ -220,10 +229,26 @@ class Autoencoder(Section):
     )
 
 
-class Maps(Section):
-    """PCA and UMAP of cells and of wells."""
+class Clusters(Section):
+    """Groups of cells that look alike, found without labels on the cells that the map is fitted on; each cell gets its own."""
 
-    method: str = Field("umap", description="`umap` or `pca`.")
+    method: str = Field(
+        "kmeans",
+        description="`kmeans`, `hdbscan`, `leiden` (needs leidenalg and igraph, which are under the GPL) or `none`.",
+    )
+    resamples: int = Field(
+        20, ge=2, description="So many times clusters are looked for again, in some of the wells: are they found again?"
+    )
+    parameters: dict = Field({}, description="Of the method; `plateloom config --methods` lists them.")
+
+
+class Maps(Section):
+    """Maps of cells and of wells."""
+
+    method: str = Field("umap", description="`umap`, `densmap`, `pacmap` (needs the package pacmap) or `pca`.")
+    inputs: Literal["features", "latent"] = Field(
+        "features", description="What the map of cells is of: features, or the latents of `latent.autoencoder`."
+    )
     wells: int = Field(
         400, ge=1, description="Wells that the cells are drawn from, chosen by a hash of plate and well."
     )
@@ -234,6 +259,7 @@ class Maps(Section):
     )
     plates: list[str] | None = Field(None, description="Plates it is fitted on; default: all.")
     parameters: dict = Field({}, description="Of the map; `plateloom config --methods` lists them.")
+    clusters: Clusters = Field(Clusters(), description="")
 
 
 class Latent(Section):
@@ -241,6 +267,19 @@ class Latent(Section):
 
     autoencoder: Autoencoder = Field(Autoencoder(), description="")
     maps: Maps = Field(Maps(), description="")
+
+
+class Comparison(Section):
+    """Profiles of features and of latents: how plates mix before and after correction, and which serve better."""
+
+    enabled: bool = Field(True, description="Compare them.")
+    sphering: float | None = Field(
+        0.1,
+        gt=0,
+        description="Sphere profiles by the negative controls of all plates: what controls vary in counts less. Added to their SD "
+        "in each direction, so that few control wells do not raise noise [SD of a feature]; null: do not.",
+    )
+    neighbors: int = Field(10, ge=2, description="Nearest wells whose plates are looked at.")
 
 
 class Classification(Section):
@@ -257,13 +296,15 @@ class Classification(Section):
         description="What the labels are: names of classes, or numbers (a dose, a count, a score), which methods for numbers "
         "predict.",
     )
-    inputs: Literal["features", "latent"] = Field(
-        "features", description="What is learned from: the measured features, or the latents (`latent.autoencoder`)."
+    inputs: Literal["features", "latent", "crops"] = Field(
+        "features",
+        description="What is learned from: the measured features, the latents (`latent.autoencoder`), or crops of the cells, by "
+        "a network (`method: cnn`).",
     )
     method: str = Field(
         "logistic",
-        description="`logistic`, `linear_svm`, `random_forest`, `gradient_boosting` or `nearest_neighbors`; for numbers "
-        "`ridge` or `forest_regression`.",
+        description="`logistic`, `linear_svm`, `random_forest`, `gradient_boosting` or `nearest_neighbors`; from crops `cnn`; for "
+        "numbers `ridge` or `forest_regression`.",
     )
     parameters: dict = Field({}, description="The method's own parameters; `plateloom config --methods` lists them.")
     tune: bool = Field(
@@ -294,6 +335,8 @@ class Classification(Section):
     def _numbers_of_a_table(self):
         if self.target == "number" and self.labels == "controls":
             raise ValueError("`target: number` needs a table of labels; controls are classes")
+        if self.target == "number" and self.inputs == "crops":
+            raise ValueError("`inputs: crops` is for classes")
         if self.target == "number" and self.tune:
             raise ValueError("`tune` is for classes")
         return self
@@ -414,6 +457,7 @@ class Config(Section):
     features: Features = Field(Features(), description="")
     profiling: Profiling = Field(Profiling(), description="")
     latent: Latent = Field(Latent(), description="")
+    comparison: Comparison = Field(Comparison(), description="")
     classification: Classification = Field(Classification(), description="")
     report: Report = Field(Report(), description="")
     engine: Engine = Field(Engine(), description="")
@@ -468,6 +512,8 @@ def load_config(settings):
     ):
         problems.append("classification.inputs: latents are made with `latent: {autoencoder: {enabled: true}}` only")
     encoder = config.latent.autoencoder
+    if config.latent.maps.inputs == "latent" and not encoder.enabled:
+        problems.append("latent.maps.inputs: latents are made with `latent: {autoencoder: {enabled: true}}` only")
     if config.profiling.exclude_badly_restored and not (encoder.enabled and encoder.method == "autoencoder"):
         problems.append(
             "profiling.exclude_badly_restored: cells are restored with `latent: {autoencoder: {enabled: true, method: "
@@ -541,6 +587,7 @@ def _check_readout(config):
     """Mistakes in the names of features that the assay's readout is made of."""
     from plateloom import features
     from plateloom.features.meaning import describe_columns
+    from plateloom.segmentation import measured_compartments
 
     settings = config.features.model_dump(exclude={"channels", "precision"})
     settings["families"] = [name for name in settings["families"] or features.FAMILIES if name in features.FAMILIES]
@@ -552,7 +599,7 @@ def _check_readout(config):
             continue
         if not channels:  # which is a mistake of its own
             continue
-        known = list(describe_columns(("Nuclei", "Cells", "Cytoplasm"), channels, **settings))
+        known = list(describe_columns(measured_compartments(config.segmentation.method), channels, **settings))
         if name not in known and name != "Metadata_CellCount":
             problems.append(
                 f"profiling.parameters.{key}: no feature {name!r}.{did_you_mean(name, known)} A feature is "
@@ -579,8 +626,12 @@ def method_modules(config, problems=None):
         "segmentation": (segmentation.METHODS, config.segmentation.method, "segmentation method"),
         "latent.maps": (latent.MAPS, config.latent.maps.method, "map"),
     }
+    if config.latent.maps.clusters.method != "none":
+        chosen["latent.maps.clusters"] = (latent.CLUSTERINGS, config.latent.maps.clusters.method, "clustering method")
     if config.classification.labels:
         known, kind = (classification.METHODS, "classification method")
+        if config.classification.inputs == "crops":
+            known, kind = (classification.CROP_METHODS, "classification method for crops")
         if config.classification.target == "number":
             known, kind = (classification.REGRESSORS, "regression method")
         chosen["classification"] = (known, config.classification.method, kind)

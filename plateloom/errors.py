@@ -7,6 +7,7 @@ PlateloomError
 │   ├── PlateLayoutError              a folder or a plate that is not laid out as its reader expects
 │   │   └── DeferredError             a folder that is still being written: looked at again by the next run
 │   └── UnreadableImageError          one file that cannot be decoded, or is not what was declared
+├── LabelError (ValueError)           labels of cells or wells that do not allow an honest test
 ├── TileOverlapError (ValueError)     an object is wider than a tile's halo
 ├── ModelMismatchError (ValueError)   a model and the data or file that it meets do not belong together
 ├── CorruptStoreError (OSError)       a plate no longer holds what was written into it: the job fails, nothing is recorded
@@ -67,6 +68,10 @@ class DeferredError(PlateLayoutError):
 
 class UnreadableImageError(DataFault):
     """One image file cannot be decoded, or is not what was declared."""
+
+
+class LabelError(PlateloomError, ValueError):
+    """Labels of cells or wells do not allow an honest test: too few groups, one class, gaps."""
 
 
 class TileOverlapError(PlateloomError, ValueError):

@@ -31,6 +31,8 @@ RATES = {
     "profiles": (14, 240),
     "autoencoder": (10, 12.8),
     "latent": (8, 330),
+    "latent_profiling": (4, 60),
+    "comparison": (5, 40),
     "map": (8, 20),
     "maps": (6, 440),
     "classifier": (30, 4.4),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import subprocess
@@ -19,11 +18,11 @@ from plateloom.ledgers import describe
 from plateloom.quarantines import read_quarantined
 from plateloom.readers import READERS, load_reader
 from plateloom.readers.folders import digest_changes
-from plateloom.segmentation import takes_device
+from plateloom.segmentation import COMPARTMENTS, measured_compartments, takes_device
 from plateloom.store.annotations import digest_pairs, list_pairs
 from plateloom.store.corrections import list_corrections
 from plateloom.store.layout import part_of, record_path, screen_record
-from plateloom.store.provenance import PACKAGE, code_digest, file_digest, read_json
+from plateloom.store.provenance import PACKAGE, code_digest, digest_large, file_digest, read_json
 from plateloom.store.sheets import read_sheet
 
 PLATE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -44,7 +43,7 @@ class Stage:
     script : str
         Also the rule's and the log's name.
     after : tuple of str
-        Stages whose records it waits for (the nearest ones).
+        Stages whose records it always waits for (the nearest ones); see `Screen.after`.
     modules : tuple of str
         What computes; the chosen methods' modules come on top.
     sections : tuple of str
@@ -81,7 +80,17 @@ STAGES = {
         ("latent.autoencoder",),
     ),
     "latent": Stage("part", "encode_plate", ("autoencoder",), ("plateloom.stages.latent",), ("latent.autoencoder",)),
-    "map": Stage("screen", "fit_map", ("features", "flagging"), ("plateloom.stages.maps",), ("latent.maps",)),
+    "latent_profiling": Stage(
+        "plate", "profile_latents", ("latent", "profiling"), ("plateloom.stages.comparison",), ("latent.autoencoder",)
+    ),
+    "comparison": Stage("screen", "compare_spaces", ("profiles", "latent_profiling"), ("plateloom.stages.comparison",)),
+    "map": Stage(
+        "screen",
+        "fit_map",
+        ("features", "flagging"),
+        ("plateloom.stages.maps",),
+        ("latent.maps", "latent.maps.clusters"),
+    ),
     "maps": Stage("part", "map_plate", ("map",), ("plateloom.stages.maps",)),
     "classifier": Stage(
         "screen",
@@ -94,7 +103,7 @@ STAGES = {
         "part", "classify_plate", ("classifier",), ("plateloom.stages.classification",), ("classification",)
     ),
     "report": Stage("plate", "report_plate", ("profiles", "maps", "classes"), ("plateloom.stages.report",)),
-    "screen_report": Stage("screen", "report_screen", ("report",), ("plateloom.stages.report",)),
+    "screen_report": Stage("screen", "report_screen", ("report", "comparison"), ("plateloom.stages.report",)),
 }
 
 
@@ -136,6 +145,7 @@ class Screen:
             rows = [Plate(**row) for row in frozen["plates"]]
             self._listings, self._deferrals = frozen["listings"], frozen["deferrals"]
             self._corrections, self._weights = frozen["corrections"], frozen["weights"]
+            self._encoder_weights = frozen["encoder_weights"]
             self._annotations = frozen["annotations"]
         self.plates = {plate.plate: plate for plate in rows}
         if frozen is None:
@@ -156,6 +166,7 @@ class Screen:
             "deferrals": self._deferrals,
             "corrections": self._corrections,
             "weights": self._weights,
+            "encoder_weights": self._encoder_weights,
             "annotations": self._annotations,
             "quarantined": self._quarantined,
             "accepted": self._accepted,
@@ -208,16 +219,29 @@ class Screen:
             for path in self.records(stage, plate)
         )
 
+    def after(self, stage):
+        """Stages whose records a stage waits for with this screen's config (the nearest ones)."""
+        learned = stage in ("classifier", "classes") and self.config.classification.inputs == "latent"
+        judged = stage == "profiling" and self.config.profiling.exclude_badly_restored
+        mapped = stage in ("map", "maps") and self.config.latent.maps.inputs == "latent"
+        return STAGES[stage].after + (("latent",) if learned or judged or mapped else ())
+
     def stages(self):
-        """Names of the stages that this screen's config asks for."""
+        """Names of the stages that this screen's config asks for, none before one that it waits for."""
         off = set()
         if not self.config.segmentation.training.images:
             off |= {"training"}
         if not self.config.latent.autoencoder.enabled:
-            off |= {"autoencoder", "latent"}
+            off |= {"autoencoder", "latent", "latent_profiling"}
+        if not self.config.comparison.enabled:
+            off |= {"comparison"}
         if not self.config.classification.labels:
             off |= {"classifier", "classes"}
-        return [name for name in STAGES if name not in off]
+        left, placed = [name for name in STAGES if name not in off], []
+        while left:
+            placed.append(next(name for name in left if not set(self.after(name)) & set(left)))
+            left.remove(placed[-1])
+        return placed
 
     def records(self, stage, plate=None):
         """Paths of a stage's records, below the screen's folder."""
@@ -240,13 +264,16 @@ class Screen:
         if stage == "conversion":
             params = self._reader_params(self.plates[plate].reader)
             return {"channels": config["channels"], "conversion": config["conversion"], "reader_params": params}
+        measured = measured_compartments(config["segmentation"]["method"])
         chosen = {
             "illumination": config["illumination"]
             | ({"restoration": config["restoration"]} if config["restoration"] else {}),
             "flagging": config["quality"],
             "segmentation": config["segmentation"] | ({"weights": self._weights} if self._weights else {}),
             "training": training | {"content": self._annotations},
-            "features": config["features"] | {"channels": config["features"]["channels"] or list(config["channels"])},
+            "features": config["features"]
+            | {"channels": config["features"]["channels"] or list(config["channels"])}
+            | ({} if measured == COMPARTMENTS else {"compartments": list(measured)}),
             "profiling": config["profiling"]
             | (
                 {"error_limit": latent["autoencoder"]["error_limit"]}
@@ -255,14 +282,31 @@ class Screen:
             ),
             "profiles": config["profiling"] | {"map": latent["maps"]["method"]},
             "assembly": {"max_failed_fields": config["max_failed_fields"]},
-            "autoencoder": {name: value for name, value in latent["autoencoder"].items() if name != "error_limit"},
-            "latent": {"crop_um": latent["autoencoder"]["crop_um"]},
+            "autoencoder": {name: value for name, value in latent["autoencoder"].items() if name != "error_limit"}
+            | ({"weights": self._encoder_weights} if self._encoder_weights else {}),
+            "latent": {name: latent["autoencoder"][name] for name in ("crop_um", "normalize")},
+            "latent_profiling": self._settings_of_latent_profiles(config),
+            "comparison": {
+                "comparison": {name: value for name, value in config["comparison"].items() if name != "enabled"},
+                "parameters": config["profiling"]["parameters"],
+            },
             "map": latent["maps"],
             "classifier": config["classification"],
             "report": self._page_settings(config, training),
             "screen_report": self._page_settings(config, training),
         }
         return chosen.get(stage, {}) | self._quarantine_settings(stage, plate)
+
+    @staticmethod
+    def _settings_of_latent_profiles(config):
+        """What of the profiles of features holds for those of latents."""
+        profiling = config["profiling"]
+        names = ("aggregate", "normalize_to", "method", "min_controls")
+        found = {name: profiling[name] for name in ("exclude_flagged", "exclude_unlike_counts")}
+        found["parameters"] = {name: profiling["parameters"][name] for name in names}
+        if profiling["exclude_badly_restored"]:
+            found["error_limit"] = config["latent"]["autoencoder"]["error_limit"]
+        return found
 
     def _quarantine_settings(self, stage, plate):
         """What a stage must know of what people have taken out; nothing where they have not, as before there was any."""
@@ -335,7 +379,7 @@ class Screen:
         chosen = STAGES[stage]
         modules = list(chosen.modules)
         methods = self._methods
-        modules += [methods[section].__name__ for section in chosen.sections]
+        modules += [methods[section].__name__ for section in chosen.sections if section in methods]
         if stage == "conversion":
             modules += sorted({READERS[plate.reader] for plate in self.plates.values()})
         if stage == "illumination":  # whose fingerprint all have that read pixels
@@ -357,7 +401,15 @@ class Screen:
         files, problems = list_weights(self.config, self.folder)
         if problems:
             raise ConfigError(problems)
-        return {file: _digest_large(self.folder / file) for file in files}
+        return {file: digest_large(self.folder / file) for file in files}
+
+    @functools.cached_property
+    def _encoder_weights(self):
+        """Digests of the models of the user that crops are encoded with, by path."""
+        files, problems = list_encoder_weights(self.config, self.folder)
+        if problems:
+            raise ConfigError(problems)
+        return {file: digest_large(self.folder / file) for file in files}
 
     @functools.cached_property
     def _annotations(self):
@@ -367,7 +419,7 @@ class Screen:
             return {}
         found = digest_pairs(self.folder / training.images, self.folder / training.labels)
         if training.start not in ("", "shipped"):
-            found["start"] = _digest_large(self.folder / training.start)
+            found["start"] = digest_large(self.folder / training.start)
         return found
 
     @functools.cached_property
@@ -487,15 +539,22 @@ def list_weights(config, folder):
             problems += [f"segmentation.training: {problem}" for problem in error.problems]
         if training.start not in ("", "shipped") and not Path(folder, training.start).is_file():
             problems.append(f"segmentation.training.start: no weights at {training.start!r}; nothing is downloaded")
+    return files, problems + _absent("segmentation", files, folder)
+
+
+def list_encoder_weights(config, folder):
+    """List the models of the user that a screen's crops are encoded with, as `list_weights` does."""
+    module = method_modules(config).get("latent.autoencoder")
+    if not hasattr(module, "weights_files"):
+        return [], []
+    files = module.weights_files(module.Params(**config.latent.autoencoder.parameters))
+    return files, _absent("latent.autoencoder", files, folder)
+
+
+def _absent(section, files, folder):
+    """What is wrong with files of weights that are not there."""
     missing = [file for file in files if not Path(folder, file).is_file()]
-    problems += [f"segmentation.parameters: no weights at {file!r}; nothing is downloaded" for file in missing]
-    return files, problems
-
-
-def _digest_large(path):
-    """Digest of a file that need not fit into memory."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return [f"{section}.parameters: no weights at {file!r}; nothing is downloaded" for file in missing]
 
 
 def _list_sources(asked):

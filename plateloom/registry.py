@@ -1,8 +1,11 @@
 """Methods by name: each package keeps a plain dict `name -> module`, and nothing is imported before it is asked for."""
 
 import importlib
+import logging
 
 from plateloom.errors import UnknownMethodError
+
+log = logging.getLogger(__name__)
 
 
 def load_method(methods, name, kind):
@@ -29,3 +32,16 @@ def load_method(methods, name, kind):
     if name not in methods:
         raise UnknownMethodError(kind, name, methods)
     return importlib.import_module(methods[name])
+
+
+def log_notices(module, params):
+    """Log as warnings what a person must know before using a method: its ``notices(params)``, if it has any.
+
+    Parameters
+    ----------
+    module : module
+    params : Params
+        Of that method.
+    """
+    for notice in module.notices(params) if hasattr(module, "notices") else ():
+        log.warning("%s", notice)

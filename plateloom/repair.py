@@ -29,6 +29,7 @@ PLATE_ARTEFACTS = {
     "features": ("features/{}.parquet",),
     "profiling": ("aggregates.parquet", "profiles.parquet"),
     "latent": ("latent/{}.parquet",),
+    "latent_profiling": ("latent_aggregates.parquet", "latent_profiles.parquet"),
     "maps": ("maps/{}.parquet",),
     "classes": ("classes/{}.parquet",),
     "report": ("report.html",),
@@ -42,16 +43,21 @@ SCREEN_ARTEFACTS = {
         "models/autoencoder/model.safetensors",
         "models/autoencoder/examples.safetensors",
     ),
+    "comparison": ("comparison.json", "retrieval.parquet", "corrected_profiles.parquet", "treatments.parquet"),
     "map": ("models/map/map.json", "models/map/map.npz"),
-    "classifier": ("models/classifier/model.json", "models/classifier/model.skops"),
-    "screen_report": ("report.html", "enrichment.parquet"),
+    "classifier": (
+        "models/classifier/model.json",
+        "models/classifier/model.skops",
+        "models/classifier/examples.safetensors",
+    ),
+    "screen_report": ("report.html", "enrichment.parquet", "clusters.parquet"),
 }
 MISSING = "is missing"
 LOST = "is missing, though what was made from its results is there"
 OTHER_RECIPE = "was made from something else than its record says"
 HAS_IMAGES = {"done", "partial"}
 # Stages that a config may leave out, and what comes next be there all the same.
-OPTIONAL = {"classes", "latent", "training"}
+OPTIONAL = {"classes", "comparison", "latent", "latent_profiling", "training"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,9 +130,14 @@ def find_damage(folder, plate, *, deep):
         # Without a readout the screen has no other table than its profiles.
         if stage == "profiles" and not any("hits" in record["facts"] for record in records):
             files = files[:1]
-        # Without classes there is nothing to count.
-        if stage == "screen_report" and not any(record["facts"].get("enrichment") for record in records):
-            files = files[:1]
+        # Without classes, or without clusters, there is nothing to count.
+        if stage == "screen_report":
+            facts = {name for record in records for name in ("enrichment", "clusters") if record["facts"].get(name)}
+            files = ("report.html", *(file for file in files if file.removesuffix(".parquet") in facts))
+        if stage == "classifier":  # a network lies in a file of another format; there may be nothing to show
+            facts = records[0]["facts"] if records else {}
+            own = f"{files[0].rpartition('/')[0]}/{facts['file']}" if facts.get("file") else files[1]
+            files = (files[0], own, *(files[2:] if facts.get("pictures") else ()))
         for name, fingerprint in vouched[stage].items():
             well = name if "{}" in files[0] else ""
             paths = [base / file.format(name) for file in files]
@@ -204,6 +215,9 @@ def _read_record(path):
 
 def _find_faults(paths, fingerprint, deep):
     """What is wrong with the files that one entry of a record vouches for: pairs of path and reason."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
     for path in paths:
         if not path.exists():
             yield path, MISSING
@@ -213,6 +227,11 @@ def _find_faults(paths, fingerprint, deep):
         elif path.suffix == ".html":
             if not path.read_bytes().rstrip().endswith(b"</html>"):
                 yield path, "ends before its end"
+        elif path.suffix == ".safetensors" and path != paths[1]:  # that one has a digest
+            try:
+                load_file(path)
+            except SafetensorError:
+                yield path, "cannot be read"
         elif path.suffix in (".json", ".zarr"):
             try:
                 record = artefact_record(path)

@@ -156,7 +156,7 @@ def _state(screen, stage, plate, code, above):
     alike = sum(part.state == state for part in parts)
     if state in (QUARANTINED, DEFERRED, STALE) and alike < len(parts):
         reason = f"{reason} (in {alike} of {len(parts)} parts)"
-    nearest = [(name, found) for name, found in above if name.split(" ")[-1] in STAGES[stage].after]
+    nearest = [(name, found) for name, found in above if name.split(" ")[-1] in screen.after(stage)]
     waits_for = next((found.waits_for or name for name, found in nearest if found.state in LEFT), "")
     if state == DONE and waits_for:
         state, reason = STALE, FOLLOWING

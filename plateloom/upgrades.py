@@ -53,7 +53,7 @@ def find_changed(screen, last=None):
             records = [read_json(screen.folder / path) for path in screen.records(stage, plate)]
             records = [record for record in records if record]
             own = [record for record in records if record.get("code", "") not in known]
-            above = STAGES[stage].after
+            above = screen.after(stage)
             follows = any(name in above and (plate is None or of in (plate, None)) for of, name in hit)
             if not own and not (follows and records):
                 continue

@@ -68,10 +68,22 @@ def if_learned_from(inputs, records):
     return ([records] if isinstance(records, str) else records) if wanted else []
 
 
+def if_mapped(records):
+    """Records of latents as a list, which is empty where the map of cells is of features."""
+    wanted = SCREEN.config.latent.maps.inputs == "latent"
+    return ([records] if isinstance(records, str) else records) if wanted else []
+
+
 def if_profiles_need(inputs, records):
     """Records as a list, which is empty where profiles are made without them."""
     wanted = inputs == "latent" and SCREEN.config.profiling.exclude_badly_restored
     return records if wanted else []
+
+
+def if_normalized_by_plate(records):
+    """Records as a list, which is empty where crops are stretched alike in the whole screen."""
+    wanted = SCREEN.config.latent.autoencoder.normalize == "plate"
+    return [records] if wanted else []
 
 
 def settings_of(stage):
@@ -146,7 +158,9 @@ def runtime_for(minutes):
 
 
 def gpus_for(stage):
-    """GPUs that a job asks for: one, unless the config says `cpu` or the method of segmentation runs no network."""
+    """GPUs that a job asks for: one, unless the config says `cpu` or the chosen method runs no network."""
     if SCREEN.config.engine.device == "cpu":
         return 0
+    if stage in ("classifier", "classes"):
+        return int(SCREEN.config.classification.inputs == "crops")
     return int(stage != "segmentation" or SCREEN.segments_on_gpu)

@@ -34,6 +34,9 @@ rule encode_plate:
         trained="results/screen/records/autoencoder.json",
         segmented="results/plates/{plate}/records/segmentation/part-{part}.json",
         illuminated="results/plates/{plate}/records/illumination/part-0.json",
+        flagged=if_normalized_by_plate(
+            "results/plates/{plate}/records/flagging/part-0.json"
+        ),
     output:
         record="results/plates/{plate}/records/latent/part-{part}.json",
     log:
@@ -61,6 +64,7 @@ rule fit_map:
     input:
         measured=every_plate("features"),
         flagged=every_plate("flagging"),
+        encoded=if_mapped(every_plate("latent")),
     output:
         record="results/screen/records/map.json",
     log:
@@ -87,6 +91,7 @@ rule map_plate:
     input:
         fitted="results/screen/records/map.json",
         measured="results/plates/{plate}/records/features/part-{part}.json",
+        encoded=if_mapped("results/plates/{plate}/records/latent/part-{part}.json"),
     output:
         record="results/plates/{plate}/records/maps/part-{part}.json",
     log:

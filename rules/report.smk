@@ -38,6 +38,7 @@ rule report_screen:
         reported=every_plate("report"),
         mapped=if_wanted("map", "results/screen/records/map.json"),
         encoded=if_wanted("autoencoder", "results/screen/records/autoencoder.json"),
+        compared=if_wanted("comparison", "results/screen/records/comparison.json"),
         classified=if_wanted("classifier", "results/screen/records/classifier.json"),
     output:
         record="results/screen/records/screen_report.json",

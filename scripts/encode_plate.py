@@ -14,5 +14,6 @@ if __name__ == "__main__":  # Dask's worker processes import this file
         trained=snakemake.input.trained,
         segmented=snakemake.input.segmented,
         illuminated=snakemake.input.illuminated,
+        flagged=snakemake.input.flagged,
         record=snakemake.output.record,
     )

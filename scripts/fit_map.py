@@ -11,5 +11,6 @@ if __name__ == "__main__":  # Dask's worker processes import this file
         code=snakemake.params.code,
         measured=snakemake.input.measured,
         flagged=snakemake.input.flagged,
+        encoded=snakemake.input.encoded,
         record=snakemake.output.record,
     )

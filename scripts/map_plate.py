@@ -12,5 +12,6 @@ if __name__ == "__main__":  # Dask's worker processes import this file
         code=snakemake.params.code,
         fitted=snakemake.input.fitted,
         measured=snakemake.input.measured,
+        encoded=snakemake.input.encoded,
         record=snakemake.output.record,
     )

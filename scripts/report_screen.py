@@ -14,6 +14,7 @@ if __name__ == "__main__":  # Dask's worker processes import this file
         reported=snakemake.input.reported,
         mapped=snakemake.input.mapped,
         encoded=snakemake.input.encoded,
+        compared=snakemake.input.compared,
         classified=snakemake.input.classified,
         record=snakemake.output.record,
     )

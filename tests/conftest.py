@@ -25,7 +25,7 @@ illumination: {fields: 6}
 features: {families: [AreaShape, Location, Intensity, Correlation, Neighbors], texture_scales: [3]}
 latent:
   autoencoder: {cells: 120, parameters: {epochs: 3, out_px: 32, latent_dim: 8}}
-  maps: {method: pca, cells: 200}
+  maps: {method: pca, cells: 200, clusters: {resamples: 3}}
 report: {montage_wells: 2}
 engine: {kind: threads}
 """

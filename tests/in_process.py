@@ -57,7 +57,7 @@ class _Run:
         return [str(record_path(plate, stage)) for plate in self.plates]
 
     def run(self):
-        from plateloom.stages import classification, latent, maps, profiling, report, training
+        from plateloom.stages import classification, comparison, latent, maps, profiling, report, training
 
         self.go(training.train_segmenter, "training")
         for plate in self.plates:
@@ -73,9 +73,24 @@ class _Run:
             illuminated=self.every("illumination"),
             flagged=flagged,
         )
-        self.go(maps.fit_screen, "map", plates=plates, measured=measured, flagged=flagged)
         for plate in self.plates:
             self.encode(plate)
+        self.go(
+            maps.fit_screen,
+            "map",
+            plates=plates,
+            measured=measured,
+            flagged=flagged,
+            encoded=self.every("latent") if self.screen.config.latent.maps.inputs == "latent" else [],
+        )
+        self.go(
+            comparison.compare_screen,
+            "comparison",
+            missing=[],
+            screened="results/screen/records/profiles.json",
+            profiled=profiled,
+            encoded=self.every("latent_profiling"),
+        )
         learned_from = self.screen.config.classification.inputs
         self.go(
             classification.train_screen,
@@ -98,6 +113,7 @@ class _Run:
             reported=self.every("report"),
             mapped=mapped,
             encoded=self.every("autoencoder"),
+            compared=self.every("comparison"),
             classified=self.every("classifier"),
         )
 
@@ -147,7 +163,7 @@ class _Run:
 
     def encode(self, plate):
         """The latents of a plate's cells."""
-        from plateloom.stages import latent
+        from plateloom.stages import comparison, latent
 
         of = {stage: str(record_path(plate, stage)) for stage in STAGES}
         self.go(
@@ -158,6 +174,14 @@ class _Run:
             trained="results/screen/records/autoencoder.json",
             segmented=of["segmentation"],
             illuminated=of["illumination"],
+            flagged=[of["flagging"]] if self.screen.config.latent.autoencoder.normalize == "plate" else [],
+        )
+        self.go(
+            comparison.profile_latents,
+            "latent_profiling",
+            plate,
+            profiled=of["profiling"],
+            encoded=[of["latent"]],
         )
 
     def describe(self, plate, row):
@@ -168,7 +192,16 @@ class _Run:
         own = lambda stage: [of[stage]] if stage in self.stages else []  # noqa: E731
         screened = "results/screen/records/profiles.json"
         model = "results/screen/records/map.json"
-        self.go(maps.map_part, "maps", plate, part=True, settings=False, fitted=model, measured=of["features"])
+        self.go(
+            maps.map_part,
+            "maps",
+            plate,
+            part=True,
+            settings=False,
+            fitted=model,
+            measured=of["features"],
+            encoded=own("latent") if self.screen.config.latent.maps.inputs == "latent" else [],
+        )
         self.go(
             classification.classify_part,
             "classes",

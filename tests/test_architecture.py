@@ -47,15 +47,18 @@ WINGS = [
         "features",
         "profiling",
         "plate_effects",
+        "mixing",
+        "comparison",
         "latent",
         "classification",
         "report",
         "simulation",
     },
     {"store"},
-    {"devices", "errors", "registry", "schema", "tiling", "wells"},
+    {"compilation", "devices", "errors", "kernel_cache", "registry", "schema", "tiling", "wells"},
 ]
 COMPUTE = WINGS[2] - {"engine", "readers"}
+BESIDE = {("quality", "illumination"), ("classification", "latent")}  # crops are cut, scaled and turned in one place
 REGISTRIES = [
     "plateloom.readers",
     "plateloom.illumination",
@@ -98,9 +101,7 @@ def test_imports_flow_down(path):
         other_level, other = wing_of(imported)
         assert other_level >= level, f"{module} imports {imported}, which lies above it"
         if wing in COMPUTE and other in WINGS[2]:
-            assert other == wing or (wing, other) == ("quality", "illumination"), (
-                f"{module} imports {imported} beside it"
-            )
+            assert other == wing or (wing, other) in BESIDE, f"{module} imports {imported} beside it"
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -197,5 +198,7 @@ def test_there_is_no_catch_all_module():
 def test_no_model_or_table_is_pickled():
     for path in PACKAGE.rglob("*.py"):
         assert not re.search(
-            r"^\s*(import|from) (pickle|joblib|dill)\b|pickle\.load|torch\.load", path.read_text(), re.M
+            r"^\s*(import|from) (pickle|joblib|dill)\b|pickle\.load|torch\.load(?!\([^()]*weights_only=True\))",
+            path.read_text(),
+            re.M,
         ), path

@@ -782,7 +782,7 @@ def write_quarantined(folder, *, status="failed"):
         "plate": "P1",
         "batch": "b",
         "source": "raw",
-        "settings": {"config": {"seed": 0}, "report": {}, "channels": {}},
+        "settings": {"config": {"seed": 0, "segmentation": {"method": "watershed"}}, "report": {}, "channels": {}},
         "code": "c",
         "profiled": str(plate / "records/profiling/part-0.json"),
         "flagged": str(plate / "records/flagging/part-0.json"),
@@ -958,7 +958,7 @@ def a_plate_with_an_empty_well(tmp_path, monkeypatch):
         stage.store, "read_group", lambda _: {"plateloom": {"facts": {"accepted": (512, 512, "uint16")}}}
     )
     monkeypatch.setattr(stage, "usable_fields", lambda *_: [])
-    config = {"profiling": {"exclude_flagged": True, "parameters": {}}}
+    config = {"profiling": {"exclude_flagged": True, "parameters": {}}, "segmentation": {"method": "watershed"}}
     profiled = {
         "facts": {"normalization": {"status": "normalized", "method": "m", "n_reference": 3, "reference": "all"}}
     }

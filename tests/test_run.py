@@ -488,7 +488,7 @@ def test_the_table_of_plates_with_long_names_fits_on_80_columns(screen, records)
     table = lines[: lines.index("")] if "" in lines else lines[:-1]
     assert all(len(line.rstrip()) <= 80 for line in table) and "co conversion" in text
     for name in names:
-        assert table[table.index(name) + 1].split() == ["·"] * 12
+        assert table[table.index(name) + 1].split() == ["·"] * 13
     _, text = plateloom("status", screen, COLUMNS="80")
     assert all(name in text for name in names), "whole where a program reads"
 

@@ -142,6 +142,7 @@ def bbbc013(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_translocation_rises_with_the_dose_of_both_drugs(bbbc013):
     table = read_table(bbbc013 / "results/plates/BBBC013/aggregates.parquet")
     for drug in ("Wortmannin", "LY294002"):
@@ -152,6 +153,7 @@ def test_translocation_rises_with_the_dose_of_both_drugs(bbbc013):
         assert means.iloc[-3:].mean() > 4 * means.iloc[:2].mean()
 
 
+@pytest.mark.slow
 def test_the_controls_of_the_real_plate_are_apart(bbbc013):
     facts = read_json(bbbc013 / "results/plates/BBBC013/records/profiling/part-0.json")["facts"]
     assert facts["assay"]["n_negative"] == 6 and facts["assay"]["n_positive"] == 4, "E12 and F12 are no controls"
@@ -159,6 +161,7 @@ def test_the_controls_of_the_real_plate_are_apart(bbbc013):
     assert "robust Z" in (bbbc013 / "results/plates/BBBC013/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_cells_of_the_controls_are_told_apart_by_well(bbbc013):
     card = read_json(bbbc013 / "results/screen/models/classifier/model.json")["card"]
     assert card["metrics"]["scheme"] == "well" and card["metrics"]["n_groups"] == 10

@@ -24,6 +24,8 @@ AFTER_FEATURES = {
     "measure_features",
     "profile_plate",
     "profile_screen",
+    "profile_latents",
+    "compare_spaces",
     "fit_map",
     "map_plate",
     "train_classifier",
@@ -96,6 +98,7 @@ def test_every_stage_is_done_and_leaves_what_the_layout_names(finished):
         "illumination",
         "flagging",
         "profiling",
+        "latent_profiling",
         "report",
     }
     for path in finished.glob("results/**/records/**/*.json"):
@@ -157,6 +160,13 @@ def test_one_line_of_a_feature_module_reruns_features_and_what_follows(again, tm
 def test_one_parameter_reruns_its_stage_and_what_follows(again):
     edit(again, lambda settings: settings["segmentation"]["parameters"].update(nucleus_diameter_um=13))
     assert planned(again) == AFTER_SEGMENTATION
+
+
+def test_another_encoder_in_a_copy_of_the_screen_reruns_what_follows_from_it_and_nothing_else(again):
+    """What `plateloom compare` rests on."""
+    edit(again, lambda settings: settings["latent"]["autoencoder"].update(method="contrastive"))
+    encoding = {"train_autoencoder", "encode_plate", "profile_latents", "compare_spaces"}
+    assert planned(again) == encoding | {"report_plate", "report_screen"}
 
 
 def test_records_that_were_lost_on_the_way_are_made_again_though_the_report_is_there(again):
@@ -341,7 +351,7 @@ def test_there_are_no_more_jobs_than_parts_times_stages(screen):
     edit(screen, lambda settings: settings.update(parts=3))
     found = snakemake(screen, "--dry-run").stdout
     jobs = int(re.search(r"^total\s+(\d+)", found, re.M)[1])
-    of_plate, of_screen = 5, 5
+    of_plate, of_screen = 6, 6
     assert jobs == 3 * len(PART_STAGES) + of_plate + of_screen + 1
 
 

@@ -27,6 +27,8 @@ COMMANDS = {
     "labels": "Correct labels by hand: export them as TIFF, import them, withdraw them.",
     "annotate": "Label cells on a page, where a label teaches most; the labels train the classifier.",
     "train-segmenter": "Train the network of the segmentation method unet on your own annotated fields.",
+    "train-pixels": "Train the pixel classifier of the segmentation method pixels with strokes that you paint.",
+    "compare": "Compare the latents of several runs of a screen, each with another encoder, and its features.",
     "verify": "Check that results are what was made, chunk by chunk, and make damaged wells again.",
     "export": "Put a finished screen together as one folder to hand on.",
     "tune": "Propose memory, time limits and parts by what the screen's own jobs have taken.",

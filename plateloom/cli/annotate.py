@@ -140,9 +140,11 @@ def _read_settings():
         raise ConfigError(
             "classification.target: number: pages are for classes; labels that are numbers go into a table by hand"
         )
-    if not config.classification.labels:
-        config.classification.labels = "controls"  # so that the method's parameters are checked and completed
-        config = load_config(config.model_dump(mode="json"))
+    chosen = config.classification
+    if chosen.inputs == "crops":  # no network is trained for each round: features choose what it shall learn from
+        chosen.inputs, chosen.method, chosen.parameters = "features", "logistic", {}
+    chosen.labels = chosen.labels or "controls"  # so that the method's parameters are checked and completed
+    config = load_config(config.model_dump(mode="json"))
     return config.model_dump(mode="json")
 
 

@@ -89,22 +89,38 @@ def find_problems(folder, *, files, decode=True):
 
 
 def _check_network(folder, config, problems, notes):
-    """Look for the models and the package of a segmentation method of other people."""
+    """Look for the models and the package of a method of other people."""
+    from plateloom.config import method_modules
+    from plateloom.planning import list_encoder_weights, list_weights
+
+    modules = method_modules(config)
+    absent = list_weights(config, folder)[1] + list_encoder_weights(config, folder)[1]
+    problems += [f"config.yaml: {problem}" for problem in absent]
+    segmenter, given = modules.get("segmentation"), config.segmentation.parameters
+    if not absent and hasattr(segmenter, "check_model"):
+        faults = segmenter.check_model(segmenter.Params(**given), list(config.channels), folder)
+        problems += [f"config.yaml: segmentation.parameters.model: {fault}" for fault in faults]
+    for section, chosen in (
+        ("segmentation", config.segmentation),
+        ("latent.autoencoder", config.latent.autoencoder),
+        ("latent.maps", config.latent.maps),
+        ("latent.maps.clusters", config.latent.maps.clusters),
+    ):
+        module = modules.get(section)
+        package = getattr(module, "PACKAGE", None)
+        params = module.Params(**chosen.parameters) if package or hasattr(module, "notices") else None
+        if package and getattr(module, "needs_package", lambda _: True)(params) and not _installed(package):
+            problems.append(
+                f"config.yaml: {section}.method {chosen.method}: the package {package!r} is not installed: {module.INSTALL}"
+            )
+        if hasattr(module, "notices"):
+            notes += [f"config.yaml: warning: {notice}" for notice in module.notices(params)]
+
+
+def _installed(package):
     import importlib.util
 
-    from plateloom.config import method_modules
-    from plateloom.planning import list_weights
-
-    module, method = method_modules(config)["segmentation"], config.segmentation.method
-    problems += [f"config.yaml: {problem}" for problem in list_weights(config, folder)[1]]
-    package = getattr(module, "PACKAGE", None)
-    if package and importlib.util.find_spec(package) is None:
-        problems.append(
-            f"config.yaml: segmentation.method {method}: the package {package!r} is not installed: {module.INSTALL}"
-        )
-    if hasattr(module, "notices"):
-        params = module.Params(**config.segmentation.parameters)
-        notes += [f"config.yaml: warning: {notice}" for notice in module.notices(params)]
+    return importlib.util.find_spec(package) is not None
 
 
 def _read_map(folder, plate, where, problems, notes):

@@ -68,7 +68,8 @@ def describe_methods():
         ("segmentation", segmentation.METHODS),
         ("latent.autoencoder", latent.METHODS),
         ("latent.maps", latent.MAPS),
-        ("classification", classification.METHODS | classification.REGRESSORS),
+        ("latent.maps.clusters", latent.CLUSTERINGS),
+        ("classification", classification.METHODS | classification.CROP_METHODS | classification.REGRESSORS),
     ):
         modules |= {f"{section}.parameters of {name}": module for name, module in methods.items()}
     modules |= {f"readers.{name}": module for name, module in READERS.items()}

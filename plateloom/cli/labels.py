@@ -9,6 +9,7 @@ from plateloom.errors import ConfigError, did_you_mean
 from plateloom.store.layout import plate_store
 
 IMAGE = "image.ome.tif"
+NO_LABELS = (IMAGE, "pixels.tif")  # the latter are strokes for `plateloom train-pixels`
 SUFFIXES = (".ome.tif", ".ome.tiff", ".tif", ".tiff")
 NAMED = 12  # as many wells are named in one line
 
@@ -264,7 +265,12 @@ def _read_folder(folder, stores):
     for path in sorted(folder.rglob("*")):
         suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
         inside = path.relative_to(folder).parts
-        if not path.is_file() or suffix is None or path.name == IMAGE or any(part.startswith(".") for part in inside):
+        if (
+            not path.is_file()
+            or suffix is None
+            or path.name in NO_LABELS
+            or any(part.startswith(".") for part in inside)
+        ):
             continue
         files += 1
         name = path.name[: -len(suffix)]

@@ -178,7 +178,11 @@ def _show_table(console, states):
         console.print(line, soft_wrap=True)
     line = Text("the screen: ")
     for stage, found in states["screen"].items():
-        line.append(f"{SYMBOLS[found.state]} {stage}  ", COLORS[found.state])
+        told = f"{SYMBOLS[found.state]} {stage}"
+        if console.is_terminal and len(line) + len(told) > console.width:
+            console.print(line, soft_wrap=True)
+            line = Text(" " * len("the screen: "))
+        line.append(f"{told}  ", COLORS[found.state])
     console.print(line, soft_wrap=True)
     seen = {state.state for found in [*states["plates"].values(), states["screen"]] for state in found.values()}
     for legend in (

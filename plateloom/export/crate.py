@@ -23,7 +23,14 @@ NGFF = "https://ngff.openmicroscopy.org/{}/"
 STATUS = {"done": "http://schema.org/CompletedActionStatus", "failed": "http://schema.org/FailedActionStatus"}
 
 PARQUET, ZARR, SHEET = "application/vnd.apache.parquet", "application/vnd+zarr", "text/tab-separated-values"
-TYPES = {"string": "string", "bool": "boolean", "int64": "integer", "double": "number", "float": "number"}
+TYPES = {
+    "string": "string",
+    "bool": "boolean",
+    "int32": "integer",
+    "int64": "integer",
+    "double": "number",
+    "float": "number",
+}
 
 # What columns mean; the rest is told from the parts of their names.
 COLUMNS = {
@@ -31,6 +38,7 @@ COLUMNS = {
     "Metadata_Well": "Well, as A01.",
     "Metadata_Field": "Number of the field, the name of its image in the well.",
     "Metadata_ObjectNumber": "Number of the cell, its value in the field's label images.",
+    "Cluster": "Number of the cluster of cells that are alike, the largest is 0; -1 for none.",
     "Metadata_Batch": "Plates of one batch were stained together.",
     "Metadata_CellCount": "Number of cells.",
     "Metadata_Treatment": "Treatment, from the plate map.",
@@ -73,7 +81,15 @@ COLUMNS = {
     "bottom": "Response at dose 0.",
     "top": "Response at the highest effect.",
     "r2": "Share of the variance that the curve explains.",
-    "p": "p value of the curve against no effect.",
+    "p": "p value: of a curve, against no effect; of replicates, against random rankings.",
+    "q": "p corrected for all rows that were tested together (Benjamini, Hochberg).",
+    "map": "Mean average precision with which replicates find each other among negative controls.",
+    "expected": "What random rankings give.",
+    "space": "What profiles are made of: features, or latents by their encoder.",
+    "correction": "none, normalized or sphered.",
+    "n_wells": "Number of wells.",
+    "Metadata_Wells": "Number of wells.",
+    "Metadata_Plates": "Number of plates.",
     "n": "Number of wells with a value.",
     "n_doses": "Number of doses.",
     "n_plates": "Number of plates.",

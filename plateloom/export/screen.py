@@ -56,7 +56,9 @@ TABLES = {
     "aggregates.parquet": "Features of the wells' cells, summed up; one row per well.",
     "profiles.parquet": "Profiles, normalized to the controls; one row per well.",
     "latent": f"Latent features of cells, by the autoencoder; {PER_CELL}.",
-    "maps": f"Place of cells on the map, and principal components; {PER_CELL}.",
+    "latent_aggregates.parquet": "Latent features of the wells' cells, summed up; one row per well.",
+    "latent_profiles.parquet": "Profiles of latent features, normalized to the controls; one row per well.",
+    "maps": f"Place of cells on the map, principal components, and cluster (-1: none); {PER_CELL}.",
     "classes": f"Class of cells, probabilities, novelty; {PER_CELL}.",
 }
 SCREEN_TABLES = {
@@ -65,8 +67,15 @@ SCREEN_TABLES = {
     "hits.parquet": "Hits; one row per treatment and dose.",
     "dose_response.parquet": "Dose responses; one row per treatment.",
 }
+COMPARISON_TABLES = {
+    "corrected_profiles.parquet": "Profiles of features and of latent features, sphered by the negative controls where these suffice; "
+    "one row per well.",
+    "treatments.parquet": "The same, summed up; one row per treatment and dose.",
+    "retrieval.parquet": "How well the wells of a treatment find each other; one row per treatment, dose, space and correction.",
+}
 REPORT_TABLES = {
     "enrichment.parquet": "Shares of novel cells and of classes, against negative controls; one row per treatment, dose and kind.",
+    "clusters.parquet": "Shares of clusters of cells, against negative controls; one row per treatment, dose and cluster.",
 }
 # What people have decided, by the module that knows the table.
 LEDGERS = {
@@ -87,14 +96,19 @@ FLOW = {
     "profiles": ("profiles.parquet aggregates.parquet", " ".join(f"screen/{name}" for name in SCREEN_TABLES)),
     "autoencoder": ("plate.zarr segmentation illumination.zarr qc.parquet", "screen/models/autoencoder"),
     "latent": ("plate.zarr segmentation illumination.zarr screen/models/autoencoder", "latent"),
+    "latent_profiling": ("latent aggregates.parquet qc.parquet", "latent_aggregates.parquet latent_profiles.parquet"),
+    "comparison": (
+        "screen/profiles.parquet aggregates.parquet latent_aggregates.parquet latent_profiles.parquet",
+        " ".join(f"screen/{name}" for name in COMPARISON_TABLES),
+    ),
     "map": ("features qc.parquet", "screen/models/map"),
     "maps": ("features screen/models/map", "maps"),
     "classifier": ("features profiles.parquet labels.tsv", "screen/models/classifier"),
     "classes": ("features screen/models/classifier", "classes"),
     "report": ("plate.zarr qc.parquet profiles.parquet latent maps classes", "report.html"),
     "screen_report": (
-        "report.html " + " ".join(f"screen/{name}" for name in SCREEN_TABLES),
-        "screen/report.html screen/enrichment.parquet",
+        "report.html " + " ".join(f"screen/{name}" for name in SCREEN_TABLES | COMPARISON_TABLES),
+        "screen/report.html screen/enrichment.parquet screen/clusters.parquet",
     ),
 }
 
@@ -415,7 +429,7 @@ class _Export:
                 f"screen/models/{model.name}", told, size=size, within=within
             )
         if self.whole:
-            for name, told in (SCREEN_TABLES | REPORT_TABLES).items():
+            for name, told in (SCREEN_TABLES | COMPARISON_TABLES | REPORT_TABLES).items():
                 kind = f"screen-{Path(name).stem}"
                 self._take_table(source / name, f"screen/{name}", kind, told, within, copies.COPY)
             self._take_page(source / "report.html", "screen/report.html", "The page of the screen.", within)

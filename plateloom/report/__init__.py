@@ -5,6 +5,7 @@ strict content security policy, inserts every name as text and is the same bytes
 """
 
 from plateloom.report.charts import DoseResponse, Embedding, HeatMap, HillCurve, scale_limits
+from plateloom.report.clusters import ClustersReport, name_enriched
 from plateloom.report.exclusions import list_exclusions, share_of_failed_fields
 from plateloom.report.montage import (
     Tile,
@@ -39,6 +40,7 @@ __all__ = [
     "SCREEN_SECTIONS",
     "AutoencoderReport",
     "ClassifierReport",
+    "ClustersReport",
     "DoseResponse",
     "Embedding",
     "HeatMap",
@@ -59,6 +61,7 @@ __all__ = [
     "explain_hits",
     "find_losses",
     "list_exclusions",
+    "name_enriched",
     "named_colors",
     "outline_image",
     "outline_layer",

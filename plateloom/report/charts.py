@@ -42,6 +42,10 @@ PALETTES = {  # kind of category -> colors: one color must not mean a treatment 
         *("#7d2e68", "#8cbf9c", "#0b3c49", "#e59a86", "#5c4b00"),
         *("#a891d6", "#400d12", "#6fbfbc", "#2d2a32", "#c4a86a"),
     ),
+    "cluster": (
+        *("#3b6fb6", "#e8a33d", "#c2457a", "#3f9c6b", "#8457a8"),
+        *("#9bc53d", "#e4572e", "#56b4c9", "#8d6e63", "#2f3e56"),
+    ),
     "class": (
         *("#e7298a", "#66a61e", "#6a3d9a", "#00a6b6", "#a6761d"),
         *("#b2df8a", "#fb9a99", "#1a1a1a", "#9e0142", "#5e9ea0"),

@@ -113,6 +113,8 @@ class PlateReport:
     montage : sequence of Tile, optional
     montage_colors, montage_outlines : mapping of str to str, optional
         Name of each channel, and of each outline, to its ``#rrggbb``: the legend (see `montage.named_colors`).
+    montage_note : str, optional
+        What the outlines are, if not cells.
     dose_response : sequence of DoseResponse, optional
         One chart each, grouped by readout.
     dose_note : str, optional
@@ -152,6 +154,7 @@ class PlateReport:
     montage: tuple[Tile, ...] = ()
     montage_colors: Mapping = field(default_factory=dict)
     montage_outlines: Mapping = field(default_factory=dict)
+    montage_note: str = ""
     dose_response: tuple[DoseResponse, ...] = ()
     dose_note: str = ""
     cell_maps: tuple[Embedding, ...] = ()
@@ -435,6 +438,7 @@ def montage_section(report):
         "Single fields of chosen wells, or the central parts of them that the captions name. All pictures of a channel have "
         "the same contrast."
     )
+    words = f"{words} {report.montage_note}" if report.montage_note else words
     return join(
         paragraph(words, "quiet"),
         color_legend(report.montage_colors, title="Channels:"),

@@ -29,7 +29,10 @@ from plateloom.report.charts import (
     scale_limits,
     text_of,
 )
+from plateloom.report.clusters import ClustersReport, clusters_section
+from plateloom.report.comparison import comparison_section
 from plateloom.report.embeddings import maps_section
+from plateloom.report.explanation import ExplanationReport, explanation_parts
 from plateloom.report.montage import pair_image
 from plateloom.report.notices import Notice, shared_banners
 from plateloom.report.page import (
@@ -65,9 +68,11 @@ SCREEN_SECTIONS = {
     "hits": "Hits",
     "dose_response": "Dose-response over plates",
     "cell_maps": "Maps of cells",
+    "clusters": "Clusters of cells",
     "classifier": "Classifier",
     "enrichment": "Novel cells and classes by treatment",
     "autoencoder": "Autoencoder",
+    "comparison": "Features against latents, and how plates mix",
     "versions": "Versions",
     "parameters": "Parameters",
     "reproduce": "How to reproduce this screen",
@@ -127,8 +132,8 @@ class ClassifierReport:
         Cells whose labels are doubted; all columns are shown.
     subgroups : DataFrame, optional
         Figures of parts of the cells; all columns are shown.
-    importance : DataFrame, optional
-        Loss of accuracy without each family of features; all columns are shown.
+    explanation : ExplanationReport, optional
+        What it goes by.
     graded : DataFrame, optional
         Accuracy on cells farther and farther from those learned from; all columns are shown.
     calibration_note, learning_note, sets_note, suspects_note : str, optional
@@ -151,7 +156,7 @@ class ClassifierReport:
     learning: "pd.DataFrame | None" = None
     suspects: "pd.DataFrame | None" = None
     subgroups: "pd.DataFrame | None" = None
-    importance: "pd.DataFrame | None" = None
+    explanation: ExplanationReport | None = None
     graded: "pd.DataFrame | None" = None
     calibration_note: str = ""
     learning_note: str = ""
@@ -190,8 +195,9 @@ class AutoencoderReport:
         ``epoch`` (int), and one column per curve, e.g. ``training`` and ``validation`` (float, the loss).
     loss : str, optional
         Name of the loss: the vertical axis.
-    held_out_error, mean_crop_error : float, optional
-        Error on crops not trained on, and the error of predicting the mean crop for each of them, in the same unit.
+    held_out_error, mean_crop_error, pca_error : float, optional
+        Error on crops not trained on, the error of predicting the mean crop for each of them, and that of a PCA with as
+        many numbers, in the same unit.
     error : str, optional
         What these errors are, e.g. ``"mean squared error"``.
     crops, reconstructions : array of uint8, shape (N, H, W, 3), optional
@@ -200,6 +206,8 @@ class AutoencoderReport:
         Pairs with the largest errors.
     scheme : str, optional
         A sentence on what it was trained and tested on.
+    untrained : str, optional
+        Of an encoder that was not trained here: sentences that stand in place of the errors.
     baseline : str, optional
         What `mean_crop_error` is the error of.
     limit : float, optional
@@ -212,12 +220,14 @@ class AutoencoderReport:
     loss: str = "loss"
     held_out_error: float = math.nan
     mean_crop_error: float = math.nan
+    pca_error: float = math.nan
     error: str = "error"
     crops: np.ndarray | None = None
     reconstructions: np.ndarray | None = None
     worst: np.ndarray | None = None
     worst_reconstructions: np.ndarray | None = None
     scheme: str = ""
+    untrained: str = ""
     baseline: str = "predicting the mean crop"
     limit: float = math.nan
     beyond: float = math.nan
@@ -261,10 +271,13 @@ class ScreenReport:
         By which rule a curve is reported.
     classifier : ClassifierReport or RegressionReport, optional
     autoencoder : AutoencoderReport, optional
+    clusters : ClustersReport, optional
     shift : DataFrame, optional
         How the controls of each plate compare with those of the others; all columns are shown.
     enrichment : DataFrame, optional
         From `plateloom.classification.enrichment.find_enrichment`.
+    comparison : dict, optional
+        What comparison.json of the screen says (see `plateloom.stages.comparison.compare_profiles`).
     versions, parameters, reproduce, origin, stages, notes
         As for `PlateReport`; notes by the keys of `SCREEN_SECTIONS`.
     """
@@ -287,8 +300,10 @@ class ScreenReport:
     dose_note: str = ""
     classifier: ClassifierReport | RegressionReport | None = None
     autoencoder: AutoencoderReport | None = None
+    clusters: ClustersReport | None = None
     shift: "pd.DataFrame | None" = None
     enrichment: "pd.DataFrame | None" = None
+    comparison: Mapping | None = None
     versions: Mapping = field(default_factory=dict)
     parameters: Mapping = field(default_factory=dict)
     reproduce: tuple[str, ...] = ()
@@ -322,12 +337,14 @@ def render_screen(report):
         else None,
         "well_maps": maps_section(report.well_maps),
         "cell_maps": maps_section(report.cell_maps),
+        "clusters": clusters_section(report.clusters),
         "hits": hits_section(report.hits, report.hits_note),
         "dose_response": dose_section(report.dose_response, report.dose_note),
         "classifier": classifier_section(report.classifier),
         "autoencoder": autoencoder_section(report.autoencoder),
         "shift": shift_section(report.shift),
         "enrichment": enrichment_section(report.enrichment),
+        "comparison": comparison_section(report.comparison),
         "versions": settings_table(report.versions),
         "parameters": settings_table(report.parameters, fold="All settings, defaults included"),
         "reproduce": reproduce_section(report),
@@ -635,13 +652,8 @@ def classifier_section(classifier):
     parts += [paragraph(note, "quiet") for note in notes if note]
     if classifier.subgroups is not None and len(classifier.subgroups):
         parts.append(details("Accuracy by plate, batch, position and crowding", table(classifier.subgroups, empty="")))
-    if classifier.importance is not None and len(classifier.importance):
-        note = (
-            "Loss of balanced accuracy when the features of a family are shuffled among cells that the classifier has not seen, "
-            "with its 95 % interval. No loss means that the other families suffice, not that this one differs in nothing."
-        )
-        listed = join(paragraph(note, "quiet"), table(classifier.importance, empty=""))
-        parts.append(details("What it goes by: families of features", listed))
+    if classifier.explanation is not None:
+        parts.append(explanation_parts(classifier.explanation))
     if classifier.graded is not None and len(classifier.graded):
         parts.append(
             details("How far it carries: same well, other well, plate, batch", graded_table(classifier.graded))
@@ -719,6 +731,10 @@ def autoencoder_section(autoencoder):
     if math.isfinite(held) and math.isfinite(mean) and mean > 0:
         gain = 1 - held / mean
         words += f" That is {gain:.0%} less." if gain > 0 else f" It is no better than {autoencoder.baseline}."
+    if math.isfinite(autoencoder.pca_error):
+        better = "better" if held < autoencoder.pca_error else "no better"
+        words += f" PCA with as many numbers, fitted on the same crops, gives {format_number(autoencoder.pca_error)}: the network is {better}."
+    words = autoencoder.untrained or words
     if autoencoder.scheme:
         words += f" {autoencoder.scheme.rstrip('.')}."
     if math.isfinite(autoencoder.limit):

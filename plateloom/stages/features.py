@@ -8,7 +8,7 @@ import pandas as pd
 from plateloom import features
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
 from plateloom.features.meaning import add_physical, describe_columns
-from plateloom.segmentation import subtract_nuclei
+from plateloom.segmentation import COMPARTMENTS, subtract_nuclei
 from plateloom.stages.illumination import mosaic_of, read_corrected
 from plateloom.stages.mosaics import find_centers, source_fields
 from plateloom.store import plate as store
@@ -16,7 +16,6 @@ from plateloom.store.layout import plate_folder, plate_store, well_table
 from plateloom.store.provenance import recipe
 from plateloom.store.tables import KEYS, read_table
 
-COMPARTMENTS = ("Nuclei", "Cells", "Cytoplasm")
 METADATA = (*KEYS, "Metadata_SourceField")  # the source's field that the nucleus' center lies on
 
 
@@ -82,24 +81,26 @@ def measure_field(plate, well, field, flatfield, made, settings):
     Returns
     -------
     DataFrame
-        One row per nucleus: keys, then the features of all compartments; NaN where a compartment is empty, or where a
-        feature needs a channel that this field lacks.
+        One row per object of the first compartment: keys, then the features of all compartments; NaN where a compartment is
+        empty, or where a feature needs a channel that this field lacks.
     """
     path = store.field_path(plate_store(plate), well, field)
     described = store.describe_image(path)
     wanted = settings["channels"]
     channels = [name for name in wanted if name not in described["missing"]]
-    labels = {compartment: store.read_labels(path, compartment, made=made) for compartment in ("Nuclei", "Cells")}
-    labels["Cytoplasm"] = subtract_nuclei(labels["Cells"], labels["Nuclei"])  # sooner than reading what it made
+    compartments = settings.get("compartments", COMPARTMENTS)
+    labels = {name: store.read_labels(path, name, made=made) for name in ("Nuclei", "Cells") if name in compartments}
+    if "Cytoplasm" in compartments:
+        labels["Cytoplasm"] = subtract_nuclei(labels["Cells"], labels["Nuclei"])  # sooner than reading what it made
     if channels:
         image = read_corrected(plate, well, field, flatfield, channels=channels)
     else:  # shape and neighbors need no channel
-        image = np.zeros((0, *labels["Nuclei"].shape), np.float32)
+        image = np.zeros((0, *store.image_shape(path)[-2:]), np.float32)
     depth = 8 if store.image_type(path) == np.uint8 else 16  # of the counts that the corrected floats come from
     tables = features.measure_image(image, labels, channels, bit_depth=depth, **_options(settings))
-    numbers = tables["Nuclei"].index
+    numbers = tables[compartments[0]].index
     described_columns = describe_table(settings, wanted)
-    blocks = [tables[compartment] for compartment in COMPARTMENTS]
+    blocks = [tables[compartment] for compartment in compartments]
     joined = pd.concat([one if one.index.equals(numbers) else one.reindex(numbers) for one in blocks], axis=1)
     joined = add_physical(joined, described["pixel_size_um"], described_columns)
     if list(joined.columns) != list(described_columns):  # a copy of everything
@@ -129,13 +130,14 @@ def _options(settings):
 def describe_table(settings, channels):
     """Columns of a plate's features in order, with what each means: dict of str to dict."""
     options = _options(settings) | {"physical_units": settings["physical_units"]}
+    options["compartments"] = settings.get("compartments", COMPARTMENTS)
     return _describe(tuple(channels), *(tuple(v) if isinstance(v, list) else v for v in options.values()))
 
 
 @functools.cache
-def _describe(channels, families, texture_scales, neighbor_distance, physical_units):
+def _describe(channels, families, texture_scales, neighbor_distance, physical_units, compartments):
     return describe_columns(
-        COMPARTMENTS,
+        compartments,
         channels,
         families=families,
         texture_scales=texture_scales,

@@ -211,7 +211,7 @@ def _flatfields(plate, channels, settings, raw, by_place, read, kind):
 
 def _segment(field, channels, chosen, pixel_size_um):
     """Labels, why there are none, and seconds."""
-    needed = {name for key, name in chosen["parameters"].items() if key.endswith("_channel") and name}
+    needed = segmentation.needed_channels(chosen["method"], chosen["parameters"])
     if lacking := sorted(needed & set(field.missing)):
         return {}, f"needs {', '.join(lacking)}, which this field lacks", math.nan
     started = time.monotonic()
@@ -223,7 +223,9 @@ def _segment(field, channels, chosen, pixel_size_um):
 
 def _shown_channels(channels, chosen):
     """The channels that the segmentation looks at, and others up to three."""
-    used = [name for key, name in chosen["parameters"].items() if key.endswith("_channel") and name in channels]
+    needed = segmentation.needed_channels(chosen["method"], chosen["parameters"])
+    named = [name for key, name in chosen["parameters"].items() if key.endswith("_channel")]
+    used = [name for name in [*named, *sorted(needed)] if name in channels]
     return list(dict.fromkeys([*used, *channels]))[:3]
 
 

@@ -14,9 +14,12 @@ from plateloom.classification.shift import shift_text
 from plateloom.classification.splits import SCHEMES
 from plateloom.engine.parts import Outcome, Unit, run_job, versions
 from plateloom.errors import ConfigError, PlateLayoutError
+from plateloom.latent.clusters import DOUBTFUL, DRAWN, STABLE
 from plateloom.plate_effects import find_effects
 from plateloom.registry import load_method
 from plateloom.report.notices import name_some
+from plateloom.stages.clusters import count_clusters, cut_example, read_clusters, share_clusters
+from plateloom.stages.explanation import describe_explanation
 from plateloom.stages.illumination import read_corrected, tile_window, usable_fields, usable_tiles
 from plateloom.stages.novelty import ERROR, limit_of_error, read_errors
 from plateloom.stages.profiling import READOUT, flagged_fields, left_out, quarantined_wells, unlike_fields
@@ -30,6 +33,7 @@ from plateloom.wells import plate_format
 
 LITTLE = 0.01  # a gain in balanced accuracy below this is not worth more labels
 MONTAGE_PX = 480
+EXAMPLE_PX = 72
 MAP_CELLS = 20_000
 MAP_WELLS = 1_000
 JUDGED_WELLS = 100  # whose cells tell whether the segmentation can be true
@@ -75,6 +79,7 @@ def report_plate(
             made = recipe("report", parameters=settings, code=code, inputs=_fingerprints(inputs))
             facts = {"notices": [{"kind": one.kind, "text": one.text, "section": one.section} for one in notices]}
             facts["classified"] = _done_classifier(inputs["classified"]) is not None
+            facts["clustered"] = bool(read_clusters(inputs["mapped"]))
             return Outcome(recipe=made, facts=facts)
 
         return [Unit("report", plate_folder(plate) / "report.html", None, work, current=False)]
@@ -301,6 +306,7 @@ def _describe_plate(plate, batch, source, settings, inputs):
         heat_maps=(
             *_plate_maps(plate, wells, quality, params, inputs["classified"], shares),
             *_badly_restored(list(wells["Metadata_Well"]), inputs["encoded"], settings),
+            *_cluster_maps(plate, list(wells["Metadata_Well"]), inputs["mapped"]),
         ),
         class_shares=shares,
         quality=assay,
@@ -309,6 +315,7 @@ def _describe_plate(plate, batch, source, settings, inputs):
         montage=tuple(tiles),
         montage_colors=colors,
         montage_outlines=report.named_colors(["Nuclei", "Cells"]),
+        montage_note=segmentation.describe_objects(settings["config"]["segmentation"]["method"]),
         dose_response=tuple(curves),
         dose_note=_dose_note(),
         cell_maps=tuple(cell_maps),
@@ -422,6 +429,20 @@ def _badly_restored(wells, records, settings):
     note = f"An error above {limit:.3g}: debris, or like nothing that the autoencoder was trained on."
     options = {"unit": "share of cells", "group": "Quality", "note": note}
     return [report.HeatMap(title="Badly reconstructed", values=values, **options)] if values else []
+
+
+def _cluster_maps(plate, wells, records):
+    """Maps of the share of each cluster, of plates whose cells have clusters."""
+    clusters = read_clusters(records)
+    if not clusters:
+        return []
+    shares = share_clusters(plate, wells, clusters["config"]["number"])
+    options = {"unit": "share of cells", "group": "Clusters"}
+    return [
+        report.HeatMap(title=f"Share of cells of cluster {i}", values=values, **options)
+        for i, values in enumerate(shares)
+        if values
+    ]
 
 
 def _with_times(wells, fields):
@@ -782,7 +803,9 @@ def _pixels(plate, well, field, channels, window):
     return read_corrected(plate, well, field, flatfield, channels=channels, window=window)
 
 
-def report_screen(*, plates, missing, settings, code, screened, reported, mapped, encoded, classified, record):
+def report_screen(
+    *, plates, missing, settings, code, screened, reported, mapped, encoded, compared, classified, record
+):
     """Write the page of the screen.
 
     Parameters
@@ -799,8 +822,8 @@ def report_screen(*, plates, missing, settings, code, screened, reported, mapped
         Record.
     reported : list of str
         Records of the plates' pages.
-    mapped, encoded, classified : list of str
-        Records of the models; empty where the config does not ask for the step.
+    mapped, encoded, compared, classified : list of str
+        Records of the models, and of the comparison; empty where the config does not ask for the step.
     record : str
     """
 
@@ -812,7 +835,16 @@ def report_screen(*, plates, missing, settings, code, screened, reported, mapped
                 if found["status"] == "done" and found["facts"].get("classified")
             ]
             leave_out = settings["config"]["profiling"]["exclude_flagged"]
-            counted = yield [(count_plate, plate, leave_out) for plate in classified]
+            clusters = read_clusters(inputs["mapped"])
+            clustered = [
+                found["plate"]
+                for found in inputs["reported"]
+                if clusters and found["status"] == "done" and found["facts"].get("clustered")
+            ]
+            tasks = [(count_plate, plate, leave_out) for plate in classified]
+            tasks += [(count_clusters, plate, clusters["config"]["number"], leave_out) for plate in clustered]
+            tables = yield tasks
+            counted, grouped = tables[: len(classified)], tables[len(classified) :]
             made = recipe("screen_report", parameters=settings, code=code, inputs=_fingerprints(inputs))
             path = screen_folder() / "enrichment.parquet"
             path.unlink(missing_ok=True)
@@ -821,11 +853,17 @@ def report_screen(*, plates, missing, settings, code, screened, reported, mapped
                 wells = pd.concat(counted, ignore_index=True)
                 enrichment = find_enrichment(wells, list(wells.columns[wells.columns.get_loc("cells") + 1 :]))
                 write_table(path, enrichment, made)
+            path = screen_folder() / "clusters.parquet"
+            path.unlink(missing_ok=True)
+            if grouped:
+                grouped = pd.concat(grouped, ignore_index=True)
+                kinds = [f"cluster {i}" for i in range(clusters["config"]["number"])]
+                write_table(path, find_enrichment(grouped, kinds), made)
             for plate, why in settings.get("quarantined", {}).items():
                 _write_held(plate, why, settings)
-            page = report.render_screen(_describe_screen(plates, missing, settings, inputs, enrichment))
+            page = report.render_screen(_describe_screen(plates, missing, settings, inputs, enrichment, grouped))
             write_bytes(screen_folder() / "report.html", page.encode())
-            return Outcome(recipe=made, facts={"enrichment": enrichment is not None})
+            return Outcome(recipe=made, facts={"enrichment": enrichment is not None, "clusters": len(grouped) > 0})
 
         return [Unit("report", screen_folder() / "report.html", None, work, current=False)]
 
@@ -840,6 +878,7 @@ def report_screen(*, plates, missing, settings, code, screened, reported, mapped
             "reported": reported,
             "mapped": list(mapped),
             "encoded": list(encoded),
+            "compared": list(compared),
             "classified": list(classified),
         },
         strict=False,
@@ -893,7 +932,7 @@ def _shift_table(rows):
     )
 
 
-def _describe_screen(plates, missing, settings, inputs, enrichment=None):
+def _describe_screen(plates, missing, settings, inputs, enrichment=None, grouped=()):
     """What the screen's page shows."""
     good = [found["plate"] for found in inputs["reported"] if found["status"] == "done"]
     failed = left_out(inputs["reported"])
@@ -959,15 +998,22 @@ def _describe_screen(plates, missing, settings, inputs, enrichment=None):
     notes |= notes_of_cells
     if not wells:
         notes |= dict.fromkeys(("well_maps", "cell_maps"), "No plate is complete.")
-    classifier = _classifier(inputs["classified"], notes)
+    clusters = _clusters(grouped, settings, inputs, notes)
+    classifier = _classifier(inputs["classified"], notes, settings)
     autoencoder = _autoencoder(inputs["encoded"], settings, notes)
     shift = _shift_table(inputs["screened"].get("facts", {}).get("shift", ()))
     if shift is None:
         notes["shift"] = "There are no negative control wells to compare." if done else inputs["screened"]["reason"]
     if enrichment is None:
         notes["enrichment"] = notes.get("classifier") or "The cells of no plate are classified."
+    compared = _comparison(inputs["compared"], notes)
     records = {stage: [inputs[name]] for stage, name in (("profiles", "screened"),)}
-    for stage, name in (("autoencoder", "encoded"), ("map", "mapped"), ("classifier", "classified")):
+    for stage, name in (
+        ("autoencoder", "encoded"),
+        ("comparison", "compared"),
+        ("map", "mapped"),
+        ("classifier", "classified"),
+    ):
         records[stage] = inputs[name]
     pages = {f"report of {found['plate']}": [found] for found in inputs["reported"] if found["status"] == "done"}
     return report.ScreenReport(
@@ -981,6 +1027,7 @@ def _describe_screen(plates, missing, settings, inputs, enrichment=None):
         heat_maps=tuple(maps),
         well_maps=tuple(well_maps),
         cell_maps=tuple(cell_maps),
+        clusters=clusters,
         hits=hits,
         hits_note=hits_note,
         dose_response=tuple(curves),
@@ -989,6 +1036,7 @@ def _describe_screen(plates, missing, settings, inputs, enrichment=None):
         autoencoder=autoencoder,
         shift=shift,
         enrichment=enrichment,
+        comparison=compared,
         versions=_versions(records | pages),
         parameters=settings["config"],
         reproduce=("plateloom check .", "plateloom run .", "plateloom status ."),
@@ -1000,6 +1048,17 @@ def _describe_screen(plates, missing, settings, inputs, enrichment=None):
         stages=_provenance(records | pages),
         notes=notes,
     )
+
+
+def _comparison(records, notes):
+    """What comparison.json says; None and a note where nothing is compared."""
+    if not records:
+        notes["comparison"] = "Switched off (comparison.enabled)."
+    elif records[0]["status"] != "done":
+        notes["comparison"] = records[0]["reason"]
+    else:
+        return read_json(screen_folder() / "comparison.json")
+    return None
 
 
 def _plate_row(plate, wells, failed):
@@ -1091,11 +1150,14 @@ def _embedding(title, table, x, y, reason, axes):
         colorings["batch"] = table["Metadata_Batch"]
     if "Class" in table:
         colorings["class"] = table["Class"]
+    colorings = {name: [value or "none" for value in values] for name, values in colorings.items()}
+    if "Cluster" in table:  # a cell without one is gray, not one more color
+        colorings["cluster"] = ["" if number < 0 else str(number) for number in table["Cluster"]]
     return report.Embedding(
         title=title,
         x=table[x].to_numpy(float),
         y=table[y].to_numpy(float),
-        colorings={name: [value or "none" for value in values] for name, values in colorings.items()},
+        colorings=colorings,
         axes=axes,
         note=reason,
     )
@@ -1107,13 +1169,14 @@ def _cell_maps(wells, inputs):
     reasons = [record["reason"] for record in inputs["mapped"] if record["status"] != "done"]
     if reasons or not inputs["mapped"] or not every:
         return [], {"cell_maps": reasons[0] if reasons else "There is no map of cells."}
+    of_clusters = ["Cluster"] if read_clusters(inputs["mapped"]) else []
     chosen = choose_wells(every, MAP_WELLS)
     quota = -(-MAP_CELLS // len(chosen))
     parts, total = [], 0
     for plate, well in chosen:
         if not well_table(plate, "maps", well).exists():
             continue
-        table = read_table(well_table(plate, "maps", well), [*KEYS, "Map_1", "Map_2"])
+        table = read_table(well_table(plate, "maps", well), [*KEYS, "Map_1", "Map_2", *of_clusters])
         if inputs["classified"] and well_table(plate, "classes", well).exists():
             classes = read_table(well_table(plate, "classes", well), [*KEYS, "Class"])
             table = table.merge(classes, on=list(KEYS), how="left").fillna({"Class": ""})
@@ -1143,13 +1206,118 @@ def _cell_maps(wells, inputs):
     return [_embedding(f"Cells, {name}", cells, "Map_1", "Map_2", note, axes)], {}
 
 
-def _classifier(records, notes):
-    """What the page says of the classifier."""
+def _clusters(counted, settings, inputs, notes):
+    """What the page says of the clusters; `counted` are the cells of each in every well."""
+    found = read_clusters(inputs["mapped"])
+    if not found or not len(counted):
+        reasons = [record["reason"] for record in inputs["mapped"] if record["status"] != "done"]
+        asked = settings["config"]["latent"]["maps"]["clusters"]["method"] != "none"
+        notes["clusters"] = (
+            "The config does not ask for them (latent.maps.clusters.method)."
+            if not asked
+            else reasons[0]
+            if reasons
+            else "The cells of no plate have clusters."
+        )
+        return None
+    config, rows = found["config"], found["rows"]
+    enrichment = _with_micro(read_table(screen_folder() / "clusters.parquet"))
+    totals = [int(counted[f"cluster {row['cluster']}"].sum()) for row in rows]
+    every = int(counted["cells"].sum())
+    stability = config["stability"] or [math.nan] * len(rows)
+    shown = pd.DataFrame(
+        {
+            "cluster": [str(row["cluster"]) for row in rows],
+            "cells": totals,
+            "share": [total / every if every else math.nan for total in totals],
+            "stability": [_grade(value) for value in stability],
+            "one well": [row["of_one_well"] for row in rows],
+            "unlike other cells": [
+                "; ".join(f"{name}\u00a0{difference:+.1f}" for name, difference in row["features"]) for row in rows
+            ],
+            "enriched in": [report.name_enriched(enrichment, f"cluster {row['cluster']}") for row in rows],
+        }
+    )
+    return report.ClustersReport(
+        rows=shown,
+        words=_clusters_words(config, rows, every, sum(totals)),
+        note=(
+            "Stability: how alike a cluster and the one most like it are (Jaccard index, mean) when clusters are looked for "
+            f"again in {100 * DRAWN:.0f} % of the wells; {STABLE:g} and more is found again, less than {DOUBTFUL:g} is not. One well: the largest "
+            "share of its cells that comes from a single well. Unlike other cells: features whose medians differ most "
+            "from those of all other cells, for how much they vary on either side [robust SD]. Enriched in: treatments and doses with a larger share than the negative controls of "
+            "their plates, a well being one observation (q ≤ 0.05, corrected over all treatments, doses and clusters; the whole "
+            "table is clusters.parquet). The pictures show the cells nearest to the middle of each cluster, of several wells."
+        ),
+        pictures=_cluster_pictures(rows, settings, set(counted["Metadata_Plate"])),
+        enrichment=enrichment,
+    )
+
+
+def _grade(stability):
+    """A cluster's stability, and a word where it is no good."""
+    if not math.isfinite(stability):
+        return "not known"
+    return f"{stability:.2f}{'' if stability >= STABLE else ' unstable' if stability < DOUBTFUL else ' doubtful'}"
+
+
+def _clusters_words(config, rows, every, grouped):
+    """How clusters were found, and which of them are not to be trusted."""
+    name = {"kmeans": "k-means", "hdbscan": "HDBSCAN", "leiden": "Leiden (leidenalg and igraph, under the GPL)"}
+    number = config["number"]
+    words = f"{number} {'cluster' if number == 1 else 'clusters'} by {name.get(config['method'], config['method'])}"
+    tried = [one["number"] for one in config["tried"]]
+    if config["reason"]:
+        words += f"; {config['reason']}"
+    elif len(tried) > 1:
+        words += f": of {tried[0]} to {tried[-1]} the most of which every one was found again in other wells"
+    words += "."
+    if config["agreement"] is not None and number:
+        words += (
+            f" Looked for {config['resamples']} times again, each time in other wells, they agree by {config['agreement']:.2f} "
+            "(adjusted Rand index; 1 is the same, 0 chance)."
+        )
+    unstable = [
+        str(row["cluster"])
+        for row, value in zip(rows, config["stability"], strict=bool(config["stability"]))
+        if value < DOUBTFUL
+    ]
+    if unstable:
+        words += f" Unstable, and not to be relied on: {', '.join(unstable)}."
+    if every > grouped:
+        words += f" In no cluster: {every - grouped:,} of {every:,} cells ({(every - grouped) / every:.1%})."
+    if config["method"] == "kmeans" and number > 1:
+        words += " k-means cuts also where cells change gradually: a stable cluster need not be a kind of its own."
+    return words
+
+
+def _cluster_pictures(rows, settings, plates):
+    """Typical cells of each cluster, all with the same contrast."""
+    channels = settings["channels"]
+    names = settings["report"]["composite"] or list(channels)[:3]
+    colors = [f"#{channels[name]['color'].lstrip('#')}" for name in names]
+    options = {"size_um": settings["config"]["latent"]["autoencoder"]["crop_um"], "out_px": EXAMPLE_PX}
+    crops = {}
+    for row in rows:
+        cut = [cut_example(*cell, channels=names, **options) for cell in row["examples"] if cell[0] in plates]
+        if cut := [crop for crop in cut if crop is not None]:
+            crops[f"Cluster {row['cluster']}"] = cut
+    if not crops:
+        return ()
+    every = np.concatenate(list(crops.values()))
+    windows = [tuple(np.percentile(every[:, i], [1, 99.7])) for i in range(len(names))]
+    draw = lambda crop: report.composite_image(crop, colors, windows, width_px=(EXAMPLE_PX, EXAMPLE_PX))  # noqa: E731
+    return tuple((title, np.stack([draw(crop) for crop in cut])) for title, cut in crops.items())
+
+
+def _classifier(records, notes, settings=None):
+    """What the page says of the classifier; without settings there are no pictures."""
     if not records or records[0]["status"] != "done":
         notes["classifier"] = records[0]["reason"] if records else "No labels were given (classification.labels)."
         return None
-    card = read_json(model_folder("classifier") / "model.json")["card"]
-    found, tuned = card["metrics"], ""
+    described = read_json(model_folder("classifier") / "model.json")
+    card, tuned = described["card"], ""
+    found = card["metrics"]
     unit = found["scheme"]
     units = SCHEMES[unit]
     if card.get("tuned"):
@@ -1182,6 +1350,7 @@ def _classifier(records, notes):
         low=_number(found["balanced_accuracy_low"]),
         high=_number(found["balanced_accuracy_high"]),
         scheme=scheme,
+        explanation=describe_explanation(described, settings),
         **_classifier_details(found, units),
     )
 
@@ -1241,7 +1410,6 @@ def _classifier_details(found, units):
         ),
         "subgroups": subgroups,
         "graded": _graded(found.get("graded", ())),
-        "importance": pd.DataFrame(found.get("importance", ()), columns=["family", "features", "loss", "low", "high"]),
         "units": units,
     }
 
@@ -1271,6 +1439,22 @@ def _regression(found, scheme, units):
     return report.RegressionReport(points=points, words=words, scheme=scheme, units=units)
 
 
+def _backbone(card):
+    """What is said of a network that was not trained here."""
+    config, found = card["config"], card["found"]
+    ((file, content),) = card["weights"].items()
+    words = (
+        f"A network of your own, {config['model']}, not trained here; its weights are {file} ({content[:12]}). It gives "
+        f"{found['numbers']:,} numbers for a cell"
+    )
+    if "variance" not in found:
+        return f"{words}."
+    words += f"; a PCA makes {config['latent_dim']} of them, which hold {found['variance']:.0%} of the variance"
+    if "held_out_variance" in found:
+        words += f", and {found['held_out_variance']:.0%} of that of cells of other wells"
+    return f"{words}."
+
+
 def _autoencoder(records, settings, notes):
     """What the page says of the autoencoder."""
     if not records or records[0]["status"] != "done":
@@ -1282,7 +1466,8 @@ def _autoencoder(records, settings, notes):
 
     folder = model_folder("autoencoder")
     card = read_json(folder / "model.json")
-    contrastive = card["config"].get("method") == "contrastive"
+    method = card["config"].get("method")
+    contrastive = method == "contrastive"
     loss = "loss of contrast (NT-Xent)" if contrastive else "mean squared error"
     errors = np.asarray(card.get("held_out_errors", []))
     limit = limit_of_error(settings["config"]["latent"]["autoencoder"]["error_limit"])
@@ -1301,11 +1486,13 @@ def _autoencoder(records, settings, notes):
         for name in ("pairs", "worst")
     )
     learning = pd.DataFrame(card["history"]).rename(columns={"train": "training", "holdout": "held-out wells"})
+    done = "Fitted" if method == "backbone" else "Trained"
     return report.AutoencoderReport(
         learning=learning,
         loss=loss,
-        held_out_error=_number(card["history"][-1]["holdout"]),
+        held_out_error=_number(card["history"][-1]["holdout"] if card["history"] else None),
         mean_crop_error=_number(card["baseline"]),
+        pca_error=_number(card.get("pca")),
         error=loss,
         baseline="guessing" if contrastive else "predicting the mean crop",
         limit=limit,
@@ -1315,7 +1502,8 @@ def _autoencoder(records, settings, notes):
         worst=worst[0],
         worst_reconstructions=worst[1],
         scheme=(
-            f"Trained on {card['cells']['train']:,} crops of single cells from {len(card['wells']['train']):,} wells, tested on "
+            f"{done} on {card['cells']['train']:,} crops of single cells from {len(card['wells']['train']):,} wells, tested on "
             f"{card['cells']['holdout']:,} from {len(card['wells']['holdout']):,} other wells"
         ),
+        untrained=_backbone(card) if method == "backbone" else "",
     )
