@@ -32,7 +32,7 @@ PLATE_ARTEFACTS = {
     "latent_profiling": ("latent_aggregates.parquet", "latent_profiles.parquet"),
     "maps": ("maps/{}.parquet",),
     "classes": ("classes/{}.parquet",),
-    "report": ("report.html",),
+    "report": ("report.html", "class_shares.parquet"),
 }
 # Likewise, below the screen's folder of results; of a model its card first, which has the digest of the file after it.
 SCREEN_ARTEFACTS = {
@@ -131,8 +131,9 @@ def find_damage(folder, plate, *, deep):
         if stage == "profiles" and not any("hits" in record["facts"] for record in records):
             files = files[:1]
         # Without classes, or without clusters, there is nothing to count.
-        if stage == "screen_report":
-            facts = {name for record in records for name in ("enrichment", "clusters") if record["facts"].get(name)}
+        if stage in ("report", "screen_report"):
+            names = ("class_shares", "enrichment", "clusters")
+            facts = {name for record in records for name in names if record["facts"].get(name)}
             files = ("report.html", *(file for file in files if file.removesuffix(".parquet") in facts))
         if stage == "classifier":  # a network lies in a file of another format; there may be nothing to show
             facts = records[0]["facts"] if records else {}

@@ -288,6 +288,7 @@ def export_of(folder, number=1, **changed):
     return path
 
 
+@pytest.mark.slow
 def test_a_round_goes_out_comes_back_and_brings_the_next(screen, capsys):
     annotate(screen, "--classes", ",".join(CLASSES), "--cells", 40)
     made = list_of(screen)
@@ -317,6 +318,7 @@ def test_a_round_goes_out_comes_back_and_brings_the_next(screen, capsys):
     assert "What the rounds before have brought" in (screen / "annotation/round-03.html").read_text()
 
 
+@pytest.mark.slow
 def test_an_export_may_come_twice_and_changed(screen, capsys):
     annotate(screen, "--classes", ",".join(CLASSES), "--cells", 12)
     path = export_of(screen)
@@ -340,6 +342,7 @@ def test_an_export_may_come_twice_and_changed(screen, capsys):
     cli.main(["check", str(screen)], standalone_mode=False)  # nothing is wrong with the table
 
 
+@pytest.mark.slow
 def test_wrong_exports_are_refused_with_every_mistake_and_change_nothing(screen):
     annotate(screen, "--classes", ",".join(CLASSES), "--cells", 6)
     labels = [{"cell": 1, "class": "norml"}, {"cell": 99, "class": "normal"}, {"cell": "2", "class": "normal"}]
@@ -366,6 +369,7 @@ def test_wrong_exports_are_refused_with_every_mistake_and_change_nothing(screen)
     assert not (screen / "annotations.tsv").exists() and not (screen / "annotation/round-02.json").exists()
 
 
+@pytest.mark.slow
 def test_calls_that_cannot_work_say_so(screen, tmp_path):
     for options, word in (
         ((), "at least two classes"),
@@ -435,6 +439,7 @@ def labeled_tables(folder, rows):
     yield table
 
 
+@pytest.mark.slow
 def test_wells_that_a_person_has_taken_out_and_other_plates_are_not_shown(screen):
     cli.main(["quarantine", str(screen), "P1/A01", "P1/A02", "--reason", "a leak"], standalone_mode=False)
     run_stages(screen, ("flagging",))
@@ -453,6 +458,7 @@ def cells_of(folder, plate="P1", well="B02"):
     return table[["Metadata_ObjectNumber", "Nuclei_Location_Center_X", "Nuclei_Location_Center_Y"]].to_numpy()
 
 
+@pytest.mark.slow
 def test_a_training_set_of_cellprofiler_analyst_comes_in_by_place(screen, capsys):
     cells = cells_of(screen)[:4]
     trap = "# Y3Bvc2l4CnN5c3RlbQo="  # CellProfiler Analyst appends a pickle as a comment
@@ -475,6 +481,7 @@ def test_a_training_set_of_cellprofiler_analyst_comes_in_by_place(screen, capsys
     assert "0 new, 2 changed, 2 as before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_sets_that_cannot_be_placed_are_refused(screen):
     text, images = screen.parent / "set.txt", screen.parent / "images.csv"
     images.write_text("ImageNumber,plate,well,field\n1,P1,B02,1\n")
@@ -501,6 +508,7 @@ def test_training_sets_that_cannot_be_placed_are_refused(screen):
     assert not (screen / "annotations.tsv").exists()
 
 
+@pytest.mark.slow
 def test_tables_of_napari_come_in_by_label(screen):
     numbers = cells_of(screen)[:3, 0].astype(int)
     path = screen.parent / "nuclei_annotation.csv"
@@ -567,6 +575,7 @@ def test_the_page_loads_nothing_escapes_names_and_is_the_same_for_the_same_cells
     assert not re.search(r"https?://", text)
 
 
+@pytest.mark.slow
 def test_the_page_says_nothing_of_wells_treatments_and_predictions(screen):
     annotate(screen, "--classes", ",".join(CLASSES), "--cells", 12)
     annotate(screen, "--import", export_of(screen), "--cells", 12)
@@ -591,6 +600,7 @@ def test_outlines_tell_the_cell_from_its_neighbors():
 needs_chromium = pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed here")
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_person_labels_by_keys_in_a_browser_and_the_file_comes_back(screen, tmp_path, capsys):
     annotate(screen, "--classes", ",".join(CLASSES), "--cells", 6)

@@ -329,6 +329,7 @@ def classified(made_screen, tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_cells_of_a_screen_are_classified_by_their_crops(classified):
     record = read_json("results/screen/records/classifier.json")
     folder = Path("results/screen/models/classifier")
@@ -360,6 +361,7 @@ def cut_cells(plate, well, table, **options):
     return np.concatenate(crops)[np.argsort(np.concatenate(rows))]
 
 
+@pytest.mark.slow
 def test_a_crop_shows_the_cell_that_it_is_named_after(classified):
     table = read_table(next(Path("results/plates/P1/features").glob("*.parquet")))
     plate, well = table["Metadata_Plate"][0], table["Metadata_Well"][0]
@@ -376,6 +378,7 @@ def test_a_crop_shows_the_cell_that_it_is_named_after(classified):
         cut_cells(plate, well, table, **options | {"channels": ["DNA", "Actin"]})
 
 
+@pytest.mark.slow
 def test_training_again_gives_the_same_file_and_features_in_its_place_leave_nothing_behind(classified):
     folder = classified / "results/screen/models/classifier"
     before = (folder / "model.safetensors").read_bytes()
@@ -390,6 +393,7 @@ def test_training_again_gives_the_same_file_and_features_in_its_place_leave_noth
     assert sorted(path.name for path in folder.iterdir()) == ["examples.safetensors", "model.json", "model.skops"]
 
 
+@pytest.mark.slow
 def test_cells_to_label_are_chosen_by_features_where_a_network_learns_from_the_labels(classified):
     from plateloom.cli.annotate import _read_settings
 
@@ -397,6 +401,7 @@ def test_cells_to_label_are_chosen_by_features_where_a_network_learns_from_the_l
     assert (chosen["inputs"], chosen["method"], chosen["folds"]) == ("features", "logistic", 2)
 
 
+@pytest.mark.slow
 def test_the_cells_of_a_well_are_classified_block_by_block(classified, monkeypatch):
     (path, *_) = sorted(Path("results/plates/P1/classes").glob("*.parquet"))
     made = read_json("results/screen/models/classifier/model.json")["plateloom"]["fingerprint"]
@@ -412,6 +417,7 @@ def test_the_cells_of_a_well_are_classified_block_by_block(classified, monkeypat
     pd.testing.assert_frame_equal(found, read_table(path), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_plate_with_other_channels_or_pixels_is_a_fault_of_its_data(classified, monkeypatch):
     (path, *_) = sorted(Path("results/plates/P1/classes").glob("*.parquet"))
     made = read_json("results/screen/models/classifier/model.json")["plateloom"]["fingerprint"]
@@ -439,6 +445,7 @@ def test_plates_that_differ_cannot_be_learned_from_together(monkeypatch):
         cell_crops.describe_pixels(["P1", "P4"])
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_cut_does_not_lose_the_model(classified, monkeypatch, caplog):
     truly = stage.cut_cells
 
@@ -456,6 +463,7 @@ def test_a_picture_that_cannot_be_cut_does_not_lose_the_model(classified, monkey
     assert "bad sector" in caplog.text
 
 
+@pytest.mark.slow
 def test_pictures_that_cannot_be_read_are_found_and_only_they_are_missing_on_the_page(classified):
     from plateloom.repair import find_damage
     from plateloom.report.screen import classifier_section
@@ -472,6 +480,7 @@ def test_pictures_that_cannot_be_read_are_found_and_only_they_are_missing_on_the
     assert found.reason == "is missing"
 
 
+@pytest.mark.slow
 def test_another_model_of_the_same_recipe_is_read_again(classified):
     folder = Path("results/screen/models/classifier")
     described = read_json(folder / "model.json")
@@ -486,6 +495,7 @@ def test_another_model_of_the_same_recipe_is_read_again(classified):
     (folder / "model.safetensors").write_bytes(kept)
 
 
+@pytest.mark.slow
 def test_a_damaged_network_is_found_and_made_again(classified):
     from plateloom.repair import find_damage
 

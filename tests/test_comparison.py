@@ -469,6 +469,7 @@ def screen(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_profiles_of_latents_are_made_as_those_of_features(screen):
     plate = screen / "results/plates/P1"
     aggregates, profiles = (read_table(plate / f"latent_{name}.parquet") for name in ("aggregates", "profiles"))
@@ -484,6 +485,7 @@ def test_profiles_of_latents_are_made_as_those_of_features(screen):
     assert profiles["Metadata_Normalized"].all() and controls.median() == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_screen_is_compared_and_its_page_says_so(screen):
     record = read_json(screen / "results/screen/records/comparison.json")
     assert record["status"] == "done" and record["facts"]["spaces"] == ["features", "autoencoder"]
@@ -497,6 +499,7 @@ def test_the_screen_is_compared_and_its_page_says_so(screen):
     assert "Features against latents" in page and "nearest wells are of its own plate" in page
 
 
+@pytest.mark.slow
 def test_flagged_fields_are_left_out_of_latents_as_of_features(screen, monkeypatch):
     monkeypatch.chdir(screen)
     every = stage.aggregate_latents("P1", "A02", [], "median")
@@ -508,6 +511,7 @@ def test_flagged_fields_are_left_out_of_latents_as_of_features(screen, monkeypat
     assert some["Metadata_CellCount"] == (errors <= errors.median()).sum()
 
 
+@pytest.mark.slow
 def test_two_encoders_are_compared_on_the_same_wells(screen, tmp_path):
     """A copy of the screen whose latents are another encoder's: here the same ones, drowned in noise."""
     other, random = shutil.copytree(screen, tmp_path / "other"), np.random.default_rng(0)
@@ -534,6 +538,7 @@ def test_two_encoders_are_compared_on_the_same_wells(screen, tmp_path):
     assert refused.exit_code and isinstance(refused.exception, ConfigError)
 
 
+@pytest.mark.slow
 def test_only_plates_of_the_screen_as_it_is_now_are_compared(screen, tmp_path):
     other = shutil.copytree(screen, tmp_path / "other")
     assert _list_plates(other, "latent_profiling") == ["P1", "P2"]
@@ -547,6 +552,7 @@ def test_only_plates_of_the_screen_as_it_is_now_are_compared(screen, tmp_path):
     assert _list_plates(other, "latent_profiling") == ["P2"]
 
 
+@pytest.mark.slow
 def test_latents_of_several_encoders_in_a_screen_are_refused(screen, tmp_path):
     other = shutil.copytree(screen, tmp_path / "other")
     path = other / "results/plates/P2/latent/A02.parquet"

@@ -95,6 +95,7 @@ def test_the_same_seed_gives_the_same_numbers():
     assert explain(*cells(), n_bootstrap=50)[0] == explain(*cells(), n_bootstrap=50)[0]
 
 
+@pytest.mark.slow
 def test_the_card_says_what_the_classifier_goes_by_and_the_page_shows_it(screen):  # noqa: F811
     _, model, _ = run()
     metrics = model["card"]["metrics"]
@@ -260,6 +261,7 @@ def test_maps_of_a_trained_network_depend_on_what_it_has_learned(network):
     assert again == found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(SMALL))
 def test_the_page_shows_what_moves_trees_or_says_what_is_not_installed_and_lists_pairs(screen, method):  # noqa: F811
     _, model, _ = run(method=method, parameters=SMALL[method])

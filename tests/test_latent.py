@@ -298,6 +298,7 @@ def test_every_kind_of_model_goes_through_safetensors_unchanged(small_params):
     np.testing.assert_array_equal(network.encode(again, crops), network.encode(model, crops))
 
 
+@pytest.mark.slow
 def test_the_autoencoder_beats_pca_of_the_same_size_on_wells_that_it_has_not_seen():
     """Each seed is a well; PCA is fitted on the same crops in the same units, as they are and turned in all eight ways."""
     from sklearn.decomposition import PCA

@@ -195,6 +195,7 @@ def test_status_warns_of_an_effect_on_a_plate_that_is_done(tmp_path, monkeypatch
     assert said["text"] in (folder / "results/plates/P1/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_drift_follows_the_times_of_the_source_and_the_rows_where_a_plate_has_none(tmp_path, monkeypatch):
     folder = simulate(tmp_path / "screen", rows=4, columns=6, size_px=96, cells_per_field=8.0, treatments=(), seed=2)
     raw, wells = folder / "raw/P1", sorted({path.name[:3] for path in (folder / "raw/P1").glob("*.tif")})

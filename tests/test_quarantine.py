@@ -52,6 +52,7 @@ def computed():
     return {path: read_json(path)["computed"] for path in paths}
 
 
+@pytest.mark.slow
 def test_a_well_is_in_no_result_and_comes_back_as_it_was(done):
     before = {path: file_digest(path.read_bytes()) for path in sorted(done.rglob("*.parquet"))}
     control = read_table(P1 / TABLES["aggregates"]).set_index("Metadata_Well")["Metadata_Control"]
@@ -85,6 +86,7 @@ def test_a_well_is_in_no_result_and_comes_back_as_it_was(done):
     assert {path: file_digest(path.read_bytes()) for path in sorted(done.rglob("*.parquet"))} == before
 
 
+@pytest.mark.slow
 def test_a_plate_is_left_out_and_said_to_be(done, tmp_path):
     call(quarantine.command, ".", "P2", "--reason", "wrong staining", "--by", "Ada")
     assert Screen(settings()).complete_plates == ["P1"] and not Screen(settings()).missing_plates
@@ -113,6 +115,7 @@ def test_a_plate_is_left_out_and_said_to_be(done, tmp_path):
     assert screen_state(states_until(read_screen("."), "profiles"))["complete"] == ["P1", "P2"]
 
 
+@pytest.mark.slow
 def test_only_what_depends_on_it_is_stale(done):
     append_rows(".", [("P1", WELL)], action="quarantine", reason="dust", who="Ada")
     states = read_screen(".")

@@ -111,6 +111,8 @@ def test_every_stage_is_done_and_leaves_what_the_layout_names(finished):
         "illumination.zarr/zarr.json",
     ):
         assert (plate / name).exists()
+    shares = read_table(plate / "class_shares.parquet").dropna()  # of wells without cells
+    assert ((shares["low"] <= shares["share"]) & (shares["share"] <= shares["high"])).all() and len(shares)
     for name in ("profiles.parquet", "hits.parquet", "report.html", "models/autoencoder/model.safetensors"):
         assert (finished / "results/screen" / name).exists()
     cells = read_table(plate / "features/A01.parquet")
@@ -228,6 +230,7 @@ def test_a_job_that_is_killed_with_its_driver_goes_on_at_the_wells_that_are_done
     assert bytes_of(folder, "segmentation/*.parquet", "plate.zarr/**/*") == expected
 
 
+@pytest.mark.slow
 def test_killed_training_resumes_from_its_checkpoint(again):
     from safetensors.numpy import load_file
 
@@ -248,6 +251,7 @@ def test_killed_training_resumes_from_its_checkpoint(again):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_job_killed_once_and_retried_ends_as_if_nothing_had_been(again):
     """But the training, which a test of its own kills: what it gives is only as good as equal."""
     results = again / "results"

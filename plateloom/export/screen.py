@@ -60,6 +60,7 @@ TABLES = {
     "latent_profiles.parquet": "Profiles of latent features, normalized to the controls; one row per well.",
     "maps": f"Place of cells on the map, principal components, and cluster (-1: none); {PER_CELL}.",
     "classes": f"Class of cells, probabilities, novelty; {PER_CELL}.",
+    "class_shares.parquet": "Shares of classes, corrected for the classifier's errors, with 95 % intervals; one row per well and class.",
 }
 SCREEN_TABLES = {
     "profiles.parquet": "Profiles of all plates, selected features; one row per well.",
@@ -105,7 +106,7 @@ FLOW = {
     "maps": ("features screen/models/map", "maps"),
     "classifier": ("features profiles.parquet labels.tsv", "screen/models/classifier"),
     "classes": ("features screen/models/classifier", "classes"),
-    "report": ("plate.zarr qc.parquet profiles.parquet latent maps classes", "report.html"),
+    "report": ("plate.zarr qc.parquet profiles.parquet latent maps classes", "report.html class_shares.parquet"),
     "screen_report": (
         "report.html " + " ".join(f"screen/{name}" for name in SCREEN_TABLES | COMPARISON_TABLES),
         "screen/report.html screen/enrichment.parquet screen/clusters.parquet",

@@ -70,14 +70,22 @@ def report_plate(
         if reasons:
             page = report.render_quarantined(_describe_quarantined(plate, batch, source, settings, reasons[0]))
             write_bytes(plate_folder(plate) / "report.html", page.encode())
+            (plate_folder(plate) / "class_shares.parquet").unlink(missing_ok=True)
             raise PlateLayoutError(reasons[0])
 
         def work():
             yield []
             described, notices = _describe_plate(plate, batch, source, settings, inputs)
-            write_bytes(plate_folder(plate) / "report.html", report.render_plate(described).encode())
             made = recipe("report", parameters=settings, code=code, inputs=_fingerprints(inputs))
+            path = plate_folder(plate) / "class_shares.parquet"
+            path.unlink(missing_ok=True)
+            if described.class_shares is not None:
+                shares = described.class_shares.copy()
+                shares.insert(0, "Metadata_Plate", plate)
+                write_table(path, shares, made)
+            write_bytes(plate_folder(plate) / "report.html", report.render_plate(described).encode())
             facts = {"notices": [{"kind": one.kind, "text": one.text, "section": one.section} for one in notices]}
+            facts["class_shares"] = described.class_shares is not None
             facts["classified"] = _done_classifier(inputs["classified"]) is not None
             facts["clustered"] = bool(read_clusters(inputs["mapped"]))
             return Outcome(recipe=made, facts=facts)
