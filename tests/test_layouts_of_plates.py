@@ -70,6 +70,7 @@ def stitched(tmp_path_factory):
     return folder, planes
 
 
+@pytest.mark.slow
 def test_a_stitched_screen_runs_whole(stitched):
     folder, _ = stitched
     for path in folder.glob("results/**/records/**/*.json"):
@@ -82,6 +83,7 @@ def test_a_stitched_screen_runs_whole(stitched):
     assert repair.find_damage(folder, "P1", deep=True) == []
 
 
+@pytest.mark.slow
 def test_every_field_of_a_stitched_well_is_judged_by_itself(stitched):
     folder, _ = stitched
     found = read_table(folder / "results/plates/P1/qc.parquet")
@@ -89,6 +91,7 @@ def test_every_field_of_a_stitched_well_is_judged_by_itself(stitched):
     assert set(found["SourceField"]) == {1, 2, 3, 4}
 
 
+@pytest.mark.slow
 def test_cells_on_a_flagged_field_of_a_stitched_well_are_left_out_and_the_others_stay(stitched):
     base = stitched[0] / "results/plates/P1"
     quality = read_table(base / "qc.parquet")
@@ -105,6 +108,7 @@ def test_cells_on_a_flagged_field_of_a_stitched_well_are_left_out_and_the_others
     assert wells.loc["B02", "Metadata_CellCount"] == len(others)
 
 
+@pytest.mark.slow
 def test_models_do_not_learn_from_cells_on_a_flagged_field_of_a_stitched_well(stitched, tmp_path, monkeypatch):
     folder, _ = stitched
     monkeypatch.chdir(folder)
@@ -118,6 +122,7 @@ def test_models_do_not_learn_from_cells_on_a_flagged_field_of_a_stitched_well(st
     assert list(number.values()) == [len(cells), (cells["Metadata_SourceField"] != 2).sum(), 0]
 
 
+@pytest.mark.slow
 def test_overlapping_fields_of_one_scene_are_put_together_to_the_pixel(stitched):
     folder, planes = stitched
     path = store.field_path(folder / "results/plates/P1/plate.zarr", "A02", 1)
@@ -130,6 +135,7 @@ def test_overlapping_fields_of_one_scene_are_put_together_to_the_pixel(stitched)
     )
 
 
+@pytest.mark.slow
 def test_a_cell_on_a_seam_is_one_cell(stitched, tmp_path):
     folder, _ = stitched
     nuclei = store.read_labels(store.field_path(folder / "results/plates/P1/plate.zarr", "A02", 1), "Nuclei")

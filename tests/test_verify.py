@@ -277,6 +277,7 @@ def test_a_shard_from_another_field_in_its_place_is_damage(again):
     assert {(one.stage, one.well) for one in repair.find_damage(again, "P1", deep=True)} == {("conversion", "A02")}
 
 
+@pytest.mark.slow
 def test_repair_makes_the_damaged_wells_again_and_nothing_else(again, finished):
     base = again / "results/plates/P1"
     for what in ("a pixel", "a label", "a table"):
