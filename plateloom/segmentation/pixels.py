@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from plateloom.errors import ModelMismatchError, TileOverlapError, did_you_mean
 from plateloom.segmentation import watershed
@@ -25,10 +25,8 @@ BLOCK_PX = 384  # pixels are filtered in squares of this width, so that memory d
 PIXEL_SIZES = (0.8, 1.25)  # of an image, as a fraction of those that the classifier was trained on
 
 
-class Params(BaseModel):
+class Params(watershed.NucleiParams):
     """Parameters of the pixel classifier's method; for most assays model and diameter are all there is to set."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field("", description="File that `plateloom train-pixels` wrote: a path, from the screen's folder.")
     nuclei_class: str = Field(NUCLEI, description="Class of the pixels in nuclei.")
@@ -39,17 +37,6 @@ class Params(BaseModel):
     )
     cells_channel: str | None = Field(
         None, description="Without cells_class: channel that cells grow over, as in the method watershed."
-    )
-    nucleus_diameter_um: float = Field(12.0, gt=0, description="Diameter of a typical nucleus [µm].")
-    nucleus_diameter_min_um: float | None = Field(
-        None,
-        gt=0,
-        description="Nuclei of less area than a disc of this diameter [µm] are dropped; none: 0.4 × typical.",
-    )
-    nucleus_diameter_max_um: float | None = Field(
-        None,
-        gt=0,
-        description="Nuclei of more area than a disc of this diameter [µm] are dropped; none: 2.2 × typical.",
     )
     smoothing_um: float | None = Field(
         None,
@@ -79,11 +66,6 @@ class Params(BaseModel):
     fill_holes: bool = Field(
         True, description="Fill holes in nuclei and cells up to the typical nucleus' radius (yes/no)."
     )
-    border: Literal["keep", "drop"] = Field(
-        "keep",
-        description="Keep or drop a nucleus that touches the edge of the image; cells nearby may grow into the place "
-        "of a dropped one.",
-    )
     cells_distance_um: float | None = Field(
         None,
         ge=0,
@@ -102,11 +84,6 @@ class Params(BaseModel):
         "longer: higher makes borders between cells depend less on the image (dimensionless).",
     )
 
-    @property
-    def diameters_um(self):
-        """Smallest and largest diameter of a nucleus [µm]."""
-        return self.of_watershed("", None).diameters_um
-
     def of_watershed(self, nuclei, cells, **more):
         """The same settings for what the watershed does here, on the channels named."""
         own = type(self).model_fields.keys() & watershed.Params.model_fields.keys() - {"cells_channel"}
@@ -114,10 +91,9 @@ class Params(BaseModel):
         return watershed.Params(nuclei_channel=nuclei, cells_channel=cells, **given, **more)
 
     @model_validator(mode="after")
-    def _is_sound(self):
+    def _needs_a_model(self):
         if not self.model:
             raise ValueError("model: none given. `plateloom train-pixels` makes one from strokes that you paint")
-        self.of_watershed("", None)  # which checks the order of the diameters
         return self
 
 

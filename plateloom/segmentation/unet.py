@@ -9,10 +9,9 @@ import functools
 import math
 import threading
 from functools import partial
-from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from scipy.ndimage import gaussian_filter
 
 from plateloom.segmentation import watershed
@@ -26,25 +25,12 @@ TOGETHER = 4  # images or tiles that a GPU's worker prepares at a time, in threa
 BATCH = 8  # images or views at most that a GPU is given at once
 
 
-class Params(BaseModel):
+class Params(watershed.NucleiParams):
     """Parameters of the network's method; for most assays the channels and the diameter are all there is to set."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     nuclei_channel: str = Field("DNA", description="Channel that shows the nuclei, bright on dark.")
     cells_channel: str | None = Field(
         None, description="Channel that shows the whole cell; none: cells grow by distance only."
-    )
-    nucleus_diameter_um: float = Field(12.0, gt=0, description="Diameter of a typical nucleus [µm].")
-    nucleus_diameter_min_um: float | None = Field(
-        None,
-        gt=0,
-        description="Nuclei of less area than a disc of this diameter [µm] are dropped; none: 0.4 × typical.",
-    )
-    nucleus_diameter_max_um: float | None = Field(
-        None,
-        gt=0,
-        description="Nuclei of more area than a disc of this diameter [µm] are dropped; none: 2.2 × typical.",
     )
     probability: float = Field(
         0.6, gt=0, lt=1, description="Pixels at least this likely to be in a nucleus are (dimensionless)."
@@ -61,11 +47,6 @@ class Params(BaseModel):
         ge=0,
         description="Nuclei and cells must rise above the background by this many of its standard deviations "
         "(dimensionless); keeps empty fields empty.",
-    )
-    border: Literal["keep", "drop"] = Field(
-        "keep",
-        description="Keep or drop a nucleus that touches the edge of the image; cells nearby may grow into the place "
-        "of a dropped one.",
     )
     cells_distance_um: float | None = Field(
         None,
@@ -97,11 +78,6 @@ class Params(BaseModel):
         description="On a GPU compute in half precision (yes/no): single pixels may come out otherwise than on a CPU, which "
         "always computes exactly.",
     )
-
-    @model_validator(mode="after")
-    def _is_sound(self):
-        self.of_watershed()  # which checks the order of the diameters
-        return self
 
     def of_watershed(self):
         """The same settings for what the watershed does here, which is measuring the image and growing the cells."""

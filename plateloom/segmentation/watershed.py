@@ -29,15 +29,11 @@ _TRUNCATE = 3.0
 _HEIGHT = 10_000  # steps of the landscape per nucleus radius or per mean brightness
 
 
-class Params(BaseModel):
-    """Parameters of the watershed; for most assays the channels and the diameter are all there is to set."""
+class NucleiParams(BaseModel):
+    """Parameters that all methods of ours have: how large nuclei are, and what becomes of those at the edge."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    nuclei_channel: str = Field("DNA", description="Channel that shows the nuclei.")
-    cells_channel: str | None = Field(
-        None, description="Channel that shows the whole cell; none: cells grow by distance only."
-    )
     nucleus_diameter_um: float = Field(12.0, gt=0, description="Diameter of a typical nucleus [µm].")
     nucleus_diameter_min_um: float | None = Field(
         None,
@@ -48,6 +44,37 @@ class Params(BaseModel):
         None,
         gt=0,
         description="Nuclei of more area than a disc of this diameter [µm] are dropped; none: 2.2 × typical.",
+    )
+    border: Literal["keep", "drop"] = Field(
+        "keep",
+        description="Keep or drop a nucleus that touches the edge of the image; cells nearby may grow into the place "
+        "of a dropped one.",
+    )
+
+    @model_validator(mode="after")
+    def _diameters_are_in_order(self):
+        low, high = self.diameters_um
+        if not low <= self.nucleus_diameter_um <= high:
+            raise ValueError(
+                f"nucleus_diameter_um is {self.nucleus_diameter_um:g}, expected between nucleus_diameter_min_um "
+                f"({low:g}) and nucleus_diameter_max_um ({high:g})."
+            )
+        return self
+
+    @property
+    def diameters_um(self):
+        """Smallest and largest diameter of a nucleus [µm]."""
+        typical = self.nucleus_diameter_um
+        low, high = self.nucleus_diameter_min_um, self.nucleus_diameter_max_um
+        return 0.4 * typical if low is None else low, 2.2 * typical if high is None else high
+
+
+class Params(NucleiParams):
+    """Parameters of the watershed; for most assays the channels and the diameter are all there is to set."""
+
+    nuclei_channel: str = Field("DNA", description="Channel that shows the nuclei.")
+    cells_channel: str | None = Field(
+        None, description="Channel that shows the whole cell; none: cells grow by distance only."
     )
     smoothing_um: float | None = Field(
         None, ge=0, description="Gaussian sigma of the smoothing before thresholds [µm]; none: 0.05 × typical diameter."
@@ -93,11 +120,6 @@ class Params(BaseModel):
     fill_holes: bool = Field(
         True, description="Fill holes in nuclei and cells up to the typical nucleus' radius (yes/no)."
     )
-    border: Literal["keep", "drop"] = Field(
-        "keep",
-        description="Keep or drop a nucleus that touches the edge of the image; cells nearby may grow into the place "
-        "of a dropped one.",
-    )
     cells_distance_um: float | None = Field(
         None,
         ge=0,
@@ -113,23 +135,6 @@ class Params(BaseModel):
         description="Intensity difference (mean of 3 × 3 pixels), as a fraction of the cells' brightness, that makes a step "
         "41 % longer: higher makes borders between cells depend less on the image (dimensionless).",
     )
-
-    @model_validator(mode="after")
-    def _diameters_are_in_order(self):
-        low, high = self.diameters_um
-        if not low <= self.nucleus_diameter_um <= high:
-            raise ValueError(
-                f"nucleus_diameter_um is {self.nucleus_diameter_um:g}, expected between nucleus_diameter_min_um "
-                f"({low:g}) and nucleus_diameter_max_um ({high:g})."
-            )
-        return self
-
-    @property
-    def diameters_um(self):
-        """Smallest and largest diameter of a nucleus [µm]."""
-        typical = self.nucleus_diameter_um
-        low, high = self.nucleus_diameter_min_um, self.nucleus_diameter_max_um
-        return 0.4 * typical if low is None else low, 2.2 * typical if high is None else high
 
 
 class Watershed:
