@@ -33,18 +33,7 @@ def candidates(params, n):
 
 
 def cluster(components, params):
-    """Find clusters.
-
-    Parameters
-    ----------
-    components : ndarray of float64, shape (n, K)
-    params : Params
-
-    Returns
-    -------
-    ndarray of int, shape (n,)
-        -1: in no cluster.
-    """
+    """Find places where cells lie dense; what lies between is in no cluster."""
     from sklearn.cluster import HDBSCAN
 
     least = max(params.min_samples, round(params.min_share * len(components)))

@@ -22,18 +22,7 @@ class Params(BaseModel):
 
 
 def candidates(params, n):
-    """Numbers of clusters to choose from, as `Params`, the coarsest first.
-
-    Parameters
-    ----------
-    params : Params
-    n : int
-        Cells in the sample.
-
-    Returns
-    -------
-    list of Params
-    """
+    """From two clusters on, as many as the sample has cells for; the number that is given, if one is."""
     if params.n_clusters is not None:
         return [params]
     numbers = range(2, min(params.most, n // CELLS) + 1)
@@ -41,19 +30,7 @@ def candidates(params, n):
 
 
 def cluster(components, params):
-    """Find clusters.
-
-    Parameters
-    ----------
-    components : ndarray of float64, shape (n, K)
-    params : Params
-        With a number of clusters.
-
-    Returns
-    -------
-    ndarray of int, shape (n,)
-        Fewer clusters than asked for where there are not so many different cells.
-    """
+    """Find as many clusters as asked for; fewer where there are not so many different cells."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 

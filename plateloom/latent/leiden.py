@@ -39,16 +39,7 @@ def candidates(params, n):
 
 
 def cluster(components, params):
-    """Find clusters.
-
-    Parameters
-    ----------
-    components : ndarray of float64, shape (n, K)
-    params : Params
-
-    Returns
-    -------
-    ndarray of int, shape (n,)
+    """Find communities of the graph that joins each cell with its nearest ones.
 
     Raises
     ------

@@ -26,20 +26,7 @@ class Params(BaseModel):
 
 
 def embed(components, params):
-    """Lay the sample out.
-
-    Parameters
-    ----------
-    components : ndarray of float32, shape (n, K)
-        Principal components of the sample.
-    params : Params
-
-    Returns
-    -------
-    embedding : ndarray of float32, shape (n, 2), or None
-        None: the sample is too small, the map is the first two components.
-    reason : str
-        Why it is another map than asked for; '' if it is not.
+    """Lay the sample out by PaCMAP.
 
     Raises
     ------

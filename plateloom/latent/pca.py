@@ -14,21 +14,7 @@ class Params(BaseModel):
 
 
 def embed(components, params):
-    """Lay the sample out.
-
-    Parameters
-    ----------
-    components : ndarray of float32, shape (n, K)
-        Principal components of the sample.
-    params : Params
-
-    Returns
-    -------
-    embedding : ndarray of float32, shape (n, 2), or None
-        None: the map is the first two components themselves.
-    reason : str
-        Why it is another map than asked for; '' if it is not.
-    """
+    """Leave the sample where its first two components are."""
     return None, ""
 
 
