@@ -20,11 +20,9 @@ import numpy as np  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = (
-    "<!-- Begin: printed by benchmarks/annotation.py -->",
-    "<!-- End: printed by benchmarks/annotation.py -->",
-)
+
+from benchmarks.page import write_section  # noqa: E402
+
 SHARE = 0.95
 SHOWN = (20, 40, 60, 100, 200, 300)
 
@@ -53,9 +51,7 @@ def main():
     section = describe(cells, found, options)
     print(section)
     if options.write:
-        page = PAGE.read_text()
-        head, rest = page.split(BEGIN)
-        PAGE.write_text(f"{head}{BEGIN}\n{section}\n{END}{rest.split(END)[1]}")
+        write_section(__file__, section)
 
 
 def make_screen(folder):

@@ -19,11 +19,12 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.page import write_section  # noqa: E402
+
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ZARR_THREADING__MAX_WORKERS"):
     os.environ[name] = "1"  # as a job has them
 
-PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- Begin: printed by benchmarks/crops.py -->", "<!-- End: printed by benchmarks/crops.py -->"
 DRAWN, ENCODED = 100_000, 20_000  # cells
 IN_FILES = (10_000, 100_000, 1_000_000)
 SMALL = (1, 16, 16)  # crops of the largest set: 0.5 GB
@@ -51,14 +52,7 @@ def main():
         )
     print(text)
     if asked.write:
-        page, block = PAGE.read_text(), f"{BEGIN}\n{text}{END}\n"
-        before, mark, after = page.partition(BEGIN)
-        if mark:
-            after = after.split(END)[1].removeprefix("\n")
-        else:
-            before, mark, after = page.partition("## Not measured yet")
-            after = f"\n{mark}{after}"
-        PAGE.write_text(before + block + after)
+        write_section(__file__, text)
 
 
 def asked_sets():

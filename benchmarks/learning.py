@@ -23,8 +23,8 @@ import yaml  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the stages without Snakemake are the tests'
-PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = (f"<!-- {word}: printed by benchmarks/learning.py -->" for word in ("Begin", "End"))
+
+from benchmarks.page import write_section  # noqa: E402
 
 HEADING = "## Classes, novelty, shift, latents: `python benchmarks/learning.py`"
 SPACES = ("features", "autoencoder", "contrastive")
@@ -79,9 +79,7 @@ def main():
     section = "\n".join(sections)
     print(section)
     if options.write:
-        page = PAGE.read_text()
-        head, rest = page.split(BEGIN)
-        PAGE.write_text(f"{head}{BEGIN}\n{section}\n{END}{rest.split(END)[1]}")
+        write_section(__file__, section)
 
 
 # --- running -------------------------------------------------------------------------------------------------------

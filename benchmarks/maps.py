@@ -25,8 +25,9 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = ("<!-- Begin: printed by benchmarks/maps.py -->", "<!-- End: printed by benchmarks/maps.py -->")
+
+from benchmarks.page import write_section  # noqa: E402
+
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 OWN = ROOT / "build" / "pacmap" / "bin" / "python"
 PEER, OURS = "umap-learn, seeded", "umap"
@@ -68,7 +69,7 @@ def main():
     text = "\n".join(lines).rstrip() + "\n"
     print(text)
     if options.write:
-        write_page(text)
+        write_section(__file__, text)
 
 
 def simulate(count, seed=0):
@@ -220,18 +221,6 @@ class Judge:
         trust = trustworthiness(self.components[some], places[some], n_neighbors=NEIGHBORS)
         lengths = [np.linalg.norm(x[self.pairs[0]] - x[self.pairs[1]], axis=1) for x in (self.components, places)]
         return f"{kept:.3f} | {trust:.4f} | {spearmanr(*lengths).statistic:.2f}"
-
-
-def write_page(text):
-    """Put the section between its marks in docs/benchmarks.md; before what is not measured yet, if it is new."""
-    page, block = PAGE.read_text(), f"{BEGIN}\n{text}{END}\n"
-    if BEGIN in page:
-        before, after = page.split(BEGIN)[0], page.split(END)[1].removeprefix("\n")
-        page = before + block + after
-    else:
-        before, mark, after = page.partition("## Not measured yet")
-        page = f"{before}{block}\n{mark}{after}"
-    PAGE.write_text(page)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,10 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.page import write_section  # noqa: E402
+
 PEERS = [ROOT / "build" / name / "bin" / "python" for name in ("centrosome", "cp_measure")]
-PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = (
-    "<!-- Begin: printed by benchmarks/segmentation.py -->",
-    "<!-- End: printed by benchmarks/segmentation.py -->",
-)
 METHODS = ("watershed", "unet")
 
 CALL_PEER = """
@@ -74,7 +72,7 @@ def main():
     text = "\n".join(lines).rstrip() + "\n"
     print(text)
     if options.write:
-        write_page(text)
+        write_section(__file__, text)
 
 
 def segment(image, channels, method, pixel_size_um, **params):
@@ -262,18 +260,6 @@ def count_ties(labels, costs, image, weight):
             grown = np.isfinite(costs) & (costs > 0) & (known[at] < costs)
             tied |= grown & (reached.view(np.int64) >> 1 == keys) & (near[at] != labels)
     return int(tied.sum())
-
-
-def write_page(text):
-    """Put the page between its marks in docs/benchmarks.md; before what is not measured yet, if it is new."""
-    page, block = PAGE.read_text(), f"{BEGIN}\n{text}{END}\n"
-    if BEGIN in page:
-        before, after = page.split(BEGIN)[0], page.split(END)[1].removeprefix("\n")
-        page = before + block + after
-    else:
-        before, mark, after = page.partition("## Not measured yet")
-        page = f"{before}{block}\n{mark}{after}"
-    PAGE.write_text(page)
 
 
 if __name__ == "__main__":
