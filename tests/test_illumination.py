@@ -422,6 +422,23 @@ def test_every_channel_has_its_own_dark_level():
     np.testing.assert_allclose(found[:, 0, 0] * 255, [100, 50], rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32", "float64"])
+@pytest.mark.parametrize("offset", [0.0, np.array([90.0, 0.0]).reshape(2, 1, 1)], ids=["no offset", "offset"])
+def test_correction_is_what_numpy_computes(kind, offset):
+    random = np.random.default_rng(3)
+    most = np.iinfo(kind).max if kind.startswith("u") else 1
+    image = (random.random((2, 20, 30)) * most * (1 if kind.startswith("u") else 1.5)).astype(kind)
+    if kind.startswith("f"):
+        image[0, :3, 5] = np.nan, -0.5, np.inf
+    flatfield = random.uniform(0.5, 1.5, (2, 20, 30)).astype(np.float32)
+    expected = (image.astype(np.float32) - np.float32(offset)) / (flatfield * np.float32(most))
+    np.testing.assert_array_equal(correct(image, flatfield, offset=offset), np.clip(expected, 0, 1))
+    window = (slice(None), slice(3, 11), slice(4, 25))
+    np.testing.assert_array_equal(
+        correct(image[window], flatfield[window], offset=offset), np.clip(expected, 0, 1)[window]
+    )
+
+
 def test_all_channels_are_corrected_at_once():
     stack, truth = plate()
     image = np.random.default_rng(0).integers(0, 4096, truth.shape, dtype=np.uint16)

@@ -9,6 +9,8 @@ unless they fell back to 1.
 
 import numpy as np
 
+from plateloom.compilation import kernel
+
 METHODS = {
     "median": "plateloom.illumination.median",
     "lowrank": "plateloom.illumination.lowrank",
@@ -45,8 +47,18 @@ def correct(image, flatfield, *, offset=0.0):
     if image.shape[-2:] != flatfield.shape[-2:]:
         raise ValueError(f"Image of {image.shape[-2:]} px and flat-field of {flatfield.shape[-2:]} px do not match.")
     scale = np.iinfo(image.dtype).max if image.dtype.kind in "ui" else 1
-    scaled = image.astype(np.float32)
-    if np.any(offset):
-        scaled -= np.asarray(offset, dtype=np.float32)
-    scaled /= flatfield * np.float32(scale)
-    return np.clip(scaled, 0, 1, out=scaled)
+    planes = image.reshape(-1, image.shape[-2] * image.shape[-1])
+    flat = np.broadcast_to(flatfield, image.shape).reshape(planes.shape)
+    offsets = np.broadcast_to(np.asarray(offset, dtype=np.float32).reshape(-1), len(planes))
+    scaled = np.empty(planes.shape, dtype=np.float32)
+    for channel in range(len(planes)):
+        _scale(planes[channel], flat[channel], offsets[channel], np.float32(scale), scaled[channel])
+    return scaled.reshape(image.shape)
+
+
+@kernel
+def _scale(plane, flatfield, offset, scale, scaled):
+    """In float32 throughout, in one pass; NaN stays NaN."""
+    for i in range(plane.size):
+        value = (np.float32(plane[i]) - offset) / (flatfield[i] * scale)
+        scaled[i] = min(max(value, np.float32(0)), np.float32(1))

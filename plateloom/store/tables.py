@@ -1,8 +1,8 @@
 """Parquet tables that carry their fingerprint in the schema's metadata."""
 
-import functools
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from plateloom.store.provenance import replacing
 
 KEY = b"plateloom"
+FLOATS = ("float64", "float32")
 GROUP_ROWS = 1000  # of a row group at least: each costs as much as 100 rows of thousands of columns
 KEYS = ("Metadata_Plate", "Metadata_Well", "Metadata_Field", "Metadata_ObjectNumber")
 
@@ -30,48 +31,64 @@ def write_table(path, table, record, *, described=None):
         Metadata of columns, for the schema.
     """
     try:
-        arrow = _to_arrow(table)
+        columns = _to_arrow(table)
     except UnicodeEncodeError:  # names of files need not be UTF-8
         readable = lambda v: v.encode(errors="surrogateescape").decode(errors="backslashreplace")  # noqa: E731
         table = table.map(lambda value: readable(value) if isinstance(value, str) else value)
-        arrow = _to_arrow(table)
-    fields, columns = list(arrow.schema), arrow.columns
-    for i, field in enumerate(fields):
-        # Columns of text without a value would get the type null, and the files of a dataset would differ in type.
-        if pa.types.is_null(field.type):
-            fields[i], columns[i] = pa.field(field.name, pa.string()), columns[i].cast(pa.string())
-        if described and field.name in described:
-            fields[i] = fields[i].with_metadata(_metadata(tuple(described[field.name].items())))
-    schema = pa.schema(fields, metadata={KEY: json.dumps(record, sort_keys=True)})
-    arrow = pa.Table.from_arrays(columns, schema=schema)
-    # Of thousands of columns that were measured, statistics and dictionaries would outgrow the values. Their bytes
-    # compress better and sooner by significance: the last ones of a float are noise.
-    keys = [field.name for field in arrow.schema if not pa.types.is_floating(field.type)]
-    measured = [field.name for field in arrow.schema if pa.types.is_floating(field.type)]
-    options = {"write_statistics": keys, "use_dictionary": keys, "use_byte_stream_split": measured}
-    options |= {"compression": "zstd", "compression_level": -7, "write_page_checksum": True}
-    with replacing(path, size=arrow.nbytes) as file, pq.ParquetWriter(file, arrow.schema, **options) as writer:
+        columns = _to_arrow(table)
+    layout = _describe_columns(table.dtypes, columns, described)
+    schema = layout.schema.with_metadata({KEY: json.dumps(record, sort_keys=True)})
+    arrow = pa.Table.from_arrays([columns[name] for name in table], schema=schema)
+    with replacing(path, size=arrow.nbytes) as file, pq.ParquetWriter(file, schema, **layout.options) as writer:
         for first, last in _row_groups(table):
             writer.write_table(arrow.slice(first, last - first))
 
 
-@functools.lru_cache(maxsize=50_000)
-def _metadata(described):
-    """A column's metadata, which every well's table has again."""
-    return pa.KeyValueMetadata(dict(described))
+class _Layout(NamedTuple):
+    """How a table's columns are written."""
+
+    dtypes: pd.Series
+    others: dict  # the types of what is no float
+    described: dict
+    schema: pa.Schema
+    options: dict
+
+
+_last_layout = (
+    None  # a plate's wells have the same thousands of columns, whose description takes a fifth of the writing
+)
+
+
+def _describe_columns(dtypes, columns, described):
+    global _last_layout
+    others = {name: columns[name].type for name, kind in dtypes.items() if kind not in FLOATS}
+    kept = _last_layout
+    if kept and kept.described is described and kept.others == others and kept.dtypes.equals(dtypes):
+        return kept
+    told = described or {}
+    schema = pa.schema([pa.field(name, columns[name].type, metadata=told.get(name)) for name in dtypes.index])
+    # Of thousands of columns that were measured, statistics and dictionaries would outgrow the values. Their bytes
+    # compress better and sooner by significance: the last ones of a float are noise.
+    measured = [name for name in dtypes.index if name not in others]
+    options = {"write_statistics": list(others), "use_dictionary": list(others), "use_byte_stream_split": measured}
+    options |= {"compression": "zstd", "compression_level": -7, "write_page_checksum": True}
+    _last_layout = _Layout(dtypes, others, described, schema, options)
+    return _last_layout
 
 
 def _to_arrow(table):
-    """Convert a table; floats by type at once, since one column at a time takes as long as writing them."""
+    """Columns by name; floats by type at once, since one column at a time takes as long as writing them."""
     columns, length = {}, len(table)
-    for kind in ("float64", "float32"):
+    for kind in FLOATS:
         names = [name for name, found in table.dtypes.items() if found == kind]
         values = np.ascontiguousarray(table[names].to_numpy(kind).T)
         joined = pa.array(values.ravel(), from_pandas=True)
         columns |= {name: joined.slice(i * length, length) for i, name in enumerate(names)}
     others = pa.Table.from_pandas(table[[name for name in table if name not in columns]], preserve_index=False)
-    columns |= dict(zip(others.column_names, others.columns, strict=True))
-    return pa.table({name: columns[name] for name in table})
+    for name, column in zip(others.column_names, others.columns, strict=True):
+        # Columns of text without a value would get the type null, and the files of a dataset would differ in type.
+        columns[name] = column.cast(pa.string()) if pa.types.is_null(column.type) else column
+    return columns
 
 
 def _row_groups(table):
