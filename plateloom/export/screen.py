@@ -23,7 +23,7 @@ from plateloom.export import copies, fractal
 from plateloom.export.crate import SHEET, Crate, Run, ref
 from plateloom.export.redaction import Redaction, write_sheet
 from plateloom.planning import STAGES, Screen
-from plateloom.repair import find_damage, results_folder
+from plateloom.repair import PLATE_ARTEFACTS, SCREEN_ARTEFACTS, find_damage, results_folder
 from plateloom.store import corrections
 from plateloom.store.layout import plate_folder, plate_store, screen_folder
 from plateloom.store.plate import (
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+IN_PLATE = {"conversion", "segmentation"}  # whose images and labels of the wells lie in plate.zarr
 PER_CELL = "one row per cell; one file per well"
 PER_FIELD = "one row per field and channel; one file per well"
 # Tables of a plate in its folder of results, in the order in which they are made.
@@ -83,34 +84,28 @@ LEDGERS = {
     quarantines: "Plates and wells that people have taken out of all results, and put back: who, when, why.",
     acceptances: "Results of earlier code that people have kept though the code had changed: who, when, why.",
 }
-# What each stage makes, and from what: names below a plate's folder, or the screen's.
-FLOW = {
-    "training": ("", "screen/models/segmenter"),
-    "conversion": ("source", "plate.zarr fields"),
-    "assembly": ("fields", "plate.zarr"),
-    "illumination": ("plate.zarr", "illumination.zarr"),
-    "quality": ("plate.zarr", "quality"),
-    "flagging": ("quality", "qc.parquet"),
-    "segmentation": ("plate.zarr illumination.zarr corrections screen/models/segmenter", "plate.zarr segmentation"),
-    "features": ("plate.zarr segmentation illumination.zarr", "features"),
-    "profiling": ("features qc.parquet plate_map.tsv", "aggregates.parquet profiles.parquet"),
-    "profiles": ("profiles.parquet aggregates.parquet", " ".join(f"screen/{name}" for name in SCREEN_TABLES)),
-    "autoencoder": ("plate.zarr segmentation illumination.zarr qc.parquet", "screen/models/autoencoder"),
-    "latent": ("plate.zarr segmentation illumination.zarr screen/models/autoencoder", "latent"),
-    "latent_profiling": ("latent aggregates.parquet qc.parquet", "latent_aggregates.parquet latent_profiles.parquet"),
-    "comparison": (
-        "screen/profiles.parquet aggregates.parquet latent_aggregates.parquet latent_profiles.parquet",
-        " ".join(f"screen/{name}" for name in COMPARISON_TABLES),
-    ),
-    "map": ("features qc.parquet", "screen/models/map"),
-    "maps": ("features screen/models/map", "maps"),
-    "classifier": ("features profiles.parquet labels.tsv", "screen/models/classifier"),
-    "classes": ("features screen/models/classifier", "classes"),
-    "report": ("plate.zarr qc.parquet profiles.parquet latent maps classes", "report.html class_shares.parquet"),
-    "screen_report": (
-        "report.html " + " ".join(f"screen/{name}" for name in SCREEN_TABLES | COMPARISON_TABLES),
-        "screen/report.html screen/enrichment.parquet screen/clusters.parquet",
-    ),
+# What each stage is made from: names below a plate's folder, or the screen's. What it makes: `made_by`.
+MADE_FROM = {
+    "training": "",
+    "conversion": "source",
+    "assembly": "fields",
+    "illumination": "plate.zarr",
+    "quality": "plate.zarr",
+    "flagging": "quality",
+    "segmentation": "plate.zarr illumination.zarr corrections screen/models/segmenter",
+    "features": "plate.zarr segmentation illumination.zarr",
+    "profiling": "features qc.parquet plate_map.tsv",
+    "profiles": "profiles.parquet aggregates.parquet",
+    "autoencoder": "plate.zarr segmentation illumination.zarr qc.parquet",
+    "latent": "plate.zarr segmentation illumination.zarr screen/models/autoencoder",
+    "latent_profiling": "latent aggregates.parquet qc.parquet",
+    "comparison": "screen/profiles.parquet aggregates.parquet latent_aggregates.parquet latent_profiles.parquet",
+    "map": "features qc.parquet",
+    "maps": "features screen/models/map",
+    "classifier": "features profiles.parquet labels.tsv",
+    "classes": "features screen/models/classifier",
+    "report": "plate.zarr qc.parquet profiles.parquet latent maps classes",
+    "screen_report": "report.html " + " ".join(f"screen/{name}" for name in SCREEN_TABLES | COMPARISON_TABLES),
 }
 
 
@@ -269,7 +264,17 @@ def _refuse_damaged(screen, plates):
 
 def makes_model(stage):
     """Whether a stage of the screen makes a model, which tables of single plates are made with."""
-    return FLOW[stage][1].startswith("screen/models/")
+    return made_by(stage).startswith("screen/models/")
+
+
+def made_by(stage):
+    """Names of what a stage makes, as in `MADE_FROM`: tables of the wells and models by their folders."""
+    if stage in SCREEN_ARTEFACTS:
+        files = [f"screen/{file}" for file in SCREEN_ARTEFACTS[stage]]
+    else:
+        files = [*["plate.zarr"] * (stage in IN_PLATE), *PLATE_ARTEFACTS[stage]]
+    folders = [file.rpartition("/")[0] if "{}" in file or "models/" in file else file for file in files]
+    return " ".join(dict.fromkeys(folders))
 
 
 def _unfinished(screen, stage, plate):
@@ -513,7 +518,7 @@ class _Export:
             self._remember(path, self.crate.add_file(path, told, "text/html", within=within))
 
     def _remember(self, path, reference):
-        """Keep a reference under the names that `FLOW` uses."""
+        """Keep a reference under the names of `MADE_FROM` and `made_by`."""
         first, _, rest = path.partition("/")
         plate, _, name = rest.partition("/")
         self.things[(plate, name) if first == "plates" else (None, path)] = reference
@@ -569,7 +574,7 @@ class _Export:
     def _describe_runs(self):
         """Which stage made what from what, as far as it is here."""
         for (stage, plate), run in self.runs.items():
-            made_from, made = (self._find(names, plate) for names in FLOW[stage])
+            made_from, made = (self._find(names, plate) for names in (MADE_FROM[stage], made_by(stage)))
             if run.status == "skipped" or (run.status == "done" and not made):
                 continue
             if run.parameters is not None:
