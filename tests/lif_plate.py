@@ -1,9 +1,10 @@
 """LIF files of constructed plates; see `microscope_files.py`.
 
 No microscope wrote them. Of the format they have what a file of LAS X has: the XML, in UTF-16, and one block of memory per
-image, of counts in the order tile, z, channel, y, x. Wells are folders, as Navigator lays them out: ``TileScan 1/B/3/R2``.
+image, of counts in the order tile, t, z, channel, y, x. Wells are folders, as Navigator lays them out: ``TileScan 1/B/3/R2``.
 """
 
+import math
 import struct
 from xml.etree import ElementTree
 
@@ -19,7 +20,7 @@ def write(path, images, *, pixel_size_um=0.65, z_step_um=1.5, places, began=1.7e
     Parameters
     ----------
     path : Path
-    images : dict of str to ndarray of uint16, shape (M, Z, C, Y, X)
+    images : dict of str to ndarray of uint16, shape (M, T, Z, C, Y, X)
         By the names of folders and image, with slashes; M tiles.
     pixel_size_um, z_step_um : float
         [µm].
@@ -44,7 +45,7 @@ def write(path, images, *, pixel_size_um=0.65, z_step_um=1.5, places, began=1.7e
         image = ElementTree.SubElement(element.find("Data"), "Image")
         _describe(image, pixels, pixel_size_um, z_step_um)
         stamp = int((began + 60 * number + EPOCH) * 1e7)
-        count = pixels.shape[0] * pixels.shape[1] * pixels.shape[2]
+        count = math.prod(pixels.shape[:4])
         stamps = ElementTree.SubElement(image, "TimeStampList", NumberOfTimeStamps=str(count))
         stamps.text = " ".join(f"{stamp + 10**6 * frame:x}" for frame in range(count)) + " "
         tiles = ElementTree.SubElement(image, "Attachment", Name="TileScanInfo")
@@ -74,7 +75,7 @@ def _child(node, tag):
 
 def _describe(image, pixels, pixel_size_um, z_step_um):
     """Channels, dimensions with their strides, and the filters of a wide-field microscope."""
-    tiles, depth, _, height, width = pixels.shape
+    tiles, times, depth, _, height, width = pixels.shape
     strides = pixels.strides
     description = ElementTree.SubElement(image, "ImageDescription")
     channels = ElementTree.SubElement(description, "Channels")
@@ -84,7 +85,7 @@ def _describe(image, pixels, pixel_size_um, z_step_um):
     for index, (lut, nanometers) in enumerate(CHANNELS.items()):
         ElementTree.SubElement(
             channels, "ChannelDescription", DataType="0", ChannelTag="0", Resolution="16", NameOfMeasuredQuantity="",
-            Min="0", Max="65535", Unit="", LUTName=lut, IsLUTInverted="0", BytesInc=str(index * strides[2]), BitInc="0",
+            Min="0", Max="65535", Unit="", LUTName=lut, IsLUTInverted="0", BytesInc=str(index * strides[3]), BitInc="0",
         )  # fmt: skip
         ElementTree.SubElement(
             filters, "WideFieldChannelInfo", LUT=lut, ContrastingMethodName="FLUO", FluoCubeName=f"Cube{index}",
@@ -92,9 +93,10 @@ def _describe(image, pixels, pixel_size_um, z_step_um):
         )  # fmt: skip
     dimensions = ElementTree.SubElement(description, "Dimensions")
     for identity, count, step, unit, stride in (
-        (1, width, pixel_size_um * 1e-6, "m", strides[4]),
-        (2, height, pixel_size_um * 1e-6, "m", strides[3]),
-        (3, depth, z_step_um * 1e-6, "m", strides[1]),
+        (1, width, pixel_size_um * 1e-6, "m", strides[5]),
+        (2, height, pixel_size_um * 1e-6, "m", strides[4]),
+        (3, depth, z_step_um * 1e-6, "m", strides[2]),
+        (4, times, 1.0, "s", strides[1]),
         (10, tiles, 1.0, "", strides[0]),
     ):
         if count > 1:

@@ -16,7 +16,7 @@ import nd2_plate
 from in_process import run_stages
 
 from plateloom.errors import DataFault
-from plateloom.readers import bioio
+from plateloom.readers import bioio, nikon
 from plateloom.store import plate
 
 WELLS, FIELDS, DEPTH = ("A01", "B03", "P24"), (1, 2), 3
@@ -27,10 +27,10 @@ NAMES = {
 CHANNELS = {"nd2": ["DAPI", "FITC"], "lif": ["Blue--FLUO--Cube0", "Green--FLUO--Cube1"]}
 
 
-def draw(shape=(DEPTH, 2, 32, 48)):
-    """Counts of each field, shape (Z, C, Y, X), and the places of their centers, y and x [µm]."""
+def draw(times=1):
+    """Counts of each field, shape (T, Z, C, Y, X), and the places of their centers, y and x [µm]."""
     random, spots = np.random.default_rng(0), list(NAMES["nd2"])
-    images = {spot: random.integers(1, 60000, shape, dtype=np.uint16) for spot in spots}
+    images = {spot: random.integers(1, 60000, (times, DEPTH, 2, 32, 48), dtype=np.uint16) for spot in spots}
     return images, {spot: (100.5 * number, -20.0 * number) for number, spot in enumerate(spots)}
 
 
@@ -45,24 +45,27 @@ def write(kind, path, images, places):
                         places={names[spot]: [place] for spot, place in places.items()})  # fmt: skip
 
 
-def check_table(kind, folder, params, images, places):
+def check_table(kind, folder, params, images, places, *, times=1):
     """What a scan says of each plane, and its pixels; returns the number of planes."""
     found = bioio.scan(folder, bioio.Params(**params))
     assert not found.notes, found.notes
     assert {name: said["color"] for name, said in found.channels.items()} == dict(
         zip(CHANNELS[kind], ("0000FF", "00FF00"), strict=True)
     )
-    left = {(spot, channel, z) for spot in images for channel in (0, 1) for z in range(DEPTH)}
+    left = {(spot, channel, t, z) for spot in images for channel in (0, 1) for t in range(times) for z in range(DEPTH)}
     for image in found.images:
         spot, channel = (image.well, image.field), CHANNELS[kind].index(image.channel)
-        left.remove((spot, channel, image.z))
+        left.remove((spot, channel, image.t, image.z))
         pixels, _ = bioio.load(folder, image)
-        np.testing.assert_array_equal(pixels, images[spot][image.z, channel])
+        np.testing.assert_array_equal(pixels, images[spot][image.t, image.z, channel])
         np.testing.assert_allclose((image.y_um, image.x_um), places[spot], atol=1e-6)
         np.testing.assert_allclose((image.pixel_size_um, image.z_um), (0.65, 1.5 * image.z))
-        assert image.wavelength_nm == (461, 525)[channel] and image.t == 0
+        assert image.wavelength_nm == (461, 525)[channel]
         order = list(images).index(spot)
-        began = 1.7e9 + (60 * order if kind == "lif" else order * DEPTH + image.z)
+        if kind == "lif":  # a minute after the field before, and a time point after all frames of the one before it
+            began = 1.7e9 + 60 * order + 0.1 * image.t * DEPTH * 2
+        else:
+            began = 1.7e9 + (image.t * len(images) + order) * DEPTH + image.z
         np.testing.assert_allclose(image.seconds, began, rtol=0, atol=0.01)
     assert not left
     return len(found.images)
@@ -79,7 +82,7 @@ def check_conversion(kind, source, screen, images, places):
     for well in WELLS:
         for field in FIELDS:
             path = plate.field_path(store, well, field)
-            np.testing.assert_array_equal(plate.read_image(path), images[well, field].max(axis=0))
+            np.testing.assert_array_equal(plate.read_image(path), images[well, field][0].max(axis=0))
             assert abs(plate.describe_image(path)["pixel_size_um"] - 0.65) < 1e-9
     return config["readers"]["bioio"]
 
@@ -88,7 +91,7 @@ def check_tiles(folder):
     """Tiles that LAS X has not merged are fields with their own positions."""
     random = np.random.default_rng(1)
     names = [f"TileScan 1/A/{column}/R1" for column in (1, 2)]
-    images = {name: random.integers(1, 60000, (3, 2, 2, 16, 24), dtype=np.uint16) for name in names}
+    images = {name: random.integers(1, 60000, (3, 1, 2, 2, 16, 24), dtype=np.uint16) for name in names}
     places = {name: [(10.0, 5.0 + 15 * tile) for tile in range(3)] for name in names}
     lif_plate.write(folder / "tiles.lif", images, places=places)
     found = bioio.scan(folder, bioio.Params(names="scene", pattern=bioio.SCENES["LAS X Navigator"], suffixes=[".lif"]))
@@ -97,8 +100,23 @@ def check_tiles(folder):
         pixels, _ = bioio.load(folder, image)
         name = f"TileScan 1/A/{int(image.well[1:])}/R1"
         channel = CHANNELS["lif"].index(image.channel)
-        np.testing.assert_array_equal(pixels, images[name][image.field - 1, image.z, channel])
+        np.testing.assert_array_equal(pixels, images[name][image.field - 1, 0, image.z, channel])
         np.testing.assert_allclose((image.y_um, image.x_um), places[name][image.field - 1], atol=1e-6)
+
+
+def count_reads(path, images, *, room):
+    """How many frames are read of a file of Nikon's for all planes of its fields, channel by channel, with room for so many."""
+    file, numbers = nikon.open_file(path), []
+    read = file.nd2.read_frame
+    file.nd2.read_frame = lambda number: numbers.append(number) or read(number)
+    nikon.KEPT_BYTES = room * next(iter(images.values()))[0].nbytes
+    for scene, image in enumerate(images.values()):
+        for channel in (0, 1):
+            for z in range(DEPTH):
+                pixels = nikon.read_plane(file, scene, channel * DEPTH + z)
+                np.testing.assert_array_equal(pixels, image[z, channel])
+                assert len(file.kept) <= max(1, room) and pixels.base is None
+    return len(numbers)
 
 
 def count_faults(kind, path, params):
@@ -127,10 +145,15 @@ def main(kind, folder):
     write(kind, source / f"screen.{kind}", images, places)
     params = check_conversion(kind, source, folder / "screen", images, places)
     said = {"planes": check_table(kind, source, params, images, places)}
+    followed, _ = draw(times=2)
+    (folder / "followed").mkdir()
+    write(kind, folder / f"followed/screen.{kind}", followed, places)
+    said["followed"] = check_table(kind, folder / "followed", params, followed, places, times=2)
     if kind == "lif":
         (folder / "tiles").mkdir()
         check_tiles(folder / "tiles")
     else:
+        said["reads"] = [count_reads(source / "screen.nd2", images, room=room) for room in (DEPTH, 1, 0)]
         blank = images | {("B03", 2): np.zeros_like(images["B03", 2])}  # as nd2 shows frames that were never taken
         (folder / "stopped").mkdir()
         write(kind, folder / "stopped/screen.nd2", blank, places)

@@ -20,8 +20,8 @@ def write(path, images, *, pixel_size_um=0.65, z_step_um=1.5, places, began=1.7e
     Parameters
     ----------
     path : Path
-    images : dict of str to ndarray of uint16, shape (Z, C, Y, X)
-        By the name of the stage's position, all of one shape.
+    images : dict of str to ndarray of uint16, shape (T, Z, C, Y, X)
+        By the name of the stage's position, all of one shape. All positions are taken at a time point before the next one.
     pixel_size_um, z_step_um : float
         [µm].
     places : dict of str to tuple of float
@@ -29,15 +29,15 @@ def write(path, images, *, pixel_size_um=0.65, z_step_um=1.5, places, began=1.7e
     began : float
         When the run began [s]; each frame is taken a second after the one before it.
     """
-    depth, count, height, width = next(iter(images.values())).shape
-    frames = [plane for pixels in images.values() for plane in pixels]
+    points, depth, count, height, width = next(iter(images.values())).shape
+    frames = [plane for point in range(points) for pixels in images.values() for plane in pixels[point]]
     times = [1000.0 * number for number in range(len(frames))]
     chunks = [
         ("ImageAttributesLV!", _level("SLxImageAttributes", {
             "uiWidth": width, "uiWidthBytes": width * count * 2, "uiHeight": height, "uiComp": count,
             "uiBpcInMemory": 16, "uiBpcSignificant": 16, "uiSequenceCount": len(frames), "eCompression": 2,
         })),
-        ("ImageMetadataLV!", _level("SLxExperiment", _loops(images, places, depth, z_step_um))),
+        ("ImageMetadataLV!", _level("SLxExperiment", _loops(images, places, points, depth, z_step_um))),
         ("ImageMetadataSeqLV|0!", _level("SLxPictureMetadata", _picture(pixel_size_um, began, count))),
         ("CustomData|AcqTimesCache!", np.array(times).tobytes()),
     ]  # fmt: skip
@@ -61,8 +61,8 @@ def write(path, images, *, pixel_size_um=0.65, z_step_um=1.5, places, began=1.7e
         file.write(struct.pack("<IIQ", MAGIC, len(name), len(table)) + name + table)
 
 
-def _loops(images, places, depth, z_step_um):
-    """The loop over positions, and in each of them the one over planes."""
+def _loops(images, places, times, depth, z_step_um):
+    """The loop over time points, in each of them the one over positions, and in each of these the one over planes."""
     points = [
         {"dPosX": places[name][1], "dPosY": places[name][0], "dPosZ": 0.0, "dPFSOffset": -1.0, "dPosName": name}
         for name in images
@@ -72,7 +72,11 @@ def _loops(images, places, depth, z_step_um):
     if depth > 1:
         stack = {"uiCount": depth, "dZLow": 0.0, "dZHigh": (depth - 1) * z_step_um, "dZStep": z_step_um, "iType": 0}
         inner = [{"eType": 4, "uLoopPars": stack}]
-    return {"eType": 2, "uLoopPars": positions, "pItemValid": b"\1" * len(points), "ppNextLevelEx": inner}
+    loop = {"eType": 2, "uLoopPars": positions, "pItemValid": b"\1" * len(points), "ppNextLevelEx": inner}
+    if times > 1:
+        period = {"uiCount": times, "dStart": 0.0, "dPeriod": 1000.0, "dDuration": 1000.0 * times}
+        loop = {"eType": 1, "uLoopPars": period, "ppNextLevelEx": [loop]}
+    return loop
 
 
 def _picture(pixel_size_um, began, count):

@@ -348,6 +348,9 @@ def test_constructed_files_of_nikon_and_leica_become_a_plate(kind, tmp_path):
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr[-3000:]
     said = json.loads(found.stdout.splitlines()[-1])
-    assert said["planes"] == 36 and said["faults"] == 40
+    assert said["planes"] == 36 and said["followed"] == 72 and said["faults"] == 40
     if kind == "nd2":
         assert said["stopped"] == 6
+        assert said["reads"] == [18, 36, 36], (
+            "each frame once, though it is asked for by channel, as far as memory goes"
+        )
