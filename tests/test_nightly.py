@@ -374,7 +374,8 @@ def test_an_inbox_that_is_not_mounted_stops_no_plate_that_is_there(place, idle):
     (place / "inbox").rename(place / "away")
     idle.clear()
     code, text, line, page = night(place)
-    assert code == 1 and "No such file" in page and len(idle) == 1, "though no plate was ever converted"
+    assert code == 1 and "cannot be listed" in page and len(idle) == 1, "though no plate was ever converted"
+    assert "cannot be listed" in text.splitlines()[0], "said before anything runs"
     with pytest.raises(ConfigError, match="no folder"):
         run.check_screen(place / "screen")
 

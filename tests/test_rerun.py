@@ -8,6 +8,7 @@ from conftest import TO_PROFILES, TRUNCATED, WITHOUT_GFP, call
 from in_process import run_stages
 
 from plateloom.cli import rerun
+from plateloom.engine import locks
 from plateloom.errors import ConfigError, LockedError
 from plateloom.store.provenance import read_json
 
@@ -17,8 +18,14 @@ ask = functools.partial(call, rerun.command, ".")
 
 @pytest.fixture
 def done(profiled, monkeypatch):
-    """A screen that ran up to its profiles; a rerun runs these stages in this process."""
-    monkeypatch.setattr(rerun, "_run", lambda *_: run_stages(profiled, TO_PROFILES) or 0)
+    """A screen that ran up to its profiles; a rerun runs these stages in this process, locked as a run is."""
+
+    def run(*_):
+        with locks.hold(profiled / locks.RUN, wait=False):
+            run_stages(profiled, TO_PROFILES)
+        return 0
+
+    monkeypatch.setattr(rerun, "_run", run)
     return profiled
 
 
@@ -104,8 +111,12 @@ def test_what_is_not_there_is_refused_and_nothing_is_touched(done):
     assert forget() == before
 
 
-def test_a_screen_that_somebody_works_on_is_left_alone(done):
-    from plateloom.engine import locks
+def test_where_nothing_is_to_be_removed_it_runs_what_is_left(done):
+    before = forget()
+    assert "nothing to remove" in ask("--well", "H12")
+    assert computed(before) == {}
 
-    with locks.hold(done / ".plateloom.lock", wait=False), pytest.raises(LockedError):
+
+def test_a_screen_that_somebody_works_on_is_left_alone(done):
+    with locks.hold(done / locks.RUN, wait=False), pytest.raises(LockedError):
         ask("--from", "features")

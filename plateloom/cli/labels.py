@@ -142,7 +142,7 @@ def _hold(screen):
     """The screen's lock: no run reads corrections while they change."""
     from plateloom.engine import locks
 
-    return locks.hold(screen / ".plateloom.lock", wait=False)
+    return locks.hold(screen / locks.RUN, wait=False)
 
 
 def _find_plates(path):

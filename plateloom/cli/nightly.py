@@ -1,6 +1,7 @@
 """`plateloom nightly`: take whole plates from an inbox, run what is left, and say in the morning what became of it."""
 
 import contextlib
+import functools
 import shlex
 import signal
 import sys
@@ -116,7 +117,7 @@ class Night:
                 there = inbox.read_registered(self.folder, self.config)
                 self.state["told"] = made_plates(self.folder, read_screen(self.folder)) if there else {}
                 self.state["known"] = [plate.plate for plate in there]
-            look = lambda: inbox.look(self.folder, self.config, inboxes, self.state, acquisitions=numbers)  # noqa: E731
+            look = functools.partial(_look, self.folder, self.config, inboxes, self.state, numbers)
             self.arrivals = look()
             inbox.write_state(self.folder, self.state)
             settling = [one for one in self.arrivals if one.state == inbox.SETTLING]
@@ -192,18 +193,24 @@ class Night:
         try:
             yield
         except ConfigError as error:
-            self.problems += error.problems
+            self._tell(*error.problems)
             self.code = 2
         except (PlateloomError, OSError) as error:
-            self.problems.append(str(error))
+            self._tell(str(error))
             self.code = max(self.code, 1)
         except SystemExit as stop:  # a signal
             self.code = stop.code
             raise
         except Exception as error:  # a fault of ours: the summary is to say it, too
             traceback.print_exc()
-            self.problems.append(f"{type(error).__name__}: {error}")
+            self._tell(f"{type(error).__name__}: {error}")
             self.code = max(self.code, 1)
+
+    def _tell(self, *problems):
+        """Say what is wrong at once, and keep it for the summary."""
+        self.problems += problems
+        for problem in problems:
+            click.echo(problem, err=True)
 
     def close(self):
         """Write the summary, call the hook, and give the exit code."""
@@ -212,8 +219,6 @@ class Night:
 
         if self.code == 0 and self.arrivals:
             self.code = 3
-        for problem in self.problems:
-            click.echo(problem, err=True)
         report, told, known = nights.describe_night(
             self.folder,
             self.config,
@@ -280,14 +285,26 @@ def _read_acquisitions(texts, inboxes):
     return numbers
 
 
+def _look(folder, config, inboxes, state, numbers):
+    """See `inbox.look`; what cannot be listed is said in words."""
+    from plateloom import inbox
+
+    try:
+        return inbox.look(folder, config, inboxes, state, acquisitions=numbers)
+    except OSError as error:
+        raise OSError(
+            f"--inbox: {str(error.filename or '')!r} cannot be listed (not mounted?): {error.strerror}"
+        ) from error
+
+
 def _show(folder, config, inboxes, numbers):
     """Say what the inbox holds, and change nothing."""
     from plateloom import inbox
 
     try:
-        arrivals = inbox.look(folder, config, inboxes, inbox.read_state(folder), acquisitions=numbers)
+        arrivals = _look(folder, config, inboxes, inbox.read_state(folder), numbers)
     except OSError as error:
-        raise ConfigError(f"--inbox: {error}") from None
+        raise ConfigError(str(error)) from None
     for one in arrivals:
         click.echo(_line(one))
     if not arrivals:

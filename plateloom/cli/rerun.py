@@ -56,7 +56,7 @@ def command(folder, failed, plates, wells, first, dry_run, profile, cores):
     if out := [f"--plate: {plate!r} is quarantined {held[plate]}" for plate in plates if plate in held]:
         raise ConfigError([*out, "lift it first: `plateloom quarantine --lift`"])
     chosen = list(plates) or [plate for plate in states["plates"] if plate not in held]
-    with locks.hold(folder / ".plateloom.lock", wait=False) if not dry_run else contextlib.nullcontext():
+    with locks.hold(folder / locks.RUN, wait=False) if not dry_run else contextlib.nullcontext():
         if failed or not (plates or wells or first):
             again = list_failed(folder, chosen, wells=wells, first=first)
         else:
@@ -65,13 +65,12 @@ def command(folder, failed, plates, wells, first, dry_run, profile, cores):
             for cause in find_causes(states):
                 click.echo(f"{cause.stage} {cause.state}: {cause.reason}")
             click.echo("nothing to remove; what is left, `plateloom run` does by itself")
-            sys.exit(_run(folder, profile, cores) if not dry_run else 0)
         for line in _lines(again):
             click.echo(line)
         if dry_run:
             sys.exit(0)
         remove_damaged(folder, again)
-    sys.exit(_run(folder, profile, cores))
+    sys.exit(_run(folder, profile, cores))  # which takes the lock for itself
 
 
 def _quarantined(folder):

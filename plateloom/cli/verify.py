@@ -46,7 +46,7 @@ def command(path, plates, deep, repair, profile, cores):
     if not any(has_records(screen, name) for name in chosen):
         raise ConfigError(_not_run(screen))
     # Whoever repairs looks and removes while nobody writes.
-    with locks.hold(screen / ".plateloom.lock", wait=False) if repair else contextlib.nullcontext():
+    with locks.hold(screen / locks.RUN, wait=False) if repair else contextlib.nullcontext():
         damages = []
         for name in chosen:
             for one in find_damage(screen, name, deep=deep):
