@@ -109,12 +109,12 @@ def count_reads(path, images, *, room):
     file, numbers = nikon.open_file(path), []
     read = file.nd2.read_frame
     file.nd2.read_frame = lambda number: numbers.append(number) or read(number)
-    nikon.KEPT_BYTES = room * next(iter(images.values()))[0].nbytes
+    nikon.KEPT_BYTES = room * next(iter(images.values()))[0, 0].nbytes
     for scene, image in enumerate(images.values()):
         for channel in (0, 1):
             for z in range(DEPTH):
                 pixels = nikon.read_plane(file, scene, channel * DEPTH + z)
-                np.testing.assert_array_equal(pixels, image[z, channel])
+                np.testing.assert_array_equal(pixels, image[0, z, channel])
                 assert len(file.kept) <= max(1, room) and pixels.base is None
     return len(numbers)
 
@@ -153,7 +153,7 @@ def main(kind, folder):
         (folder / "tiles").mkdir()
         check_tiles(folder / "tiles")
     else:
-        said["reads"] = [count_reads(source / "screen.nd2", images, room=room) for room in (DEPTH, 1, 0)]
+        said["reads"] = [count_reads(source / "screen.nd2", images, room=room) for room in (0, 1, DEPTH)]
         blank = images | {("B03", 2): np.zeros_like(images["B03", 2])}  # as nd2 shows frames that were never taken
         (folder / "stopped").mkdir()
         write(kind, folder / "stopped/screen.nd2", blank, places)

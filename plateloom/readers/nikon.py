@@ -11,21 +11,35 @@ from plateloom.readers.scenes import Scene, check_size, finite_number, pixel_siz
 PACKAGE = "nd2"
 UNIX_EPOCH = 2440587.5  # as a Julian day
 DAY = 86400  # [s]
+KEPT_BYTES = 64_000_000  # of a file's frames; a frame has all channels, and a field is read channel by channel
 
 
 class _File:
-    """An opened file and which frame shows what; closed when nobody uses it any more."""
+    """An opened file, which frame shows what, and the frames read last; closed when nobody uses it any more."""
 
     def __init__(self, path):
         from nd2 import ND2File
 
+        self.frames, self.kept = {}, {}
         self.nd2 = ND2File(path)
-        self.frames = {}
         for frame, at in enumerate(self.nd2.loop_indices or ({},)):
             self.frames[at.get("P", 0), at.get("T", 0), at.get("Z", 0)] = frame
 
+    def read(self, number):
+        """A frame, shape (C, Y, X), from memory if it is one of the last."""
+        if number not in self.kept:
+            sizes = self.nd2.sizes
+            frame = self.nd2.read_frame(number).reshape(sizes.get("C", 1), sizes["Y"], sizes["X"])
+            if not frame.any():  # nd2 makes zeros of a frame that the file lacks
+                raise ValueError("holds no counts: the run was stopped before this frame")
+            while self.kept and (len(self.kept) + 1) * frame.nbytes > KEPT_BYTES:
+                del self.kept[next(iter(self.kept))]  # the oldest
+            self.kept[number] = frame
+        return self.kept[number]
+
     def __del__(self):
         if hasattr(self, "nd2"):
+            self.kept.clear()  # views of the file, which would not let go of it
             self.nd2.close()
 
 
@@ -101,7 +115,4 @@ def read_plane(file, scene, index):
     check_size(sizes["Y"], sizes["X"], file.nd2.dtype.itemsize * sizes.get("C", 1))
     rest, z = divmod(index, sizes.get("Z", 1))
     t, c = divmod(rest, sizes.get("C", 1))
-    frame = file.nd2.read_frame(file.frames[scene, t, z]).reshape(sizes.get("C", 1), sizes["Y"], sizes["X"])
-    if not frame.any():  # nd2 makes zeros of a frame that the file lacks
-        raise ValueError("holds no counts: the run was stopped before this frame")
-    return frame[c].copy()
+    return file.read(file.frames[scene, t, z])[c].copy()
