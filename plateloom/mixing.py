@@ -136,5 +136,9 @@ def _place_within(order, group):
 def _count(batch, near):
     """Share of nearest wells that are of the own batch, and effective number of batches among them, over all wells."""
     of_near = batch[near]
-    alike = (of_near[:, :, None] == of_near[:, None, :]).mean(axis=(1, 2))
+    n_wells, neighbors = near.shape
+    ordered = np.sort(of_near, axis=1)
+    first = np.flatnonzero(np.diff(ordered, axis=1, prepend=-1))  # of each batch among a well's nearest
+    size = np.diff(first, append=ordered.size)
+    alike = np.bincount(first // neighbors, size**2, minlength=n_wells) / neighbors**2
     return float((of_near == batch[:, None]).mean()), float((1 / alike).mean())

@@ -24,13 +24,16 @@ from click.testing import CliRunner
 from conftest import simulate
 from in_process import run_stages
 
+from plateloom.classification.enrichment import NUMBERS
 from plateloom.cli.export import command
+from plateloom.comparison import SCORES
+from plateloom.config import load_config
 from plateloom.engine import locks
 from plateloom.errors import ConfigError, CorruptStoreError, LockedError
 from plateloom.export import copies, export_screen, fractal
-from plateloom.export.crate import Crate, Run, describe_column
+from plateloom.export.crate import COLUMNS, Crate, Run, describe_column
 from plateloom.export.redaction import Redaction, without_formula, write_sheet
-from plateloom.export.screen import MADE_FROM, TABLES, find_unfinished, made_by, write_inside
+from plateloom.export.screen import MADE_ALSO_FROM, MADE_FROM, TABLES, find_unfinished, made_by, made_from, write_inside
 from plateloom.planning import STAGES, Screen
 from plateloom.store import corrections
 from plateloom.store import plate as store
@@ -145,7 +148,47 @@ def test_every_stage_says_what_it_makes_and_from_what():
     below_plate = {name for name in made if not name.startswith("screen/")}
     assert below_plate == {*TABLES, "plate.zarr", "illumination.zarr", "report.html"}
     given = {"source", "plate_map.tsv", "labels.tsv", "corrections"}
-    assert {name for names in MADE_FROM.values() for name in names.split()} <= made | given
+    assert {name for names in [*MADE_FROM.values(), *MADE_ALSO_FROM.values()] for name in names.split()} <= made | given
+
+
+def test_a_stage_is_said_to_be_made_from_what_the_config_has_it_read(finished):
+    settings = yaml.safe_load((finished / "config.yaml").read_text())
+    settings["latent"] = {"autoencoder": {"enabled": True}}
+
+    def added(latent=None, **sections):
+        config = load_config(settings | {"latent": settings["latent"] | (latent or {})} | sections)
+        return {
+            stage: more
+            for stage in STAGES
+            if (more := set(made_from(stage, config).split()) - set(MADE_FROM[stage].split()))
+        }
+
+    assert added() == {}
+    assert added({"maps": {"inputs": "latent"}}) == {"map": {"latent"}, "maps": {"latent"}}
+    chosen = {"labels": "controls", "inputs": "latent"}
+    assert added(classification=chosen) == {"classifier": {"latent"}, "classes": {"latent"}}
+    chosen |= {"inputs": "crops", "method": "cnn"}
+    pixels = {"plate.zarr", "illumination.zarr"}
+    assert added(classification=chosen) == {"classifier": pixels, "classes": pixels}
+    without = {"exclude_badly_restored": True}
+    model = "screen/models/autoencoder"
+    assert added(profiling=without) == {"profiling": {"latent", model}, "latent_profiling": {model}}
+
+
+def test_a_map_of_latents_is_not_said_to_be_of_features_alone(again, tmp_path):
+    settings = yaml.safe_load((again / "config.yaml").read_text())
+    settings["latent"]["autoencoder"]["enabled"] = True
+    settings["latent"]["maps"]["inputs"] = "latent"
+    (again / "config.yaml").write_text(yaml.safe_dump(settings))
+    features = read_table(again / "results/plates/P1/features/A01.parquet")
+    keys = [name for name in features if name in ("Metadata_Plate", "Metadata_Well", "Metadata_Field")]
+    (again / "results/plates/P1/latent").mkdir()
+    write_table(again / "results/plates/P1/latent/A01.parquet", features[keys], {})
+    run(again, tmp_path / "out", "--incomplete", "--no-tables")
+    entities = entities_of(tmp_path / "out")
+    for name in ("#maps-of-P1", "#map-of-screen"):
+        used = {one["@id"] for one in as_list(entities[name]["object"])}
+        assert {"plates/P1/features/", "plates/P1/latent/"} <= used
 
 
 def test_all_of_a_finished_screen_is_there_and_nothing_else(exported, finished):
@@ -670,6 +713,8 @@ def test_columns_are_told_from_their_names():
     assert describe_column("Cells_Correlation_Overlap_DNA_My Dye", ["DNA", "My Dye"]).count("My Dye") == 2
     assert describe_column("Probability_normal") == "Probability of the class normal."
     assert describe_column("Metadata_Replicate").startswith("Column Replicate of the plate map")
+    assert {*SCORES[2:], "space", "correction", "kind", *NUMBERS, "change", "reason"} <= set(COLUMNS)
+    assert all("wells of different treatments" in describe_column(name) for name in ("p", "expected"))
 
 
 # What is not handed on

@@ -1,5 +1,7 @@
 """Mixing of batches: against what it must be where it is known, and against scib-like counts done plainly."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -73,6 +75,17 @@ def test_it_counts_as_one_does_by_hand():
         effective.append(1 / sum(share**2 for share in shares))
     assert found["own"] == pytest.approx(np.mean(own))
     assert found["effective"] == pytest.approx(np.mean(effective))
+
+
+def test_memory_grows_with_the_neighbors_and_not_with_their_square():
+    screen = make_screen(plates=8, treatments=20, wells=10)  # 1,600 wells, 400 neighbors of each
+    tracemalloc.start()
+    try:
+        measure_mixing(*screen, neighbors=400, n_permutations=1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 100e6, "256 MB would hold which two of them are of one plate"
 
 
 def test_wells_whose_treatment_is_in_one_batch_only_take_no_part():

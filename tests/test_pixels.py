@@ -28,7 +28,7 @@ from plateloom.segmentation.pixel_model import (
     flatten_forest,
     load_pixel_model,
 )
-from plateloom.segmentation.pixel_training import Painted, TrainingParams, class_f1, train_pixels
+from plateloom.segmentation.pixel_training import Painted, TrainingParams, class_f1, map_image, train_pixels
 from plateloom.segmentation.thresholds import bin_values, count_intensities, otsu
 from plateloom.simulation import ScreenDesign, render_field
 from plateloom.stages import segmentation
@@ -227,6 +227,47 @@ def test_one_group_has_no_test():
     )
     assert found.card["test"] is None
     assert names == ["A01", "B01"]
+
+
+def test_images_without_paint_are_mapped_but_take_no_part_in_the_test():
+    first, *others = painted_wells(TAUGHT)
+    blank = [one._replace(paint=np.zeros_like(one.paint)) for one in others]
+    maps, options = {}, {"channels": ["DNA", "ER"], "classes": CLASSES, "params": TrainingParams(trees=5)}
+    keep = lambda one, found: maps.update({one.name: found})  # noqa: E731
+    found = train_pixels([first, *blank], on_map=keep, **options)
+    assert found.card["test"] is None, "one painted group is none to be held out"
+    assert maps.keys() == set(TAUGHT)
+    assert (found.card["images"], found.card["groups"]) == (["A01"], ["A01"])
+    two = train_pixels([first, others[0], blank[1]], on_map=keep, **options)
+    alone = train_pixels([first, others[0]], **options)
+    assert two.card == alone.card and two.card["test"]["groups"] == 2
+    np.testing.assert_array_equal(maps["C03"], map_image(two, others[1].image, PIXEL_UM))
+
+
+def test_a_blank_field_of_a_painted_well_is_mapped_by_a_forest_that_has_not_seen_the_well():
+    first, second, third = painted_wells(TAUGHT)
+    blank = third._replace(group=first.group, paint=np.zeros_like(third.paint))
+    maps, params = {}, TrainingParams(trees=5, pixels=10**6)  # all of them, so that the forests are the same
+    options = {"channels": ["DNA", "ER"], "classes": CLASSES, "params": params}
+    train_pixels([first, second, blank], on_map=lambda one, found: maps.update({one.name: found}), **options)
+    without = train_pixels([second], **options)
+    assert maps.keys() == set(TAUGHT)
+    np.testing.assert_array_equal(maps["C03"], map_image(without, third.image, PIXEL_UM))
+
+
+def test_images_that_the_model_would_refuse_are_not_learned_from():
+    first, second, third = painted_wells(TAUGHT)
+    options = {"channels": ["DNA", "ER"], "classes": CLASSES, "params": TrainingParams(trees=5)}
+    with pytest.raises(
+        ValueError, match=r"A01: 0\.3 µm/px; .* 0\.38 to 0\.594 µm/px.*B01: 0\.65 µm/px; .*one for each"
+    ):
+        train_pixels([first._replace(pixel_size_um=0.3), second._replace(pixel_size_um=0.65)], **options)
+    other = np.zeros_like(third.paint)
+    near = [first._replace(pixel_size_um=0.6), second._replace(pixel_size_um=0.65)]
+    model = train_pixels([*near, third._replace(pixel_size_um=0.2, paint=other)], **options)
+    assert model.card["pixel_size_um"] == 0.625
+    params = pixels.Params(model="m.safetensors", nucleus_diameter_um=14.0)
+    assert not any(pixels.find_faults(params, model.card, pixel_size_um=one.pixel_size_um) for one in near)
 
 
 def test_the_same_strokes_give_the_same_file(trained, tmp_path):

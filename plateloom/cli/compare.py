@@ -26,20 +26,31 @@ def command(folders, out):
     """
     from plateloom import profiling
     from plateloom.config import read_config
-    from plateloom.report.comparison import classes_verdict, name_of, retrieval_verdict, spaces_table, unseen_words
+    from plateloom.report.comparison import (
+        classes_verdict,
+        name_of,
+        retrieval_verdict,
+        spaces_table,
+        unseen_words,
+        wells_words,
+    )
     from plateloom.stages.comparison import FEATURES, compare_profiles, plain, read_features, read_latents
 
+    if out is not None and not out.resolve().parent.is_dir():
+        raise ConfigError(f"--json {str(out)!r}: there is no folder {str(out.parent)!r}; make it first")
     first = read_config(folders[0])
+    _check_profiles(folders[0])
+    described = _list_plates(folders[0], "profiling")
+    encoded = {folder: _list_plates(folder, "latent_profiling") for folder in folders}
     params = profiling.Params(**first.profiling.parameters)
-    spaces = {FEATURES: read_features(_list_plates(folders[0], "profiling"), folder=folders[0])}
-    for folder in folders:
-        plates = _list_plates(folder, "latent_profiling")
+    spaces = {FEATURES: read_features(described, folder=folders[0])}
+    for folder, plates in encoded.items():
         name, *found = read_latents(plates, params, folder=folder)
         spaces[name if name not in spaces else f"{name} of {folder}"] = found
     options = first.comparison.model_dump(exclude={"enabled"})
     found, _ = compare_profiles(spaces, **options)
     found = plain({name: value for name, value in found.items() if name != "profiles"})
-    click.echo(f"{found['n_wells']} wells; replicates on {found['replicates'] or 'no plate'}")
+    click.echo(f"{wells_words(found)[0]} Replicates on {found['replicates'] or 'no plate'}.")
     for row in spaces_table(found["spaces"]).to_dict("records"):
         click.echo(f"\n{row.pop('profiles of')}")
         for title, value in row.items():
@@ -59,6 +70,17 @@ def command(folders, out):
         click.echo(text)
     if out:
         out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _check_profiles(folder):
+    """Refuse a screen of which the step that joins the profiles of its plates is not done."""
+    from plateloom.store.layout import screen_folder, screen_record
+    from plateloom.store.provenance import read_json
+
+    record = read_json(folder / screen_record("profiles")) or {}
+    if record.get("status") != "done" or not (folder / screen_folder() / "profiles.parquet").exists():
+        why = f" ({record['reason']})" if record.get("reason") else ""
+        raise ConfigError(f"{str(folder)!r}: the screen has no profiles{why}; `plateloom run {folder}` makes them")
 
 
 def _list_plates(folder, stage):

@@ -119,7 +119,8 @@ def command(
     params = TrainingParams(
         sigmas_um=wide, intensities="absolute" if absolute else "relative", trees=trees, pixels=pixels, seed=seed
     )
-    click.echo(f"{_count(len(examples), 'image')} painted, channels {', '.join(chosen)}")
+    painted = sum(bool(one.paint.any()) for one in examples)
+    click.echo(f"{_count(painted, 'image')} painted, channels {', '.join(chosen)}")
 
     def keep(example, found):
         write_maps(maps / example.name / MAPS, found, names, example.pixel_size_um)

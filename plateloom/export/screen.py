@@ -84,7 +84,8 @@ LEDGERS = {
     quarantines: "Plates and wells that people have taken out of all results, and put back: who, when, why.",
     acceptances: "Results of earlier code that people have kept though the code had changed: who, when, why.",
 }
-# What each stage is made from: names below a plate's folder, or the screen's. What it makes: `made_by`.
+# What each stage is made from: names below a plate's folder, or the screen's; with some settings also `MADE_ALSO_FROM`
+# (see `made_from`). What it makes: `made_by`.
 MADE_FROM = {
     "training": "",
     "conversion": "source",
@@ -102,11 +103,13 @@ MADE_FROM = {
     "comparison": "screen/profiles.parquet aggregates.parquet latent_aggregates.parquet latent_profiles.parquet",
     "map": "features qc.parquet",
     "maps": "features screen/models/map",
-    "classifier": "features profiles.parquet labels.tsv",
+    "classifier": "features qc.parquet profiles.parquet labels.tsv",
     "classes": "features screen/models/classifier",
     "report": "plate.zarr qc.parquet profiles.parquet latent maps classes",
     "screen_report": "report.html " + " ".join(f"screen/{name}" for name in SCREEN_TABLES | COMPARISON_TABLES),
 }
+# What a map or a classifier is made from besides the tables of features, which say which cells there are, by its `inputs`.
+MADE_ALSO_FROM = {"features": "", "latent": "latent", "crops": "plate.zarr illumination.zarr"}
 
 
 def export_screen(folder, out, *, plates=(), tables=True, link=None, license="", incomplete=False, say=log.info):
@@ -265,6 +268,18 @@ def _refuse_damaged(screen, plates):
 def makes_model(stage):
     """Whether a stage of the screen makes a model, which tables of single plates are made with."""
     return made_by(stage).startswith("screen/models/")
+
+
+def made_from(stage, config):
+    """Names of what a stage is made from with a config, as in `MADE_FROM`."""
+    more = ""
+    if stage in ("map", "maps"):
+        more = MADE_ALSO_FROM[config.latent.maps.inputs]
+    elif stage in ("classifier", "classes"):
+        more = MADE_ALSO_FROM[config.classification.inputs]
+    elif stage in ("profiling", "latent_profiling") and config.profiling.exclude_badly_restored:
+        more = "latent screen/models/autoencoder"
+    return " ".join(dict.fromkeys(f"{MADE_FROM[stage]} {more}".split()))
 
 
 def made_by(stage):
@@ -574,12 +589,14 @@ class _Export:
     def _describe_runs(self):
         """Which stage made what from what, as far as it is here."""
         for (stage, plate), run in self.runs.items():
-            made_from, made = (self._find(names, plate) for names in (MADE_FROM[stage], made_by(stage)))
+            sources, made = (
+                self._find(names, plate) for names in (made_from(stage, self.screen.config), made_by(stage))
+            )
             if run.status == "skipped" or (run.status == "done" and not made):
                 continue
             if run.parameters is not None:
-                made_from = [*made_from, self.things[None, "config.yaml"]]
-            self.crate.add_run(run, made_from=made_from, made=made)
+                sources = [*sources, self.things[None, "config.yaml"]]
+            self.crate.add_run(run, made_from=sources, made=made)
         used = versions() | ({"ngio": metadata.version("ngio")} if self.tables else {})
         stores = [self.things[plate, "plate.zarr"] for plate in self.plates if (plate, "plate.zarr") in self.things]
         self.crate.add_export(self.begun, used, stores, [ref("./")])

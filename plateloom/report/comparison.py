@@ -3,6 +3,7 @@
 import math
 
 from plateloom.report.charts import element, number_of
+from plateloom.report.notices import name_some
 from plateloom.report.page import join, paragraph, table
 
 MIXING_NOTE = (
@@ -47,7 +48,7 @@ def comparison_section(found):
     else:
         parts += [element("h3", "How well replicates find each other")]
     parts += [table(spaces_table(spaces), empty="", sortable=False)]
-    parts += [paragraph(text) for text in unseen_words(spaces)]
+    parts += [paragraph(text) for text in [*wells_words(found), *unseen_words(spaces)]]
     parts += [paragraph(RETRIEVAL_NOTE.format(where=found["replicates"] or "other plates"), "quiet")]
     for unit, noun in (("plate", "plates"), ("batch", "batches")):
         rows = mixing_rows(spaces, unit)
@@ -79,6 +80,19 @@ def unseen_words(spaces):
     """How many wells no space could recognize, as a list of a sentence or of none."""
     n = spaces[0]["classes"].get("n_unseen", 0)
     return [f"{n} wells are not scored: all plates with their treatment were held out at once."] if n else []
+
+
+def wells_words(found):
+    """Which wells all of this is of, and which plates are left out, as a list of one or two sentences."""
+    known = [space for space in found["spaces"] if "n_wells" in space]  # kept results of earlier code do not say it
+    each = ", ".join(f"{name_of(space['space'])} {space['n_wells']:,}" for space in known)
+    shared = f", those with a profile of each kind ({each})" if len(known) > 1 else ""
+    said = [f"All figures and tables are of {found['n_wells']:,} wells{shared}."]
+    if left := found.get("left_out"):
+        said.append(
+            f"Left out, with all of their wells: {name_some(f'{plate} ({why})' for plate, why in left.items())}."
+        )
+    return said
 
 
 def _verdict(pair, words, figure, unit):

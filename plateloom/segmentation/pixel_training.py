@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from plateloom.segmentation.filters import filter_image, filter_names, reach_px
 from plateloom.segmentation.pixel_model import PixelModel, flatten_forest
-from plateloom.segmentation.pixels import BLOCK_PX, Gauge, predict_pixels, scale_channels, sigmas_px
+from plateloom.segmentation.pixels import BLOCK_PX, PIXEL_SIZES, Gauge, predict_pixels, scale_channels, sigmas_px
 from plateloom.tiling import cut_tiles
 
 FOLDS = 5
@@ -64,6 +64,7 @@ def train_pixels(examples, *, channels, classes, params=None, versions=None, thr
     Parameters
     ----------
     examples : sequence of Painted
+        Those without any paint are mapped, but neither learned from nor part of the test.
     channels : sequence of str, length C
     classes : sequence of str, length K
         What 1 … K mean.
@@ -83,7 +84,8 @@ def train_pixels(examples, *, channels, classes, params=None, versions=None, thr
     Raises
     ------
     ValueError
-        If fewer than two classes are painted, one of them nowhere, or a number has no class.
+        If fewer than two classes are painted, one of them nowhere, a number has no class, or pixel sizes differ by more than one
+        classifier serves.
 
     Notes
     -----
@@ -92,7 +94,8 @@ def train_pixels(examples, *, channels, classes, params=None, versions=None, thr
     """
     params, classes = params or TrainingParams(), list(classes)
     _check(examples, channels, classes)
-    pixel_size_um = float(np.median([one.pixel_size_um for one in examples]))
+    learned = [one for one in examples if one.paint.any()]
+    pixel_size_um = _typical_size(learned)
     card = {
         "channels": list(channels),
         "classes": classes,
@@ -101,11 +104,10 @@ def train_pixels(examples, *, channels, classes, params=None, versions=None, thr
         "intensities": params.intensities,
     }
     rng = np.random.default_rng(params.seed)
-    drawn = [_sample(one, card, params.pixels, rng) for one in examples]
-    groups = np.array([one.group for one in examples])
-    everything = np.ones(len(examples), bool)
-    model = PixelModel(_fit(drawn, everything, len(classes), params, threads), card)
-    names, test = np.unique(groups), None
+    drawn = [_sample(one, card, params.pixels, rng) for one in learned]
+    groups = np.array([one.group for one in learned])
+    model = PixelModel(_fit(drawn, np.ones(len(learned), bool), len(classes), params, threads), card)
+    names, test, fold_of = np.unique(groups), None, {}
     if len(names) > 1:
         folds = min(FOLDS, len(names))
         fold_of = dict(zip(rng.permutation(names).tolist(), np.arange(len(names)) % folds, strict=True))
@@ -113,8 +115,9 @@ def train_pixels(examples, *, channels, classes, params=None, versions=None, thr
         confusion = np.zeros((len(classes), len(classes)), np.int64)
         for number in range(folds):
             blind = PixelModel(_fit(drawn, fold != number, len(classes), params, threads), card)
-            for i in np.flatnonzero(fold == number):
-                one = examples[i]
+            for one in examples:
+                if fold_of.get(one.group) != number:
+                    continue
                 answer = map_image(blind, one.image, one.pixel_size_um)
                 painted = one.paint > 0
                 np.add.at(confusion, (one.paint[painted] - 1, answer.argmax(axis=0)[painted]), 1)
@@ -127,14 +130,15 @@ def train_pixels(examples, *, channels, classes, params=None, versions=None, thr
             "confusion": confusion.tolist(),
             "f1": dict(zip(classes, class_f1(confusion), strict=True)),
         }
-    elif on_map:
+    if on_map:
         for one in examples:
-            on_map(one, map_image(model, one.image, one.pixel_size_um))
+            if one.group not in fold_of:
+                on_map(one, map_image(model, one.image, one.pixel_size_um))
     counts = np.bincount(np.concatenate([labels for _, labels in drawn]), minlength=len(classes))
     about = {
         "filters": filter_names(channels, card["sigmas_um"]),
         "training": params.model_dump(mode="json"),
-        "images": [one.name for one in examples],
+        "images": [one.name for one in learned],
         "groups": names.tolist(),
         "pixels": dict(zip(classes, counts.tolist(), strict=True)),
         "test": test,
@@ -182,8 +186,27 @@ def _check(examples, channels, classes):
     if not problems:
         there = set().union(*(np.unique(one.paint).tolist() for one in examples)) if examples else set()
         problems = [f"class {name!r} ({i}) is painted nowhere" for i, name in enumerate(classes, 1) if i not in there]
-    if problems:
+    if problems := problems or _check_sizes([one for one in examples if one.paint.any()]):
         raise ValueError("; ".join(problems))
+
+
+def _typical_size(examples):
+    """The pixel size [µm/px] that a classifier of these images is for."""
+    return float(np.median([one.pixel_size_um for one in examples]))
+
+
+def _check_sizes(examples):
+    """Say which images the classifier that they make would refuse, a line for each pixel size."""
+    low, high = (factor * _typical_size(examples) for factor in PIXEL_SIZES)
+    names = {}
+    for one in examples:
+        if not low <= one.pixel_size_um <= high:
+            names.setdefault(one.pixel_size_um, []).append(one.name)
+    return [
+        f"{found[0]}{f' and {len(found) - 1} more' if len(found) > 1 else ''}: {size:g} µm/px; a classifier of all these images "
+        f"would serve {low:.3g} to {high:.3g} µm/px only: train one for each pixel size"
+        for size, found in names.items()
+    ]
 
 
 def map_image(model, image, pixel_size_um):
