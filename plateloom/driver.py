@@ -14,7 +14,7 @@ from pathlib import Path
 from plateloom import runs
 from plateloom.engine import locks, schedulers
 from plateloom.errors import ConfigError, LockedError, SchedulerError
-from plateloom.planning import Screen
+from plateloom.planning import OF_THE_RUN, Screen
 from plateloom.store.provenance import PACKAGE, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -126,6 +126,8 @@ def _end(number, frame):
 def finish_complete_plates(log_files):
     """After a failed job: run what needs all plates on those that are complete, with the same command.
 
+    Where a job fails on one of these, once more without what would follow from it.
+
     A run that a signal has ended ends here, with 128 + the signal's number.
 
     Parameters
@@ -141,18 +143,29 @@ def finish_complete_plates(log_files):
         return
     # Snakemake works in the screen's folder by now; the shell that it was called from tells where its options' paths begin.
     command = second_phase(sys.argv, screen=Path.cwd(), called_from=Path(os.environ.get("PWD", ".")))
-    log.info("Some plates failed; finishing the complete ones: %s", shlex.join(command))
-    process = subprocess.Popen(command, env=os.environ | {PHASE: str(os.getpid())})
-    try:
-        code = process.wait()
-    except SystemExit:
-        process.terminate()
-        process.wait()
-        raise
-    if code:
-        print(
-            f"What needs all plates could not be finished on the complete ones: {shlex.join(command)}", file=sys.stderr
-        )
+    tried = []
+    while (left_out := _left_out()) not in tried:  # what fails there leaves out more, until nothing more fails
+        tried.append(left_out)
+        log.info("Some plates failed; finishing the complete ones: %s", shlex.join(command))
+        process = subprocess.Popen(command, env=os.environ | {PHASE: str(os.getpid())})
+        try:
+            code = process.wait()
+        except SystemExit:
+            process.terminate()
+            process.wait()
+            raise
+        if not code:
+            return
+    print(f"What needs all plates could not be finished on the complete ones: {shlex.join(command)}", file=sys.stderr)
+
+
+def _left_out():
+    """What the second phase would do without now: plates, and stages of plates."""
+    frozen = read_json(FROZEN)
+    config = frozen["config"] | {"complete_only": True}
+    now = {name: value for name, value in frozen.items() if name not in OF_THE_RUN}
+    screen = Screen({}, frozen=now | {"config": config})
+    return sorted(set(screen.plates) - set(screen.complete_plates)), screen.failed_stages
 
 
 def second_phase(arguments, *, screen, called_from):

@@ -13,10 +13,11 @@ from pathlib import Path
 from plateloom import restoration
 from plateloom.acceptances import read_accepted
 from plateloom.config import TRAINED, load_config, method_modules
-from plateloom.errors import ConfigError, DataFault, PlateloomError, did_you_mean
+from plateloom.engine import locks
+from plateloom.errors import ConfigError, DataFault, PlateloomError
 from plateloom.ledgers import describe
 from plateloom.quarantines import read_quarantined
-from plateloom.readers import READERS, load_reader
+from plateloom.readers import READERS, load_reader, suggest_reader
 from plateloom.readers.folders import digest_changes
 from plateloom.segmentation import COMPARTMENTS, measured_compartments, takes_device
 from plateloom.store.annotations import digest_pairs, list_pairs
@@ -29,6 +30,7 @@ PLATE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 LISTED_ALONE = 8  # so many source folders are listed sooner than other processes have started,
 ALONE_SECONDS = 1.0  # and as many as in this time
 LISTERS = 8
+OF_THE_RUN = ("complete_plates", "failed_stages")  # that a run on complete plates only begins with
 PLATE_COLUMNS = {"plate", "source", "reader", "plate_map", "batch", "acquisition"}
 
 
@@ -102,7 +104,7 @@ STAGES = {
     "classes": Stage(
         "part", "classify_plate", ("classifier",), ("plateloom.stages.classification",), ("classification",)
     ),
-    "report": Stage("plate", "report_plate", ("profiles", "maps", "classes"), ("plateloom.stages.report",)),
+    "report": Stage("plate", "report_plate", ("profiles", "latent", "maps", "classes"), ("plateloom.stages.report",)),
     "screen_report": Stage("screen", "report_screen", ("report", "comparison"), ("plateloom.stages.report",)),
 }
 
@@ -148,6 +150,8 @@ class Screen:
             self._encoder_weights = frozen["encoder_weights"]
             self._annotations = frozen["annotations"]
         self.plates = {plate.plate: plate for plate in rows}
+        # Cached properties: what is complete changes while a run works, and its jobs must agree.
+        vars(self).update({name: frozen[name] for name in OF_THE_RUN if name in (frozen or ())})
         if frozen is None:
             self._quarantined = read_quarantined(self.folder, self.plates)
             self._accepted = read_accepted(self.folder, STAGES)
@@ -171,7 +175,7 @@ class Screen:
             "quarantined": self._quarantined,
             "accepted": self._accepted,
             "codes": self._codes,
-        }
+        } | ({name: getattr(self, name) for name in OF_THE_RUN} if self.config.complete_only else {})
 
     def quarantined_wells(self, plate):
         """Wells of a plate that a person has taken out, with who, when and why."""
@@ -190,10 +194,37 @@ class Screen:
             return kept
         return [plate for plate in kept if self.is_complete(plate)]
 
-    @property
-    def missing_plates(self):
-        """Plates that screen-level steps have to do without, though nobody has taken them out."""
-        return sorted(set(self.plates) - set(self.complete_plates) - set(self.quarantined_plates))
+    @functools.cached_property
+    def failed_stages(self):
+        """Stages of which a job of a complete plate has failed since the run began, by plate; a run of all plates tries them."""
+        if not self.config.complete_only:
+            return {}
+        lock = self.folder / locks.RUN
+        since = lock.stat().st_mtime if lock.exists() else 0.0
+        stages = [stage for stage in self.stages() if STAGES[stage].scope != "screen"]
+        found = {
+            plate: [
+                stage
+                for stage in stages
+                if any(_has_failed(self.folder / path, since) for path in self.records(stage, plate))
+            ]
+            for plate in self.complete_plates
+        }
+        return {plate: failed for plate, failed in found.items() if failed}
+
+    def plates_with(self, stage):
+        """Complete plates that have a stage's results, or may: of the others it, or what it needs of the plate, has failed."""
+        chain = self._of_plate(stage)
+        return [plate for plate in self.complete_plates if not chain & set(self.failed_stages.get(plate, ()))]
+
+    def missing_from(self, stage):
+        """Plates that steps of the screen do without that read a stage's results, though nobody has taken them out."""
+        return sorted(set(self.plates) - set(self.plates_with(stage)) - set(self.quarantined_plates))
+
+    def _of_plate(self, stage):
+        """A stage, and those of the same plate that it is made from without a step of the screen between."""
+        above = [name for name in self.after(stage) if STAGES[name].scope != "screen"]
+        return {stage}.union(*map(self._of_plate, above))
 
     def is_complete(self, plate):
         """Whether every record of every stage that screen-level steps read is there and good."""
@@ -221,10 +252,7 @@ class Screen:
 
     def after(self, stage):
         """Stages whose records a stage waits for with this screen's config (the nearest ones)."""
-        learned = stage in ("classifier", "classes") and self.config.classification.inputs == "latent"
-        judged = stage == "profiling" and self.config.profiling.exclude_badly_restored
-        mapped = stage in ("map", "maps") and self.config.latent.maps.inputs == "latent"
-        return STAGES[stage].after + (("latent",) if learned or judged or mapped else ())
+        return nearest_stages(self.config)[stage]
 
     def stages(self):
         """Names of the stages that this screen's config asks for, none before one that it waits for."""
@@ -460,6 +488,15 @@ class Screen:
         pixels = height * width * len(self.config.channels)
         return 2e-6 * pixels, 1e-9 * pixels * facts.get("fields", 0)
 
+    @property
+    def crops_gb(self):
+        """All crops that a classifier learns from together [GB]; 0 where it learns from something else."""
+        chosen = self.config.classification
+        if chosen.inputs != "crops" or not chosen.labels:
+            return 0.0
+        side = self._methods["classification"].Params(**chosen.parameters).out_px
+        return 2e-9 * chosen.cells * len(self.config.channels) * side**2
+
     @functools.cached_property
     def _deferrals(self):
         """Attempts by plate and part."""
@@ -506,8 +543,23 @@ class Screen:
         return file_digest(path.read_bytes()) if path.is_file() else self.config.classification.labels
 
     def plate_table(self):
-        """Plates that screen-level steps read, with batch and map, as JSON rows."""
-        return [dataclasses.asdict(self.plates[plate]) for plate in self.complete_plates]
+        """Plates that the screen's page reads, with batch and map, as JSON rows."""
+        return [dataclasses.asdict(self.plates[plate]) for plate in self.plates_with("report")]
+
+
+def nearest_stages(config):
+    """Stages whose records each stage waits for with a config, the nearest ones: dict of str to tuple of str."""
+    found = {name: stage.after for name, stage in STAGES.items()}
+    more = ["classifier", "classes"] if config.classification.inputs == "latent" else []
+    more += ["profiling"] if config.profiling.exclude_badly_restored else []
+    more += ["map", "maps"] if config.latent.maps.inputs == "latent" else []
+    return found | {name: (*found[name], "latent") for name in more}
+
+
+def _has_failed(record, since):
+    """Whether a job was begun since a time, has ended, and left no record."""
+    lock = record.with_name(f".{record.stem}.lock")
+    return not record.exists() and bool(locks.read(lock).get("attempts")) and lock.stat().st_mtime >= since
 
 
 def list_weights(config, folder):
@@ -661,7 +713,7 @@ def number_plates(path):
         seen.setdefault(row["plate"], row["source"])
         if row["reader"] not in READERS:
             problems.append(
-                f"{path}:{line}: no reader {row['reader']!r}.{did_you_mean(row['reader'], READERS)} Readers: {', '.join(READERS)}"
+                f"{path}:{line}: no reader {row['reader']!r}.{suggest_reader(row['reader'])} Readers: {', '.join(READERS)}"
             )
         if not row["source"]:
             problems.append(f"{path}:{line}: plate {row['plate']!r} has no source folder")

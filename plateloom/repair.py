@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from plateloom.config import read_config
 from plateloom.engine.parts import artefact_record
-from plateloom.planning import STAGES
+from plateloom.errors import ConfigError
+from plateloom.planning import STAGES, nearest_stages
 from plateloom.status import later
 from plateloom.store import layout
 from plateloom.store import plate as store
@@ -117,14 +119,14 @@ def find_damage(folder, plate, *, deep):
     list of Damage
     """
     base, found = results_folder(folder, plate), []
-    vouched = {}
+    vouched, after = {}, _after(folder)
     for stage, files in (PLATE_ARTEFACTS if plate else SCREEN_ARTEFACTS).items():
         records, damaged = _read_records(base, stage)
         found += [
             Damage(plate, stage, "", path.relative_to(base).as_posix(), "cannot be read: it is no record of a job")
             for path in damaged
         ]
-        lost = [] if damaged else _find_lost(folder, plate, stage, records)
+        lost = [] if damaged else _find_lost(folder, plate, stage, records, after)
         found += [Damage(plate, stage, "", path.relative_to(base).as_posix(), LOST) for path in lost]
         vouched[stage] = {name: made for record in records for name, made in record["artefacts"].items()}
         # Without a readout the screen has no other table than its profiles.
@@ -156,10 +158,18 @@ def has_records(folder, plate):
     return any((results_folder(folder, plate) / "records").glob("*/*.json" if plate else "*.json"))
 
 
-def _find_lost(folder, plate, stage, records):
+def _after(folder):
+    """Stages that each stage waits for: by the screen's config, or by the default one where there is none that can be read."""
+    try:
+        return nearest_stages(read_config(folder))
+    except ConfigError:
+        return {name: stage.after for name, stage in STAGES.items()}
+
+
+def _find_lost(folder, plate, stage, records, after):
     """Records of a stage's jobs that are gone, though the next stage has made something of what they vouched for."""
     base = results_folder(folder, plate)
-    followers = [name for name, other in STAGES.items() if stage in other.after]
+    followers = [name for name, above in after.items() if stage in above]
     if not plate:
         followed = any(any(base.glob(f"../plates/*/records/{name}/part-*.json")) for name in followers)
         lost = followed and not records and stage not in OPTIONAL
@@ -375,7 +385,7 @@ def list_made(folder, plates, *, wells=(), first=None, shared=True):
         One per result, the well empty where it belongs to the whole plate, the plate where to the screen.
     """
     asked = "asked for" if first is None else f"asked for, from {first} on"
-    wanted = set(STAGES) if first is None else {first} | later(first)
+    wanted = set(STAGES) if first is None else {first} | later(first, _after(folder))
     found = []
     for plate in [*plates, *([""] if shared else [])]:
         for stage, files in (PLATE_ARTEFACTS if plate else SCREEN_ARTEFACTS).items():
@@ -401,7 +411,7 @@ def list_failed(folder, plates, *, wells=(), first=None):
     -------
     list of Damage
     """
-    wanted = set(STAGES) if first is None else {first} | later(first)
+    wanted = set(STAGES) if first is None else {first} | later(first, _after(folder))
     found = []
     for plate in [*plates, ""]:
         for stage, files in (PLATE_ARTEFACTS if plate else SCREEN_ARTEFACTS).items():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from plateloom.engine import locks
 from plateloom.errors import INTERRUPTION
-from plateloom.planning import STAGES, Screen
+from plateloom.planning import STAGES, Screen, nearest_stages
 from plateloom.store.provenance import digest, read_json
 
 DONE, RUNNING, FAILED, INTERRUPTED = "done", "running", "failed", "interrupted"
@@ -101,7 +101,8 @@ def read_screen(folder, *, frozen=None):
     Returns
     -------
     dict
-        ``{"plates": {plate: {stage: State}}, "screen": {stage: State}}``.
+        ``{"plates": {plate: {stage: State}}, "screen": {stage: State}, "after": {stage: tuple of str}}``; the last are the
+        stages that each waits for.
     """
     from plateloom.config import read_config
 
@@ -123,7 +124,7 @@ def read_screen(folder, *, frozen=None):
                     continue
                 above = [(f"{plate} {name}", state) for name, state in states.items()] + list(of_screen.items())
                 states[stage] = _state(screen, stage, plate, code, above)
-    return {"plates": plates, "screen": of_screen}
+    return {"plates": plates, "screen": of_screen, "after": nearest_stages(screen.config)}
 
 
 def _held(plate, stage, reason):
@@ -140,11 +141,12 @@ def states_until(states, last):
     while waiting:
         stage = waiting.pop()
         wanted.add(stage)
-        waiting += STAGES[stage].after
+        waiting += states["after"][stage]
     kept = lambda stages: {name: state for name, state in stages.items() if name in wanted}  # noqa: E731
     return {
         "plates": {plate: kept(stages) for plate, stages in states["plates"].items()},
         "screen": kept(states["screen"]),
+        "after": states["after"],
     }
 
 
@@ -278,15 +280,15 @@ def find_causes(states):
     """
     causes = {}
     for where, stage, state in _walk(states):
-        plates = [where] if where else list(states["plates"])
-        if state.state == MISSING and not state.waits_for and _was_there(states, plates, stage):
+        plates, following = [where] if where else list(states["plates"]), later(stage, states["after"])
+        if state.state == MISSING and not state.waits_for and _was_there(states, plates, following):
             state = dataclasses.replace(state, reason=GONE)
         elif state.state in (DONE, MISSING) or state.waits_for:
             continue
         waiting = {
             name
             for found in [*(states["plates"][plate] for plate in plates), states["screen"]]
-            for name in later(stage) & found.keys()
+            for name in following & found.keys()
             if found[name].state in FOLLOWS
         }
         key = (stage, state.state, state.reason)
@@ -300,17 +302,19 @@ def find_causes(states):
     return sorted(causes.values(), key=lambda cause: order.index(cause.stage))
 
 
-def _was_there(states, plates, stage):
-    """Whether something was made before of what is missing now."""
+def _was_there(states, plates, following):
+    """Whether something was made before of what is missing now, by the stages that follow."""
     found = [states["plates"][plate] for plate in plates] + [states["screen"]]
-    return any(stages[name].state == STALE for stages in found for name in later(stage) & stages.keys())
+    return any(stages[name].state == STALE for stages in found for name in following & stages.keys())
 
 
-@functools.cache
-def later(stage):
-    """Names of all stages that a stage's result goes into."""
-    direct = {name for name, found in STAGES.items() if stage in found.after}
-    return direct.union(*map(later, direct))
+def later(stage, after):
+    """Names of all stages that a stage's result goes into, by those that each waits for (see `nearest_stages`)."""
+    found, waiting = set(), {stage}
+    while waiting:
+        waiting = {name for name, above in after.items() if waiting & set(above)} - found
+        found |= waiting
+    return found
 
 
 def _walk(states):

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from plateloom.planning import STAGES
+from plateloom.planning import STAGES, nearest_stages
 from plateloom.status import later
 from plateloom.store.provenance import read_json
 
@@ -44,9 +44,9 @@ def find_changed(screen, last=None):
     list of Changed
         In the order of the stages; what nobody would make again is not among them.
     """
-    found, hit = {}, set()
+    found, hit, after = {}, set(), nearest_stages(screen.config)
     for stage in screen.stages():
-        if last not in (None, stage) and last not in later(stage):
+        if last not in (None, stage) and last not in later(stage, after):
             continue
         known = screen.codes(stage)
         for plate in [None] if STAGES[stage].scope == "screen" else screen.complete_plates:

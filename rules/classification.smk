@@ -18,7 +18,7 @@ rule train_classifier:
     threads: 1
     resources:
         gpu=gpus_for("classifier"),
-        mem_mb=memory_for(8),
+        mem_mb=memory_for(8 + 3 * SCREEN.crops_gb),
         runtime=runtime_for(120),
     params:
         plates=SCREEN.complete_plates,

@@ -35,7 +35,7 @@ def every_target():
             targets.append(f"results/screen/records/{stage}.json")
             continue
         parts = PARTS if STAGES[stage].scope == "part" else [0]
-        plates = SCREEN.complete_plates
+        plates = SCREEN.plates_with(stage)
         if stage == "conversion":
             plates = [plate for plate in plates if SCREEN.has_source(plate)]
         targets += expand(RECORD, stage=stage, part=parts, plate=plates)
@@ -48,9 +48,9 @@ def every_part(stage):
 
 
 def every_plate(stage):
-    """Records of a stage for all parts of all plates that screen-level steps read."""
+    """Records of a stage for all parts of all plates that screen-level steps read; without those on which it has failed."""
     parts = PARTS if STAGES[stage].scope == "part" else [0]
-    return expand(RECORD, stage=stage, part=parts, plate=SCREEN.complete_plates)
+    return expand(RECORD, stage=stage, part=parts, plate=SCREEN.plates_with(stage))
 
 
 def if_wanted(stage, records):

@@ -44,7 +44,7 @@ rule compare_spaces:
         mem_mb=memory_for(8 + len(SCREEN.plates) / 20),
         runtime=runtime_for(120),
     params:
-        missing=SCREEN.missing_plates,
+        missing=SCREEN.missing_from("latent_profiling"),
         settings=settings_of("comparison"),
         code=code_of("comparison"),
     message:

@@ -46,7 +46,7 @@ rule profile_screen:
         runtime=runtime_for(60),
     params:
         plates=SCREEN.complete_plates,
-        missing=SCREEN.missing_plates,
+        missing=SCREEN.missing_from("profiling"),
         settings=settings_of("profiles"),
         code=code_of("profiles"),
     message:

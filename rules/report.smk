@@ -54,7 +54,7 @@ rule report_screen:
         runtime=runtime_for(60),
     params:
         plates=SCREEN.plate_table(),
-        missing=SCREEN.missing_plates,
+        missing=SCREEN.missing_from("report"),
         settings=settings_of("screen_report"),
         code=code_of("screen_report"),
     message:

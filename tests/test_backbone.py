@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -34,11 +35,11 @@ class Tiny(torch.nn.Module):
         return found if self.mapped else found.mean(dim=(2, 3))
 
 
-def export(path, *, planes=3, side=16, batch=None, **options):
+def export(path, *, planes=3, side=16, batch=None, change=torch.nn.Module.eval, dtype=torch.float32, **options):
     """Save a program, of any number of pictures or of `batch`; returns the module."""
     torch.manual_seed(planes)
-    module = Tiny(planes, **options).eval()
-    example = (torch.rand(batch or 2, planes, side, side),)
+    module = change(Tiny(planes, **options)).to(dtype)
+    example = (torch.rand(batch or 2, planes, side, side).to(dtype),)
     shapes = None if batch else ({0: torch.export.Dim("pictures", min=1)},)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, of its own code
@@ -161,6 +162,54 @@ def test_crops_that_a_program_does_not_take_are_refused_with_what_to_do(tmp_path
     export(tmp_path / "a.pt2", **options)
     with pytest.raises(ModelMismatchError, match=message):
         backbone.fit(crops, params=make_params(tmp_path / "a.pt2", **more))
+
+
+@pytest.mark.parametrize("batch", [None, 4])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (torch.nn.Module.train, "something else of a crop alone than among others"),
+        (lambda module: torch.nn.Sequential(module.eval(), torch.nn.Dropout(0.5).train()), "the second time than the"),
+    ],
+)
+def test_a_program_that_was_saved_as_it_is_trained_is_refused(tmp_path, crops, batch, change, message):
+    export(tmp_path / "a.pt2", batch=batch, change=change)
+    with pytest.raises(ModelMismatchError, match=f"{message}.*export it after .eval"):
+        backbone.fit(crops, params=make_params(tmp_path / "a.pt2"))
+
+
+@pytest.mark.parametrize("crops_there", [1, 60])
+def test_crops_that_are_all_alike_are_no_reason_to_refuse_a_program(tmp_path, crops, crops_there):
+    export(tmp_path / "a.pt2")
+    same = np.repeat(crops[:1], crops_there, axis=0)
+    assert backbone.fit(same, params=make_params(tmp_path / "a.pt2")).facts == {"numbers": 12}
+
+
+def test_a_program_of_half_precision_is_refused_with_what_to_do(tmp_path, crops):
+    export(tmp_path / "a.pt2", dtype=torch.float16)
+    with pytest.raises(ModelMismatchError, match="takes pictures of float16; export it in float32"):
+        backbone.fit(crops, params=make_params(tmp_path / "a.pt2"))
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (AssertionError("Guard failed"), ModelMismatchError),
+        (RuntimeError("Input type (float) and bias type (c10::Half)"), ModelMismatchError),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+        (torch.AcceleratorError("CUDA error: device-side assert", 1), torch.AcceleratorError),
+    ],
+)
+def test_what_an_operator_refuses_is_the_programs_fault_and_what_the_device_lacks_is_not(
+    tmp_path, crops, monkeypatch, error, expected
+):
+    def run(pictures):
+        raise error
+
+    monkeypatch.setattr(pretrained, "open_program", lambda path, device: (run, [None] * 4))
+    config = {"channels": 2, "out_px": 16, "arrangement": "each", "model": "a.pt2", "weights": ""}
+    with pytest.raises(expected, match=re.escape(str(error)[:20])):
+        pretrained.Network(config, torch.device("cpu"))._rows(torch.from_numpy(crops[:2]))
 
 
 def test_a_file_that_is_no_program_and_one_that_gives_no_rows_are_refused(tmp_path, crops):

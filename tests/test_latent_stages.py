@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -306,6 +307,23 @@ def test_a_plate_that_was_not_trained_on_is_stretched_by_its_own_range(two_plate
         ranges = {name.split("/")[0] for name in record["inputs"] if name.startswith("range")}
         assert ranges == ({"range of P2"} if normalize == "plate" else set())
     assert apart["plate"] < 0.5 * apart["screen"]
+
+
+def test_the_range_of_a_plate_is_measured_by_its_job_and_not_by_every_worker(two_plates, tmp_path, monkeypatch):
+    folder = shutil.copytree(two_plates, tmp_path / "screen")
+    monkeypatch.chdir(folder)
+    latent.load_autoencoder.cache_clear()
+    edit(folder, "latent.autoencoder", normalize="plate")
+    run_stages(folder, TO_LATENT[:-1])
+    measured = []
+
+    def measure(plate, *rest):
+        measured.append((plate, threading.current_thread() is threading.main_thread()))
+        return measure_range(plate, *rest)
+
+    monkeypatch.setattr(latent, "measure_range", measure)
+    run_stages(folder, ["latent"])
+    assert set(measured) == {("P1", True), ("P2", True)}
 
 
 def test_the_card_says_what_a_pca_of_the_same_size_restores(screen):

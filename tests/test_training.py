@@ -16,7 +16,7 @@ from plateloom.cli.check import find_problems
 from plateloom.config import TRAINED, load_config, read_config
 from plateloom.engine.schedulers import slurm_command
 from plateloom.errors import ConfigError, ModelMismatchError
-from plateloom.planning import STAGES, Screen
+from plateloom.planning import STAGES, Screen, nearest_stages
 from plateloom.segmentation.network_file import SHIPPED, hash_file
 from plateloom.simulation import ScreenDesign, render_field
 from plateloom.stages import training
@@ -216,7 +216,8 @@ def test_one_that_does_is_planned_with_the_training_before_every_segmentation(fr
     assert screen.settings("segmentation")["parameters"]["weights"] == TRAINED
     for page in ("report", "screen_report"):
         assert screen.settings(page)["config"]["segmentation"]["training"]["images"] == "fields"
-    assert later("training") >= {"segmentation", "features", "screen_report"} and STAGES["training"].after == ()
+    following = later("training", nearest_stages(screen.config))
+    assert following >= {"segmentation", "features", "screen_report"} and STAGES["training"].after == ()
     frozen = json.loads(json.dumps(screen.freeze()))
     shutil.rmtree(fresh / "nuclei")
     kept = Screen({}, fresh, frozen=frozen)

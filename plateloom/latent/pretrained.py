@@ -18,6 +18,8 @@ PLANES = 3  # of a network that does not say how many it takes
 AT_ONCE = 32  # pictures
 PCA_CROPS = 5000  # of the training crops
 HELD_CROPS = 1000
+SAME = 1e-3  # of the standard deviation of numbers: less is no difference
+ROUNDING = 1e-5  # of their size
 
 
 class Backbone(nn.Module):
@@ -140,7 +142,9 @@ class Network:
         """What the network gives for some pictures: one row each, a map of numbers averaged."""
         try:
             found = self.run(pictures.contiguous())
-        except AssertionError as error:  # a guard of the program
+        except (torch.OutOfMemoryError, torch.AcceleratorError):  # not the program's fault
+            raise
+        except (AssertionError, RuntimeError) as error:  # a guard of the program, or an operator
             raise ModelMismatchError(f"the network refuses pictures {tuple(pictures.shape)}: {error}") from error
         if not isinstance(found, torch.Tensor) or found.ndim not in (2, 4) or len(found) != len(pictures):
             shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
@@ -166,7 +170,7 @@ def open_program(path, device):
     Raises
     ------
     ModelMismatchError
-        If it is no such file, or takes anything but pictures.
+        If it is no such file, or takes anything but pictures of float32.
     """
     try:
         program = torch.export.load(path)
@@ -178,6 +182,9 @@ def open_program(path, device):
     inputs = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
     if len(inputs) != 1 or getattr(inputs[0], "ndim", 0) != 4:
         raise ModelMismatchError(f"{path!r} does not take one tensor (N, C, rows, columns).")
+    if inputs[0].dtype != torch.float32:
+        kind = str(inputs[0].dtype).removeprefix("torch.")
+        raise ModelMismatchError(f"{path!r} takes pictures of {kind}; export it in float32, after .float()")
     if device.type != "cpu":
         from torch.export.passes import move_to_device_pass
 
@@ -297,7 +304,7 @@ def fit(crops, *, params, device="cpu", holdout=None):
     Raises
     ------
     ModelMismatchError
-        If the network cannot be read, or does not take such crops.
+        If the network cannot be read, does not take such crops, or says something else of a crop alone than among others.
     ValueError
         If there is no crop.
     """
@@ -324,6 +331,7 @@ def fit(crops, *, params, device="cpu", holdout=None):
         center, scale = (torch.full_like(found.scale, value) for value in GRAY)
     found.center.copy_(center)
     found.scale.copy_(scale)
+    _check_alone(found, crops)
     rows = _describe(found, crops, PCA_CROPS)
     numbers = rows.shape[1]
     facts = {"numbers": numbers}
@@ -340,6 +348,24 @@ def fit(crops, *, params, device="cpu", holdout=None):
             facts["held_out_variance"] = float(np.square(held @ axes, dtype=np.float64).sum()) / (total or 1.0)
     model = network.from_tensors(config | {"latent_dim": kept, "numbers": numbers}, tensors)
     return network.Trained(model, [], float("nan"), {}, facts)
+
+
+def _check_alone(model, crops):
+    """Refuse a network that was saved as it is trained: what it says of a crop then depends on the others, or on chance."""
+    from plateloom.latent import network
+
+    chosen = np.linspace(0, len(crops) - 1, min(AT_ONCE, len(crops))).round().astype(int)
+    batch = network.to_batch(crops, chosen, model.scale.device)
+    with network.exact(), torch.no_grad():
+        among, again, alone = (model.describe(some).double() for some in (batch, batch, batch[:1]))
+    # Rounding differs with the size of a batch, most of all where crops are alike.
+    limit = SAME * among.std(dim=0, correction=0).square().mean().sqrt() + ROUNDING * among.square().mean().sqrt()
+    for found, than in ((again, "the second time than the first"), (alone, "alone than among others")):
+        if (found - among[: len(found)]).square().mean(dim=1).sqrt().max() > limit:
+            raise ModelMismatchError(
+                f"{model.config['model']!r} says something else of a crop {than}: it was saved as it is trained; "
+                "export it after .eval()"
+            )
 
 
 def _describe(model, crops, most):

@@ -328,17 +328,21 @@ def _unit(plate, well, labels, flatfield, model, ranged, made_from, settings, co
         fields = read_table(well_table(plate, "segmentation", well), ["Metadata_Field", "Status"])
         fields = fields.loc[fields["Status"] == "done", "Metadata_Field"].astype(int)
         device = engine.EXECUTION.device
+        stretch = None
+        if ranged:  # here, in the job's own process: every worker would measure all of it once more
+            stretch = measure_range(plate, ranged, flatfield, tuple(_read_card(model)["channels"]))
         tables = yield [
-            (encode_field, plate, well, field, flatfield, labels, model, device, ranged) for field in [*fields, None]
+            (encode_field, plate, well, field, flatfield, labels, model, device, stretch) for field in [*fields, None]
         ]
         return Outcome(pd.concat([table for table in tables if len(table)] or tables[-1:], ignore_index=True))
 
     return Unit(well, well_table(plate, "latent", well), made, work)
 
 
-def encode_field(plate, well, field, flatfield, made, fingerprint, policy, ranged=()):
+def encode_field(plate, well, field, flatfield, made, fingerprint, policy, stretch=None):
     """Latent columns of one field's cells; runs in a worker. Field None gives a table without rows.
 
+    `stretch` is the range that intensities are taken in, two sequences of float of length C; None: that of the model's card.
     The last column, `ERROR`, says how badly a cell is reconstructed; a method that reconstructs nothing has no such one.
     """
     from plateloom.latent import network
@@ -352,9 +356,7 @@ def encode_field(plate, well, field, flatfield, made, fingerprint, policy, range
     latent = np.full((len(values), card["config"]["latent_dim"]), np.nan, np.float32)
     errors = np.full(len(values), np.nan, np.float32)
     if len(values) and not store.describe_image(path)["missing"]:  # a latent vector needs every channel
-        low, high = card["low"], card["high"]
-        if ranged:
-            low, high = measure_range(plate, ranged, flatfield, tuple(card["channels"]))
+        low, high = stretch or (card["low"], card["high"])
         where = {"flatfield": flatfield, "made": made, "channels": card["channels"], "crop_um": card["crop_um"]}
         where |= {"mask": card.get("mask", "none"), "side_px": model.side_px}
         for numbers, crops in cut_crops(plate, well, field, values, centers, **where):
@@ -386,12 +388,18 @@ def load_autoencoder(fingerprint, device="cpu"):
 
     from plateloom.latent import network
 
-    folder = model_folder("autoencoder")
-    card = read_json(folder / "model.json")
-    if card is None or card["plateloom"]["fingerprint"] != fingerprint:
-        raise ModelMismatchError(f"{folder} does not hold the model {fingerprint}; run again")
+    folder, card = model_folder("autoencoder"), _read_card(fingerprint)
     data = (folder / "model.safetensors").read_bytes()
     if file_digest(data) != card["content"]:
         raise ModelMismatchError(f"{folder / 'model.safetensors'} was altered: expected {card['content']}")
     check_weights(card.get("weights", {}))  # a network of other people is read from where it lies
     return network.from_tensors(card["config"], load(data)).to(device), card
+
+
+def _read_card(fingerprint):
+    """Card of the screen's encoder, if it is the one expected."""
+    folder = model_folder("autoencoder")
+    card = read_json(folder / "model.json")
+    if card is None or card["plateloom"]["fingerprint"] != fingerprint:
+        raise ModelMismatchError(f"{folder} does not hold the model {fingerprint}; run again")
+    return card

@@ -43,7 +43,7 @@ def choose_range_fields(plate):
 
 @functools.lru_cache(maxsize=8)
 def measure_range(plate, fields, flatfield, channels):
-    """Measure the range of a plate's channels; runs in a worker.
+    """Measure the range of a plate's channels, once in each process.
 
     Parameters
     ----------
