@@ -40,7 +40,7 @@ class _Run:
         self.screen, self.stages, self.plates = screen, stages, screen.complete_plates
 
     def go(self, function, stage, plate=None, *, part=False, settings=True, **more):
-        if stage not in self.stages:
+        if stage not in self.stages or (plate and plate not in self.screen.plates_with(stage)):
             return
         (record,) = self.screen.records(stage, plate)
         more |= {"plate": plate} if plate else {}
@@ -54,17 +54,18 @@ class _Run:
             return []
         if STAGES[stage].scope == "screen":
             return [f"results/screen/records/{stage}.json"]
-        return [str(record_path(plate, stage)) for plate in self.plates]
+        return [str(record_path(plate, stage)) for plate in self.screen.plates_with(stage)]
 
     def run(self):
         from plateloom.stages import classification, comparison, latent, maps, profiling, report, training
 
+        missing = self.screen.missing_from
         self.go(training.train_segmenter, "training")
         for plate in self.plates:
             self.measure(plate, self.screen.plates[plate])
         plates, measured, flagged = self.plates, self.every("features"), self.every("flagging")
         profiled, segmented, mapped = self.every("profiling"), self.every("segmentation"), self.every("map")
-        self.go(profiling.profile_screen, "profiles", plates=plates, missing=[], profiled=profiled)
+        self.go(profiling.profile_screen, "profiles", plates=plates, missing=missing("profiling"), profiled=profiled)
         self.go(
             latent.train_screen,
             "autoencoder",
@@ -86,7 +87,7 @@ class _Run:
         self.go(
             comparison.compare_screen,
             "comparison",
-            missing=[],
+            missing=missing("latent_profiling"),
             screened="results/screen/records/profiles.json",
             profiled=profiled,
             encoded=self.every("latent_profiling"),
@@ -108,7 +109,7 @@ class _Run:
             report.report_screen,
             "screen_report",
             plates=self.screen.plate_table(),
-            missing=[],
+            missing=missing("report"),
             screened="results/screen/records/profiles.json",
             reported=self.every("report"),
             mapped=mapped,

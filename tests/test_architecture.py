@@ -1,12 +1,17 @@
 """The house rules: imports flow down, scripts are thin, one word per step, registries are light."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "plateloom"
@@ -163,6 +168,79 @@ def test_stages_rules_and_scripts_agree():
         where = f"results/screen/records/{name}.json" if stage.scope == "screen" else f"records/{name}/part-"
         assert where in body.split("log:")[0].split("output:")[1]
         assert stage.modules[0] in (ROOT / "scripts" / f"{stage.script}.py").read_text()
+
+
+def module_file(name):
+    """File of a module of ours; None where there is none of this name."""
+    stem = ROOT.joinpath(*name.split("."))
+    return next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.exists()), None)
+
+
+@functools.cache
+def read_imports(path):
+    """Names that a file imports anywhere, and when it is loaded, and files of ours that it names in a string, as registries do."""
+    tree = ast.parse(path.read_text())
+    inside = {id(node) for part in ast.walk(tree) if isinstance(part, ast.FunctionDef) for node in ast.walk(part)}
+    anywhere, loaded, named = set(), set(), set()
+    for node in ast.walk(tree):
+        found = set()
+        if isinstance(node, ast.Import):
+            found = {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found = {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("plateloom."):
+            named |= {module_file(node.value)} - {None}
+        anywhere |= found
+        loaded |= set() if id(node) in inside else found
+    return anywhere, loaded, named
+
+
+def packages_of(script):
+    """Top-level names of other people's modules that a script can come to import, each with a file of ours that imports it.
+
+    Of a method that a registry names only what loading it imports: a page reads the parameters of a network that it never runs.
+    """
+    methods = set().union(*(read_imports(path)[2] for path in PACKAGE.rglob("__init__.py")))
+    found, seen, waiting = {}, set(), [(script, True)]
+    while waiting:
+        path, whole = waiting.pop()
+        if (path, whole) in seen:
+            continue
+        seen.add((path, whole))
+        anywhere, loaded, named = read_imports(path)
+        for name in anywhere if whole else loaded:
+            top, *_ = parts = name.split(".")
+            if top == "plateloom":
+                ours = (module_file(".".join(parts[: i + 1])) for i in range(len(parts)))
+                waiting += [(file, whole and file not in methods) for file in ours if file]
+            elif top not in sys.stdlib_module_names and (path.stem, top) != ("devices", "torch"):  # asked by networks
+                found.setdefault(top, str(path.relative_to(ROOT)))
+        waiting += [(file, False) for file in named]
+    return found
+
+
+@functools.cache
+def distributions_of(environment):
+    """Names of the distributions that an environment gets: those that it lists, and what they need."""
+    listed = yaml.safe_load(environment.read_text())["dependencies"][-1]["pip"]
+    found, waiting = set(), [Requirement(line).name for line in listed]
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name not in found:
+            found.add(name)
+            needed = map(Requirement, metadata.requires(name) or ())
+            waiting += [one.name for one in needed if not one.marker or one.marker.evaluate({"extra": ""})]
+    return found
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_what_a_rule_imports_is_in_its_environment(script):
+    body = next(text for path in RULE_FILES if f"rule {script.stem}:" in (text := path.read_text()))
+    environment = ROOT / "envs" / re.search(r"envs/(\w+\.yaml)", body.split(f"rule {script.stem}:")[1])[1]
+    there, providers = distributions_of(environment), metadata.packages_distributions()
+    for name, path in packages_of(script).items():
+        offered = {canonicalize_name(one) for one in providers.get(name, [name])}
+        assert offered & there, f"{path} imports {name}, which {environment.name} lacks"
 
 
 @pytest.mark.parametrize("package", REGISTRIES)

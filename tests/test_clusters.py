@@ -325,6 +325,9 @@ def test_every_cell_of_a_screen_has_a_cluster_and_the_pages_show_them(profiled):
     page = (profiled / "results/screen/report.html").read_text()
     assert "Clusters of cells" in page and "3 clusters by k-means" in page and "cells of Cluster 2" in page
     assert (
+        read_json("results/screen/records/screen_report.json")["cluster"]["tasks"] == 1 + 18
+    )  # one counts, the others cut
+    assert (
         "by cluster" in page
         and "Share of cells of cluster 0" in (profiled / "results/plates/P1/report.html").read_text()
     )
@@ -369,22 +372,29 @@ def test_cells_of_flagged_fields_are_counted_only_where_they_are_used(profiled):
     assert (all_cells["cells"] == all_cells[kinds].sum(axis=1)).all() and (used.loc[well, kinds] == 0).all()
 
 
-def test_a_cell_that_is_gone_or_lacks_a_channel_has_no_picture(profiled, monkeypatch):
-    from plateloom.stages.clusters import cut_example, store
+def test_a_cell_that_is_gone_or_lacks_a_channel_has_no_picture(profiled, monkeypatch, caplog):
+    from plateloom.stages.cell_crops import store
+    from plateloom.stages.clusters import ask_examples, sort_examples
 
-    options = {"channels": ["DNA"], "size_um": 20.0, "out_px": 24}
+    def cut(*cells, plates=("P1",), channels=("DNA",)):
+        rows = [{"cluster": 7 + i, "examples": [cell]} for i, cell in enumerate(cells)]
+        owners, tasks = ask_examples(rows, plates, channels=list(channels), size_um=20.0, out_px=24)
+        return sort_examples(owners, [function(*given) for function, *given in tasks])
+
     cells = pd.read_parquet("results/plates/P1/features/A01.parquet")
     cell = cells.iloc[0]
     key = "P1", "A01", int(cell["Metadata_Field"]), int(cell["Metadata_ObjectNumber"])
-    picture = cut_example(*key, **options)
+    ((picture,),) = cut(key).values()
     assert picture.shape == (1, 24, 24)
     assert picture[0, 8:16, 8:16].mean() > picture[0, [0, -1]].mean()  # the nucleus is in the middle
-    assert cut_example(*key[:3], 10_000, **options) is None
-    assert cut_example("P1", "P24", 1, 1, **options) is None
+    gone, unmeasured = (*key[:3], 10_000), ("P1", "P24", 1, 1)
+    assert list(cut(gone, key, unmeasured, key)) == [8, 10]
+    assert cut(key, plates=["P2"]) == cut(key, channels=["Actin"]) == {}
+    assert "a cell of cluster 9 has no picture" in caplog.text and "needed are also Actin" in caplog.text
     described = store.describe_image
     for missing, shown in (["DNA"], False), (["Another"], True):
         monkeypatch.setattr(store, "describe_image", lambda path, has=missing: described(path) | {"missing": has})
-        assert (cut_example(*key, **options) is not None) == shown
+        assert bool(cut(key)) == shown
 
 
 def test_without_clusters_there_is_no_column_no_table_and_the_page_says_why(profiled):

@@ -17,8 +17,9 @@ from pydantic import ValidationError
 from safetensors import safe_open
 
 from plateloom.classification import CROP_METHODS
+from plateloom.classification.calibration import apply_temperature
 from plateloom.classification.cnn import Params
-from plateloom.classification.crop_network import CropNetwork, running
+from plateloom.classification.crop_network import BLOCK, CropClassifier, CropNetwork, running
 from plateloom.classification.evaluation import evaluate
 from plateloom.classification.fitting import fit_method
 from plateloom.classification.model import Classifier, dumps, loads, predict_crops, train
@@ -26,12 +27,14 @@ from plateloom.config import load_config
 from plateloom.errors import ConfigError, DataFault, ModelMismatchError, PlateLayoutError
 from plateloom.latent.crops import crop_cells
 from plateloom.schema import schema_hash
-from plateloom.stages import cell_crops
+from plateloom.stages import cell_crops, mosaics
 from plateloom.stages import classification as stage
 from plateloom.stages.cell_crops import States
+from plateloom.stages.cell_labels import find_nuclei
 from plateloom.store import plate as store
+from plateloom.store.layout import plate_store
 from plateloom.store.provenance import read_json, write_json
-from plateloom.store.tables import read_table
+from plateloom.store.tables import read_record, read_table
 
 FAST = Params(out_px=16, width=4, epochs=6, batch_size=16, learning_rate=5e-3)
 CHANNELS = ["DNA", "GFP"]
@@ -110,6 +113,45 @@ def test_a_crop_is_judged_the_same_whatever_else_is_in_the_call_and_one_with_gap
         np.testing.assert_allclose(part["Probability_b"], whole["Probability_b"][rows], atol=1e-6)
     assert whole["Class"][7] is None and np.isnan(whole["Novelty"][7]) and whole["Class"].notna().sum() == len(X) - 1
     assert len(predict_crops(model, X[:0], **options)) == 0
+
+
+def test_convolutions_run_once_per_crop_and_give_the_same(trained, monkeypatch):
+    model, _ = trained
+    X, _, groups = make_crops(seed=6)
+    estimator, rows = model.pipeline["estimator"], []
+    expected = estimator.predict_proba(X)
+    np.testing.assert_array_equal(estimator.predict_proba(X, hidden=estimator.embed(X)), expected)
+    convolved = CropClassifier.embed
+    monkeypatch.setattr(CropClassifier, "embed", lambda self, crops: rows.append(len(crops)) or convolved(self, crops))
+    options = {"channels": CHANNELS, "pixel_size_um": 0.5}
+    found = predict_crops(model, X, **options)
+    assert rows == [BLOCK] * (len(X) // BLOCK)
+    calibrated = apply_temperature(expected, model.card["metrics"]["calibration"]["temperature"])
+    np.testing.assert_array_equal(found.filter(like="Probability_"), calibrated.astype(np.float32))
+    rows.clear()
+    predict_crops(model, X, **options, group=groups[0])
+    assert len(rows) == 2 * len(X) // BLOCK, (
+        "novelty is of the model, the class of the fold that has not seen the group"
+    )
+
+
+def test_no_product_is_rounded_to_tf32_in_training_or_use(monkeypatch):
+    X, y, groups = make_crops(wells=4, plates=1)
+    seen, convolved = [], CropClassifier.embed
+
+    def embed(self, crops):
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, self.training))
+        return convolved(self, crops)
+
+    monkeypatch.setattr(CropClassifier, "embed", embed)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        CropNetwork(width=2, epochs=1).fit(X, y, groups).predict(X)
+        assert torch.backends.cuda.matmul.allow_tf32, "as it was"
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert set(seen) == {(False, False, True), (False, False, False)}
 
 
 def test_other_channels_pixels_crops_and_tables_are_refused(trained):
@@ -299,8 +341,8 @@ def test_settings_that_cannot_be_are_refused():
         Params(split_by_cell=True)
     config = {"channels": {"DNA": {"source": "1"}}}
     for chosen, words in (
-        ({"labels": "controls", "inputs": "crops", "method": "logistic"}, "Registered: cnn"),
-        ({"labels": "controls", "inputs": "features", "method": "cnn"}, "Unknown classification method 'cnn'"),
+        ({"labels": "controls", "inputs": "crops", "method": "logistic"}, "inputs: crops needs method: cnn"),
+        ({"labels": "controls", "inputs": "features", "method": "cnn"}, "cnn learns from crops: set"),
         ({"labels": "t.tsv", "inputs": "crops", "method": "cnn", "target": "number"}, "is for classes"),
     ):
         with pytest.raises(ConfigError, match=words):
@@ -379,6 +421,28 @@ def test_a_crop_shows_the_cell_that_it_is_named_after(classified):
 
 
 @pytest.mark.slow
+def test_nuclei_are_found_strip_by_strip(classified, monkeypatch):
+    (path, *_) = sorted(Path("results/plates/P1/features").glob("*.parquet"))
+    made = read_record(path)["inputs"]["labels"]
+    labels = store.read_labels(store.field_path(plate_store("P1"), path.stem, 1), "Nuclei", made=made)
+    truly, heights = store.read_labels, []
+
+    def read(*given, **options):
+        found = truly(*given, **options)
+        heights.append(len(found))
+        return found
+
+    monkeypatch.setattr(store, "read_labels", read)
+    monkeypatch.setattr(mosaics, "STRIP_PX", 50)
+    values, centers, radii = find_nuclei("P1", path.stem, 1, made)
+    assert max(heights) == 50 and sum(heights) == len(labels) > 100
+    expected = {value: np.argwhere(labels == value) for value in np.unique(labels[labels > 0])}
+    assert values.dtype == np.int64 and values.tolist() == sorted(expected)
+    np.testing.assert_allclose(centers, [pixels.mean(axis=0) for pixels in expected.values()], rtol=1e-12)
+    np.testing.assert_allclose(radii, [np.sqrt(len(pixels) / np.pi) for pixels in expected.values()], rtol=1e-12)
+
+
+@pytest.mark.slow
 def test_training_again_gives_the_same_file_and_features_in_its_place_leave_nothing_behind(classified):
     folder = classified / "results/screen/models/classifier"
     before = (folder / "model.safetensors").read_bytes()
@@ -430,7 +494,7 @@ def test_a_plate_with_other_channels_or_pixels_is_a_fault_of_its_data(classified
         stage.classify_cells("P1", path.stem, made)
 
 
-def test_plates_that_differ_cannot_be_learned_from_together(monkeypatch):
+def test_plates_that_differ_from_most_are_not_learned_from(monkeypatch):
     plates = {
         "P1": (("DNA", "ER"), 0.5),
         "P2": (("DNA", "ER"), 0.51),
@@ -438,23 +502,27 @@ def test_plates_that_differ_cannot_be_learned_from_together(monkeypatch):
         "P4": (("DNA",), 0.5),
     }
     monkeypatch.setattr(cell_crops, "describe_first", plates.get)
-    assert cell_crops.describe_pixels(["P1", "P2"]) == (["DNA", "ER"], 0.5)
-    with pytest.raises(PlateLayoutError, match="P3 0.6 µm, others 0.5 µm"):
-        cell_crops.describe_pixels(["P1", "P3"])
+    both = ["DNA", "ER"]
+    assert cell_crops.alike_plates({"P1": 3, "P2": 3}) == (both, 0.5, {})
+    pixels, channels = "pixels of 0.6 µm, others 0.5 µm", "the channels DNA, others DNA, ER"
+    assert cell_crops.alike_plates({"P1": 2, "P3": 3, "P2": 2}) == (both, 0.5, {"P3": pixels})
+    assert cell_crops.alike_plates(dict.fromkeys(plates, 1)) == (both, 0.5, {"P3": pixels, "P4": channels})
+    odd = "the channels DNA, ER, others DNA"
+    assert cell_crops.alike_plates({"P1": 2, "P4": 3}) == (["DNA"], 0.5, {"P1": odd})
     with pytest.raises(PlateLayoutError, match="different channels"):
-        cell_crops.describe_pixels(["P1", "P4"])
+        cell_crops.same_channels(["P1", "P4"])
 
 
 @pytest.mark.slow
 def test_a_picture_that_cannot_be_cut_does_not_lose_the_model(classified, monkeypatch, caplog):
-    truly = stage.cut_cells
+    truly = cell_crops.cut_cells
 
     def cut(plate, well, cells, **options):
         if options["out_px"] == stage.PICTURE_PX:
             raise OSError("bad sector")
         return truly(plate, well, cells, **options)
 
-    monkeypatch.setattr(stage, "cut_cells", cut)
+    monkeypatch.setattr(cell_crops, "cut_cells", cut)
     folder = classified / "results/screen/models/classifier"
     (folder / "model.json").unlink()
     run_stages(classified, (*TO_PROFILES, "classifier"))

@@ -14,12 +14,12 @@ from in_process import run_stages
 from plateloom import comparison, profiling
 from plateloom.cli import cli
 from plateloom.cli.compare import _list_plates
-from plateloom.errors import ConfigError
+from plateloom.errors import ConfigError, PlateLayoutError
 from plateloom.planning import STAGES
 from plateloom.report.comparison import comparison_section
 from plateloom.simulation import Treatment
 from plateloom.stages import comparison as stage
-from plateloom.store.provenance import read_json
+from plateloom.store.provenance import read_json, write_json
 from plateloom.store.tables import read_record, read_table, write_table
 
 TREATMENTS = tuple(
@@ -433,6 +433,21 @@ def test_the_page_says_it_in_words(compared):
     assert int(words[1]) == round(100 * found["spaces"][0]["corrections"][0]["mixing"]["plate"]["own"])
 
 
+def test_the_page_says_which_wells_are_compared_and_which_plates_are_left_out():
+    wells = make_wells(plates=4)
+    whole, (normalized, raw) = make_space(wells, "Nuclei_Texture_A"), make_space(wells, "Latent_Contrastive")
+    latents = [table[table["Metadata_Plate"] != "P3"] for table in (normalized, raw)]
+    found, _ = stage.compare_profiles({"features": whole, "contrastive": latents})
+    assert len(found.pop("profiles")) == found["n_wells"] == 54
+    page = str(comparison_section(stage.plain(found) | {"left_out": {"P3": "its encoder crashed"}}))
+    assert "of 54 wells, those with a profile of each kind (measured features 72, latents (contrastive) 54)" in page
+    assert "Left out, with all of their wells: P3 (its encoder crashed)." in page
+    assert "Left out" not in str(comparison_section(stage.plain(found) | {"left_out": {}}))
+    for space in found["spaces"]:
+        del space["n_wells"]  # as code wrote it that did not count them
+    assert "All figures and tables are of 54 wells." in str(comparison_section(stage.plain(found)))
+
+
 def test_a_space_alone_is_compared_with_nothing():
     wells = make_wells(plates=1, treatments=4)
     found, scores = stage.compare_profiles({"features": make_space(wells, "Nuclei_Texture_A")}, sphering=None)
@@ -511,6 +526,20 @@ def test_flagged_fields_are_left_out_of_latents_as_of_features(screen, monkeypat
     assert some["Metadata_CellCount"] == (errors <= errors.median()).sum()
 
 
+def test_what_compare_lacks_is_said_before_anything_is_computed(tmp_path):
+    folder = simulate(tmp_path / "screen", plates=("P1",), rows=2, columns=2, fields=1, size_px=64)
+    for name in ("profiling", "latent_profiling"):
+        write_json(folder / f"results/plates/P1/records/{name}/part-0.json", {"status": "done"})
+    refuse = lambda *options: CliRunner().invoke(cli, ["compare", str(folder), *options]).exception  # noqa: E731
+    error = refuse()
+    assert isinstance(error, ConfigError)
+    assert f"the screen has no profiles; `plateloom run {folder}` makes them" in str(error)
+    write_json(folder / "results/screen/records/profiles.json", {"status": "failed", "reason": "no plate is complete"})
+    assert "the screen has no profiles (no plate is complete)" in str(refuse())
+    error = refuse("--json", str(tmp_path / "none" / "found.json"))
+    assert isinstance(error, ConfigError) and "there is no folder" in str(error)
+
+
 @pytest.mark.slow
 def test_two_encoders_are_compared_on_the_same_wells(screen, tmp_path):
     """A copy of the screen whose latents are another encoder's: here the same ones, drowned in noise."""
@@ -559,5 +588,5 @@ def test_latents_of_several_encoders_in_a_screen_are_refused(screen, tmp_path):
     made = read_record(path)
     write_table(path, read_table(path), made | {"inputs": made["inputs"] | {"model": "another"}})
     refused = CliRunner().invoke(cli, ["compare", str(other)])
-    assert isinstance(refused.exception, ConfigError)
+    assert isinstance(refused.exception, PlateLayoutError)
     assert "another: P2" in str(refused.exception) and ": P1, P2" in str(refused.exception)

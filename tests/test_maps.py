@@ -16,7 +16,7 @@ from in_process import run_stages
 
 from plateloom.config import load_config
 from plateloom.engine import parts
-from plateloom.errors import ConfigError, ModelMismatchError
+from plateloom.errors import ConfigError, ModelMismatchError, PlateLayoutError
 from plateloom.latent import MAPS, densmap, layout, neighbors, pacmap, umap
 from plateloom.latent.maps import Map, fit_map
 from plateloom.planning import Screen
@@ -413,12 +413,12 @@ def encoded(tmp_path, monkeypatch):
     return tmp_path
 
 
-def map_latents():
-    """Fit and place; gives the map's card and the places of the plate's cells."""
+def fit_latents():
+    """Fit; gives the path of the record."""
     config = load_config(OF_LATENTS | {"latent": OF_LATENTS["latent"] | {"autoencoder": {"enabled": True}}})
     settings = config.latent.maps.model_dump(mode="json")
     settings["clusters"]["method"] = "none"
-    of = {name: str(record_path("P1", name)) for name in ("features", "latent", "flagging", "maps")}
+    of = {name: str(record_path("P1", name)) for name in ("features", "latent", "flagging")}
     record = "results/screen/records/map.json"
     stage.fit_screen(
         plates=["P1"],
@@ -429,12 +429,18 @@ def map_latents():
         encoded=[of["latent"]],
         record=record,
     )
+    return record
+
+
+def map_latents():
+    """Fit and place; gives the map's card and the places of the plate's cells."""
+    of = {name: str(record_path("P1", name)) for name in ("features", "latent", "maps")}
     stage.map_part(
         plate="P1",
         part=0,
         parts=1,
         code="",
-        fitted=record,
+        fitted=fit_latents(),
         measured=of["features"],
         encoded=[of["latent"]],
         record=of["maps"],
@@ -458,6 +464,20 @@ def test_a_map_of_latents_has_a_place_for_every_cell_that_is_encoded(encoded):
     assert oracle[1] < 1e-6  # a linear map of the latents, and of nothing else
 
 
+def test_latents_that_are_all_alike_are_a_fault_of_the_data_and_of_no_job(encoded):
+    for well in WELLS:
+        path = well_table("P1", "latent", well)
+        table = read_table(path)
+        names = [name for name in table if name.startswith("Latent_Autoencoder")]
+        table[names] = [0.5, np.inf, np.nan]
+        write_table(path, table, recipe("latent", parameters={}, code="", inputs={"model": "encoder-1"}))
+    with pytest.raises(FileNotFoundError):  # no map, so no places
+        map_latents()
+    for name, status in (("results/screen/records/map.json", "failed"), (record_path("P1", "maps"), "skipped")):
+        found = json.loads(Path(name).read_text())
+        assert found["status"] == status and "none of 3 features varies among 80 cells" in found["reason"]
+
+
 def test_of_features_a_map_of_latents_reads_where_the_cells_are_and_no_more(encoded, monkeypatch):
     asked = []
     read = lambda path, columns=None: asked.append(columns) or read_table(path, columns)  # noqa: E731
@@ -471,10 +491,11 @@ def test_a_cell_of_another_encoder_is_not_placed(encoded):
     card, _ = map_latents()
     path = well_table("P1", "latent", "A02")
     write_table(path, read_table(path), recipe("latent", parameters={}, code="", inputs={"model": "encoder-2"}))
-    with pytest.raises(ModelMismatchError, match="encoder-1, these are of encoder-2"):
+    with pytest.raises(PlateLayoutError, match="encoder-1, these are of encoder-2"):
         stage.place_cells("P1", "A02", card["plateloom"]["fingerprint"])
-    with pytest.raises(ModelMismatchError, match="different encoders"):
-        stage._one_encoder([{"plate": "P1", "well": well} for well in WELLS])
+    (model_folder("map") / "map.json").unlink()
+    record = json.loads(Path(fit_latents()).read_text())
+    assert record["status"] == "failed" and "different encoders (encoder-1: P1; encoder-2: P1)" in record["reason"]
 
 
 def test_the_map_waits_for_latents_only_where_it_is_of_them(tmp_path, monkeypatch):

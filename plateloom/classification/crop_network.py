@@ -19,6 +19,7 @@ from plateloom.classification.splits import split_groups
 from plateloom.errors import DataFault, LabelError, ModelMismatchError
 from plateloom.latent.crops import intensity_range, normalize_crops
 from plateloom.latent.poses import turn_crops
+from plateloom.latent.training_state import below, copy_tensors, exact, optimizer_state, restore_optimizer
 
 SYMMETRIES = 8  # of the square
 BLOCK = 64  # crops per forward pass; always full, so that no crop's rounding depends on how many others came with it
@@ -207,7 +208,7 @@ class CropNetwork(ClassifierMixin, BaseEstimator):
         weights = len(learn) / (len(counts) * np.maximum(counts, 1)) if self.balanced else np.ones(len(counts))
         loss_of = nn.CrossEntropyLoss(torch.tensor(weights, dtype=torch.float32, device=running.device))
         steps = math.ceil(len(learn) / self.batch_size)
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        with exact():
             while len(losses) < self.epochs and not self._is_over(losses):
                 epoch = len(losses)
                 network.train()
@@ -234,7 +235,7 @@ class CropNetwork(ClassifierMixin, BaseEstimator):
                     break
                 losses.append((total / len(learn), held))
                 if best is None or not len(tuning) or held <= min(loss for _, loss in losses):
-                    best = {name: _copy(value) for name, value in network.state_dict().items()}
+                    best = copy_tensors(network)
                 if running.states is not None:
                     running.states[key] = _state(network, optimizer, best, losses)
         network.load_state_dict(best)
@@ -247,9 +248,15 @@ class CropNetwork(ClassifierMixin, BaseEstimator):
         self.epoch_ = int(np.flatnonzero(held == held.min())[-1]) + 1 if len(tuning) else len(losses)
         return self
 
-    def predict_proba(self, X):
-        """Probability of each class, shape (N, K)."""
-        logits = self._by_blocks(X, self.network_, len(self.classes_)).astype(float)
+    def predict_proba(self, X, hidden=None):
+        """Probability of each class, shape (N, K); at once where `hidden`, what `embed` has given of X, is known."""
+        network, width = self.network_, len(self.classes_)
+        if hidden is None:
+            logits = self._by_blocks(X, network, width).astype(float)
+        else:
+            logits = self._full_blocks(hidden, lambda block: network.head(to_device(block)), network, width).astype(
+                float
+            )
         raised = np.exp(logits - logits.max(axis=1, keepdims=True)) if len(logits) else logits
         return raised / raised.sum(axis=1, keepdims=True)
 
@@ -263,7 +270,7 @@ class CropNetwork(ClassifierMixin, BaseEstimator):
 
     def prepare(self, X):
         """Crops as the network sees them: a float32 tensor between 0 (black) and 1 (white), on the device in use."""
-        return torch.from_numpy(normalize_crops(X, self.low_, self.high_)).to(_RUNNING.get().device)
+        return to_device(normalize_crops(X, self.low_, self.high_))
 
     def to_tensors(self):
         """Take a trained estimator apart for safetensors.
@@ -276,9 +283,7 @@ class CropNetwork(ClassifierMixin, BaseEstimator):
         """
         own = {name: getattr(self, f"{name}_") for name in ("shape", "history", "epoch", "notes")}
         own |= {name: getattr(self, f"{name}_").tolist() for name in ("classes", "low", "high")}
-        return own | {"params": self.get_params()}, {
-            name: _copy(value) for name, value in self.network_.state_dict().items()
-        }
+        return own | {"params": self.get_params()}, copy_tensors(self.network_)
 
     @classmethod
     def from_tensors(cls, config, tensors):
@@ -358,18 +363,25 @@ class CropNetwork(ClassifierMixin, BaseEstimator):
                 f"Found crops of {tuple(X.shape[1:])} (channels, rows, columns); the network was trained on {self.shape_}."
             )
         network = function if isinstance(function, nn.Module) else function.__self__
+        return self._full_blocks(X, lambda block: function(self.prepare(block)), network, width)
+
+    @staticmethod
+    def _full_blocks(values, function, network, width):
+        """Apply a function of the network to full blocks of rows, the rest of the last being 0; shape (N, width) of float32."""
         network.to(_RUNNING.get().device).eval()
-        found = np.empty((len(X), width), np.float32)
-        with (
-            torch.no_grad(),
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-        ):
-            for start in range(0, len(X), BLOCK):
-                rows = X[start : start + BLOCK]
-                block = np.zeros((BLOCK, *self.shape_), np.float32)
+        found = np.empty((len(values), width), np.float32)
+        with exact(), torch.no_grad():
+            for start in range(0, len(values), BLOCK):
+                rows = values[start : start + BLOCK]
+                block = np.zeros((BLOCK, *values.shape[1:]), np.float32)
                 block[: len(rows)] = rows
-                found[start : start + BLOCK] = function(self.prepare(block)).cpu().numpy()[: len(rows)]
+                found[start : start + BLOCK] = function(block).cpu().numpy()[: len(rows)]
         return found
+
+
+def to_device(values):
+    """An array as a tensor on the device in use."""
+    return torch.from_numpy(values).to(_RUNNING.get().device)
 
 
 def _check(X):
@@ -385,32 +397,16 @@ def _is_finite(network):
     return all(bool(torch.isfinite(value).all()) for value in network.state_dict().values())
 
 
-def _copy(tensor):
-    """A copy on the CPU that later training does not change."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
-
-
 def _state(network, optimizer, best, losses):
     """Everything needed to go on, as flat tensors."""
-    state = {f"network.{name}": _copy(value) for name, value in network.state_dict().items()}
+    state = {f"network.{name}": value for name, value in copy_tensors(network).items()}
     state |= {f"best.{name}": value.clone() for name, value in best.items()}
-    for name, parameter in network.named_parameters():
-        for kind, value in optimizer.state.get(parameter, {}).items():
-            state[f"optimizer.{name}.{kind}"] = _copy(torch.as_tensor(value))
+    state |= optimizer_state(network, optimizer)
     return state | {"losses": torch.tensor(losses, dtype=torch.float64).reshape(-1, 2)}
 
 
 def _restore(state, network, optimizer):
     """Put a state back; returns the losses and the best weights."""
     network.load_state_dict(below(state, "network."))
-    for name, parameter in network.named_parameters():
-        moments = below(state, f"optimizer.{name}.")
-        for kind in ("exp_avg", "exp_avg_sq"):
-            moments[kind] = moments[kind].to(parameter.device)
-        optimizer.state[parameter] = moments
+    restore_optimizer(state, network, optimizer)
     return [tuple(row) for row in state["losses"].tolist()], below(state, "best.")
-
-
-def below(tensors, start):
-    """Copies of the tensors whose names begin so, by the rest of their names."""
-    return {name[len(start) :]: value.clone() for name, value in tensors.items() if name.startswith(start)}

@@ -261,11 +261,12 @@ def _classify(model, X, usable, index, group):
     card, chosen = model.card, model.pipeline_for(group)
     novelty = np.full(len(X), np.nan, dtype=np.float32)
     if usable.any():
-        space = input_space(model.pipeline, X[usable])
+        own = X[usable]
+        space = input_space(model.pipeline, own)
         novelty[usable] = (
             _distance(_coordinates(space, model.novelty), model.novelty["reference"]) / model.novelty["unit"]
         )
-        own = X[usable]
+        known = {"hidden": space} if X.ndim == 4 and chosen is model.pipeline else {}
         if X.ndim == 2:
             own = space if chosen is model.pipeline else input_space(chosen, own)
     names = np.full(len(X), None, dtype=object)
@@ -274,7 +275,7 @@ def _classify(model, X, usable, index, group):
         size = np.zeros(len(X), np.uint8)
         if usable.any():
             raw = np.zeros((usable.sum(), len(card["classes"])))
-            raw[:, chosen["estimator"].classes_] = chosen["estimator"].predict_proba(own)
+            raw[:, chosen["estimator"].classes_] = chosen["estimator"].predict_proba(own, **known)
             names[usable] = np.asarray(card["classes"], dtype=object)[raw.argmax(axis=1)]
             tested = card["metrics"] or {}
             calibrated = apply_temperature(raw, tested.get("calibration", {}).get("temperature", 1))
@@ -361,7 +362,8 @@ def _network_from(data):
     from safetensors.torch import load
     from sklearn.pipeline import Pipeline
 
-    from plateloom.classification.crop_network import CropNetwork, below
+    from plateloom.classification.crop_network import CropNetwork
+    from plateloom.latent.training_state import below
 
     try:
         length = int.from_bytes(data[:8], "little")

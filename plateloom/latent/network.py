@@ -3,7 +3,6 @@
 Deterministic by seed on a given machine, resumable to the bit, stored as tensors and a dict (safetensors, no pickle).
 """
 
-import contextlib
 import hashlib
 import inspect
 import json
@@ -16,6 +15,7 @@ import torch
 from plateloom.errors import ModelMismatchError
 from plateloom.latent.architectures import NETWORKS, CropEncoder
 from plateloom.latent.principal import principal_axes
+from plateloom.latent.training_state import below, copy_tensors, exact, optimizer_state, restore_optimizer
 
 FIRST = {"method": "autoencoder", "invariant": False, "variational": False}  # what models say that do not say it
 PCA_CROPS = 20_000  # of the training, for `pca_loss`
@@ -102,14 +102,8 @@ def train(crops, *, params, device="cpu", holdout=None, resume=None, on_epoch=No
     }
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).digest()
     optimizer = torch.optim.Adam(model.parameters(), lr=params.learning_rate)
-    history = []
-    if resume is not None:
-        history = _restore(resume, model, optimizer, digest)
     model.to(device)
-    for moments in optimizer.state.values():
-        for name in ("exp_avg", "exp_avg_sq"):
-            moments[name] = moments[name].to(device)
-
+    history = _restore(resume, model, optimizer, digest) if resume is not None else []
     steps = math.ceil(len(crops) / params.batch_size)
     state = _state(model, optimizer, history, digest)
     with exact():
@@ -310,7 +304,7 @@ def to_tensors(model):
     tensors : dict of str to Tensor
         Contiguous, on the CPU.
     """
-    return dict(model.config), {name: _copy(value) for name, value in model.state_dict().items()}
+    return dict(model.config), copy_tensors(model)
 
 
 def from_tensors(config, tensors):
@@ -457,17 +451,10 @@ def channel_moments(crops, batch_size=256):
     return mean.float(), center.float()[:, None, None], scale.float()[:, None, None]
 
 
-def _copy(tensor):
-    """A copy on the CPU that later training does not change."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
-
-
 def _state(model, optimizer, history, digest):
     """Everything needed to go on, as flat tensors."""
-    state = {f"model.{name}": _copy(value) for name, value in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        for kind, value in optimizer.state.get(parameter, {}).items():
-            state[f"optimizer.{name}.{kind}"] = _copy(torch.as_tensor(value))
+    state = {f"model.{name}": value for name, value in copy_tensors(model).items()}
+    state |= optimizer_state(model, optimizer)
     state["history"] = torch.tensor([[h["train"], h["holdout"]] for h in history], dtype=torch.float64).reshape(-1, 2)
     state["recipe"] = torch.frombuffer(bytearray(digest), dtype=torch.uint8).clone()
     return state
@@ -477,12 +464,8 @@ def _restore(state, model, optimizer, digest):
     """Put a state back; returns the history."""
     if bytes(state.get("recipe", torch.zeros(0, dtype=torch.uint8)).tolist()) != digest:
         raise ModelMismatchError("The state to resume comes from other parameters or other crops. Start anew.")
-    _load(model, {name[6:]: value for name, value in state.items() if name.startswith("model.")})
-    for name, parameter in model.named_parameters():
-        start = f"optimizer.{name}."
-        moments = {key[len(start) :]: value.clone() for key, value in state.items() if key.startswith(start)}
-        if moments:
-            optimizer.state[parameter] = moments
+    _load(model, below(state, "model."))
+    restore_optimizer(state, model, optimizer)
     rows = state["history"].tolist()
     return [{"epoch": n + 1, "train": train, "holdout": held} for n, (train, held) in enumerate(rows)]
 
@@ -495,15 +478,3 @@ def _load(model, tensors):
         wrong = sorted(set(expected.items()) ^ set(found.items()))[:4]
         raise ModelMismatchError(f"The tensors are not those of {model.config}: {wrong}.")
     model.load_state_dict({name: torch.as_tensor(value) for name, value in tensors.items()})
-
-
-@contextlib.contextmanager
-def exact():
-    """Compute in full float32 and repeatable algorithms on a GPU; nothing changes on a CPU."""
-    tf32 = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = tf32

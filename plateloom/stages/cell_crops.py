@@ -1,5 +1,6 @@
 """Crops of cells, cut from corrected images, and the states of networks that are trained on them."""
 
+import traceback
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -20,32 +21,35 @@ from plateloom.tiling import cut_tiles
 PIECE_PX = 3072  # larger images are read in pieces of this side, whatever the engine's tiles: batches stay the same
 
 
-def describe_pixels(plates):
-    """Channels and pixel size of plates.
+def alike_plates(wells):
+    """Choose plates whose crops can be learned from together: those that are like the most wells.
 
     Parameters
     ----------
-    plates : sequence of str
+    wells : dict of str to int
+        Plates, and how many wells of each would be learned from.
 
     Returns
     -------
     channels : list of str
     pixel_size_um : float
-        Of the first plate [µm/px].
-
-    Raises
-    ------
-    PlateLayoutError
-        If plates differ in channels, or in pixel size by more than 5 %.
+        Of the first of these plates [µm/px].
+    left_out : dict of str to str
+        Plates that have other channels, or pixels that differ in size by more than 5 %, and in what they differ.
     """
-    channels, sizes = same_channels(plates), {plate: describe_first(plate)[1] for plate in plates}
-    pixel_size_um = sizes[plates[0]]
-    for plate, size in sizes.items():
-        if abs(size / pixel_size_um - 1) > SAME_PIXEL:
-            raise PlateLayoutError(
-                f"the plates have different pixel sizes: {plate} {size:g} µm, others {pixel_size_um:g} µm"
-            )
-    return channels, pixel_size_um
+    known = {plate: describe_first(plate) for plate in wells}
+
+    def differ(plate, other):
+        (names, size), (expected, pixel_size_um) = known[plate], known[other]
+        if set(names) != set(expected):
+            return f"the channels {', '.join(names)}, others {', '.join(expected)}"
+        return (
+            f"pixels of {size:g} µm, others {pixel_size_um:g} µm" if abs(size / pixel_size_um - 1) > SAME_PIXEL else ""
+        )
+
+    first = max(wells, key=lambda plate: sum(n for other, n in wells.items() if not differ(other, plate)))
+    channels, pixel_size_um = known[first]
+    return list(channels), pixel_size_um, {plate: why for plate in wells if (why := differ(plate, first))}
 
 
 def same_channels(plates):
@@ -126,6 +130,16 @@ def cut_cells(plate, well, cells, *, crop_um, out_px, channels):
         for start in range(0, (~there).sum(), BLOCK):
             rows = own[~there][start : start + BLOCK]
             yield rows, np.full((len(rows), len(channels), out_px, out_px), np.nan, np.float32)
+
+
+def cut_picture(cell, crop_um, out_px, channels):
+    """The crop of one cell, shape (1, C, out_px, out_px), or the traceback if there is none; runs in a worker."""
+    plate, well = cell[["Metadata_Plate", "Metadata_Well"]].iloc[0]
+    try:
+        ((_, crop),) = cut_cells(plate, well, cell, crop_um=crop_um, out_px=out_px, channels=channels)
+    except Exception:  # whatever it is, it is logged
+        return traceback.format_exc()
+    return crop
 
 
 def cut_crops(

@@ -3,6 +3,7 @@
 import numpy as np
 
 from plateloom.classification.identity import match_cells
+from plateloom.stages.mosaics import measure_nuclei
 from plateloom.store import plate as store
 from plateloom.store.layout import plate_store, well_table
 from plateloom.store.tables import read_record
@@ -85,8 +86,5 @@ def find_nuclei(plate, well, field, made):
     path = store.field_path(plate_store(plate), well, field)
     if "Nuclei" not in store.list_labels(path):
         return np.zeros(0, np.int64), np.zeros((0, 2)), np.zeros(0)
-    labels = store.read_labels(path, "Nuclei", made=made)
-    rows, columns = np.nonzero(labels)
-    values, place, counts = np.unique(labels[rows, columns], return_inverse=True, return_counts=True)
-    centers = np.column_stack([np.bincount(place, axis, minlength=len(values)) for axis in (rows, columns)])
-    return values.astype(np.int64), centers / counts[:, None], np.sqrt(counts / np.pi)
+    values, centers, areas = measure_nuclei(path, made)
+    return values.astype(np.int64), centers, np.sqrt(areas / np.pi)

@@ -5,9 +5,8 @@ import functools
 import hashlib
 import io
 import logging
-import re
 import shutil
-import traceback
+from collections import Counter
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,24 +15,23 @@ import numpy as np
 import pandas as pd
 
 import plateloom
-from plateloom import profiling
 from plateloom.devices import choose_device
 from plateloom.engine import parts as engine
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
 from plateloom.errors import ConfigError, DataFault, LabelError, ModelMismatchError, PlateLayoutError
-from plateloom.stages.cell_crops import States, cut_cells, describe_pixels, shared_channels
+from plateloom.stages.cell_crops import States, alike_plates, cut_cells, cut_picture, shared_channels
 from plateloom.stages.cell_labels import assign_labels, short_row
+from plateloom.stages.latent_tables import input_columns, join_latents, one_encoder
 from plateloom.stages.profiling import flagged_fields, quarantined_wells
 from plateloom.stages.sampling import sample_rows
 from plateloom.store import plate as store
 from plateloom.store.cell_labels import read_cell_labels
 from plateloom.store.layout import model_folder, plate_folder, plate_store, well_table
 from plateloom.store.provenance import read_json, recipe, write_bytes, write_json
-from plateloom.store.tables import KEYS, read_metadata, read_record, read_table
+from plateloom.store.tables import KEYS, read_metadata, read_table
 from plateloom.wells import parse_well, plate_format
 
 log = logging.getLogger(__name__)
-LATENT = re.compile(r"Latent_\w+_\d+")  # not the error of a reconstruction
 PICTURE_UM, PICTURE_PX = 40.0, 96  # side of the cells that the page shows
 FILES = ("model.skops", "model.safetensors")
 
@@ -145,18 +143,21 @@ def _train(folder, wells, excluded, places, settings, made):
     from plateloom.classification.model import dumps, file_name, train
     from plateloom.registry import load_method
 
-    quota = -(-settings["cells"] // len(wells))
     source, method, numbers = settings["inputs"], settings["method"], settings["target"] == "number"
     registry = classification.REGRESSORS if numbers else classification.METHODS | classification.CROP_METHODS
     params = load_method(registry, method, "classification method").Params(**settings["parameters"])
-    work, cutting, pixel_size_um = folder / f".work-{made['fingerprint']}", {}, None
+    work, cutting, pixel_size_um, left_out = folder / f".work-{made['fingerprint']}", {}, None, {}
     for old in folder.glob(".work-*"):
         if old != work:
             shutil.rmtree(old)
     if source == "crops":
         work.mkdir(parents=True, exist_ok=True)
-        features, pixel_size_um = describe_pixels(sorted({plate for plate, _ in wells}))
+        features, pixel_size_um, left_out = alike_plates(dict(sorted(Counter(plate for plate, _ in wells).items())))
+        for plate, why in left_out.items():
+            log.warning("%s is left out of the training: it has %s", plate, why)
+        wells = {(plate, well): rows for (plate, well), rows in wells.items() if plate not in left_out}
         cutting = {"crop_um": params.crop_um, "out_px": params.out_px, "channels": features, "folder": str(work)}
+    quota = -(-settings["cells"] // len(wells))
     drawn = yield [
         (draw_labelled, p, w, rows, excluded[p, w], quota, source, cutting) for (p, w), rows in wells.items()
     ]
@@ -169,16 +170,14 @@ def _train(folder, wells, excluded, places, settings, made):
     if not len(cells):
         raise PlateLayoutError("none of the labelled wells has a cell")
     keys = list(zip(cells["Metadata_Plate"], cells["Metadata_Well"], strict=True))
+    learned = sorted({f"{plate}/{well}" for plate, well in keys})
+    encoder = one_encoder(sorted(set(keys))) if source == "latent" else ""
     batches = {plate: places[plate, well]["batch"] for plate, well in keys}
     if settings["scheme"] == "batch" and not all(batches.values()):
         raise PlateLayoutError("classification.scheme: batch needs the batch of every labelled plate in plates.tsv")
     # A cell whose well lies in the training folds would be recognised by its well: whole wells, plates or batches are kept together.
     groups = np.array([group_of(settings["scheme"], plate, well, batches) for plate, well in keys], dtype=str)
-    X = (
-        np.concatenate([np.load(crop_file(work, *key)) for key in wells])
-        if cutting
-        else cells[features].to_numpy(float)
-    )
+    X = read_crops([crop_file(work, *key) for key in wells], len(cells)) if cutting else cells[features].to_numpy(float)
     y = cells["Label"].to_numpy(str)
     options, kept = {"method": method, "params": params}, []
     with _networks_here(work) if cutting else contextlib.nullcontext():
@@ -209,9 +208,10 @@ def _train(folder, wells, excluded, places, settings, made):
     _write_pictures(folder / "examples.safetensors", pictures)
     write_bytes(folder / file_name(model.card), data)
     content = hashlib.sha256(data).hexdigest()
-    learned = sorted({f"{plate}/{well}" for plate, well in keys})
     card = {"plateloom": made, "content": content, "card": model.card, "wells": learned, "inputs": source}
-    card |= {"batches": batches, "encoder": encoder_of(learned) if source == "latent" else ""}
+    card |= {"batches": batches, "encoder": encoder}
+    if left_out:
+        card["left_out"] = left_out
     if found:
         card["pictures"] = shown
     write_json(folder / "model.json", card)
@@ -223,6 +223,7 @@ def _train(folder, wells, excluded, places, settings, made):
         | ({"file": file_name(model.card)} if cutting else {})
         | ({"pictures": sum(len(values) for values in pictures.values())} if pictures else {})
         | ({"labels_without_cell": lost} if lost else {})
+        | ({"left_out": left_out} if left_out else {})
     )
 
 
@@ -287,16 +288,6 @@ def _cut_pictures(pairs, cells, *, crop_um, channels=None):
     for row, end in pairs if cut else ():
         end["picture"] = list(cut).index(row) if row in cut else None
     return (channels, _stretch(np.concatenate(list(cut.values())))) if cut else None
-
-
-def cut_picture(cell, crop_um, out_px, channels):
-    """The crop of one cell, shape (1, C, out_px, out_px), or the traceback if there is none; runs in a worker."""
-    plate, well = cell[["Metadata_Plate", "Metadata_Well"]].iloc[0]
-    try:
-        ((_, crop),) = cut_cells(plate, well, cell, crop_um=crop_um, out_px=out_px, channels=channels)
-    except Exception:  # whatever it is, it is logged
-        return traceback.format_exc()
-    return crop
 
 
 def _stretch(crops):
@@ -378,41 +369,20 @@ def group_of(scheme, plate, well, batches):
     return {"well": f"{plate}/{well}", "plate": plate, "batch": batches.get(plate, "")}[scheme]
 
 
-def input_columns(table, source):
-    """Columns that a classifier may learn from: what features measure, or the latents."""
-    if source == "features":
-        return profiling.feature_columns(table)
-    return [name for name in table.columns if LATENT.fullmatch(name)]
-
-
-def read_inputs(plate, well, table, source):
-    """Cells of a well with what a classifier learns from: the table of features itself, or its keys with the latents."""
-    if source == "features":
-        return table
-    latents = read_table(well_table(plate, "latent", well))
-    latents = latents[[*KEYS, *input_columns(latents, source)]]
-    kept = table[[name for name in table.columns if name.startswith("Metadata_") or name == "Label"]]
-    return kept.merge(latents, on=list(KEYS), how="left", validate="one_to_one")
-
-
-def encoder_of(wells):
-    """Fingerprint of the encoder that the latents of wells (`P1/A01`) are of.
-
-    Raises
-    ------
-    PlateLayoutError
-        If they are of several: their columns have the same names and another meaning.
-    """
-    tables = [well_table(plate, "latent", well) for plate, _, well in (name.partition("/") for name in wells)]
-    found = sorted({str((read_record(table) or {}).get("inputs", {}).get("model")) for table in tables})
-    if len(found) != 1:
-        raise PlateLayoutError(f"the latents of the labelled wells are of different encoders ({', '.join(found)})")
-    return found[0]
-
-
 def crop_file(folder, plate, well):
     """Where the crops of a well's labelled cells lie while the classifier is trained."""
     return Path(folder) / f"{plate}-{well}.npy"
+
+
+def read_crops(files, count):
+    """All crops of some files, float16 of shape (count, C, H, W), of which never more than one file's are in memory twice."""
+    crops, start = None, 0
+    for file in files:
+        some = np.load(file)
+        crops = np.empty((count, *some.shape[1:]), some.dtype) if crops is None else crops
+        crops[start : start + len(some)] = some
+        start += len(some)
+    return crops
 
 
 def draw_labelled(plate, well, rows, excluded, quota, source, cutting):
@@ -434,8 +404,8 @@ def draw_labelled(plate, well, rows, excluded, quota, source, cutting):
         np.save(buffer, crops[there])
         write_bytes(path, buffer.getvalue())
         return table[there].assign(Metadata_CellsOfWell=crowd), lost
-    table = read_inputs(plate, well, table, source)
     if source == "latent":  # cells of fields without every channel have none
+        table = join_latents(plate, well, table[[*KEYS, "Label"]])
         table = table.dropna(subset=input_columns(table, source), how="all")
     return table.assign(Metadata_CellsOfWell=crowd), lost
 
@@ -504,14 +474,11 @@ def classify_cells(plate, well, fingerprint, policy="cpu"):
     described = read_json(model_folder("classifier") / "model.json")
     if described["inputs"] == "crops":
         return _classify_by_crops(plate, well, model, described, policy)
-    cells = read_table(well_table(plate, "features", well))
+    path = well_table(plate, "features", well)
     if described["inputs"] == "latent":
-        encoder = encoder_of([f"{plate}/{well}"])
-        if encoder != described["encoder"]:
-            raise PlateLayoutError(
-                f"the classifier has learned from latents of the encoder {described['encoder']}, these are of {encoder}"
-            )
-        cells = read_inputs(plate, well, cells, "latent")
+        cells = join_latents(plate, well, read_table(path, list(KEYS)), encoder=described["encoder"])
+    else:
+        cells = read_table(path)
     lacking = sorted(set(model.card["features"]) - set(cells.columns))
     if lacking:
         raise PlateLayoutError(

@@ -1,18 +1,17 @@
 """Clusters of the screen's cells, for its pages: how many there are in each well, and what typical cells look like."""
 
+import logging
+
 import numpy as np
 import pandas as pd
 
-from plateloom.latent.crops import crop_cells
-from plateloom.stages.cell_labels import find_nuclei
-from plateloom.stages.illumination import read_corrected
+from plateloom.stages.cell_crops import cut_picture
 from plateloom.stages.profiling import flagged_fields
-from plateloom.store import plate as store
-from plateloom.store.layout import model_folder, plate_folder, plate_store, well_table
+from plateloom.store.layout import model_folder, plate_folder, well_table
 from plateloom.store.provenance import read_json
-from plateloom.store.tables import KEYS, read_metadata, read_record, read_table
+from plateloom.store.tables import KEYS, read_metadata, read_table
 
-LEAST_PX = 8
+log = logging.getLogger(__name__)
 
 
 def read_clusters(records):
@@ -83,41 +82,41 @@ def share_clusters(plate, wells, number):
     return shares
 
 
-def cut_example(plate, well, field, number, *, channels, size_um, out_px):
-    """Cut a cell out of its field.
+def ask_examples(rows, plates, *, channels, size_um, out_px):
+    """Say which tasks cut out the typical cells of clusters.
 
     Parameters
     ----------
-    plate, well : str
-    field, number : int
-        Where the cell is, and its number.
+    rows : list of dict
+        Of `read_clusters`.
+    plates : collection of str
+        Of which pictures are shown.
     channels : list of str
     size_um : float
-        Side of the square [µm].
+        Side of the squares [µm].
     out_px : int
-        Side of the picture [px].
+        Side of the pictures [px].
 
     Returns
     -------
-    ndarray of float32, shape (C, out_px, out_px), or None
-        None: the cell is no longer there, or its field lacks one of the channels.
+    owners : list of int
+        Per task: the cluster of the cell.
+    tasks : list of tuple
     """
-    made = (read_record(well_table(plate, "features", well)) or {}).get("inputs")
-    path = store.field_path(plate_store(plate), well, field)
-    if made is None or store.read_group(path) is None:
-        return None
-    described = store.describe_image(path)
-    if set(described["missing"]) & set(channels):
-        return None
-    values, centers, _ = find_nuclei(plate, well, field, made["labels"])
-    place = np.flatnonzero(values == number)
-    if not len(place):
-        return None
-    center = centers[place[0]]
-    size = max(LEAST_PX, round(size_um / described["pixel_size_um"]))
-    window = tuple(
-        slice(max(int(at) - size, 0), min(int(at) + size, side))
-        for at, side in zip(center, store.image_shape(path)[-2:], strict=True)
-    )
-    pixels = read_corrected(plate, well, field, made["illumination"], channels=channels, window=window)
-    return crop_cells(pixels, [center - [part.start for part in window]], size_px=size, out_px=out_px)[0]
+    cells = [(row["cluster"], cell) for row in rows for cell in row["examples"] if cell[0] in plates]
+    tasks = [(cut_picture, pd.DataFrame([cell], columns=list(KEYS)), size_um, out_px, channels) for _, cell in cells]
+    return [cluster for cluster, _ in cells], tasks
+
+
+def sort_examples(owners, pictures):
+    """Pictures (C, out_px, out_px) that tasks of `ask_examples` gave, by cluster.
+
+    A cell that is no longer there, or whose field lacks a channel, has none; nor has one that could not be cut, which is logged.
+    """
+    found = {}
+    for cluster, picture in zip(owners, pictures, strict=True):
+        if isinstance(picture, str):
+            log.warning("a cell of cluster %d has no picture: %s", cluster, picture)
+        elif np.isfinite(picture).all():
+            found.setdefault(cluster, []).append(picture[0])
+    return found

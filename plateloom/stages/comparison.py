@@ -7,13 +7,14 @@ import pandas as pd
 
 from plateloom import comparison, mixing, profiling
 from plateloom.engine.parts import Outcome, Unit, run_job
-from plateloom.errors import ConfigError, PlateLayoutError
+from plateloom.errors import PlateLayoutError
 from plateloom.stages.illumination import wells_of
+from plateloom.stages.latent_tables import latent_columns, one_encoder
 from plateloom.stages.novelty import ERROR, limit_of_error
 from plateloom.stages.profiling import flagged_fields, left_out, plain, unlike_fields_of, usable_plates
 from plateloom.store.layout import plate_folder, screen_folder, well_table
 from plateloom.store.provenance import file_digest, recipe, write_json
-from plateloom.store.tables import KEYS, read_metadata, read_record, read_table, write_table
+from plateloom.store.tables import KEYS, read_metadata, read_table, write_table
 
 FEATURES = "features"
 CORRECTIONS = ("none", "normalized", "sphered")
@@ -93,8 +94,7 @@ def aggregate_latents(plate, well, excluded, statistic, limit=math.nan):
         cells = cells[~cells["Metadata_SourceField"].isin(excluded)]
     if math.isfinite(limit):
         cells = cells[~(cells[ERROR] > limit)]
-    latents = [name for name in cells if name.startswith("Latent_") and name != ERROR]
-    return {"Metadata_Well": well} | profiling.aggregate_well(cells, latents, statistic=statistic)
+    return {"Metadata_Well": well} | profiling.aggregate_well(cells, latent_columns(cells), statistic=statistic)
 
 
 def compare_screen(*, missing, settings, code, screened, profiled, encoded, record):
@@ -178,7 +178,8 @@ def compare_profiles(spaces, *, sphering=0.1, neighbors=mixing.NEIGHBORS, seed=0
     Returns
     -------
     found : dict
-        `n_wells`; `replicates` ('other plates', 'same plate'); `spaces`, rows of `space`, `n_features`, `corrections` and `classes`;
+        `n_wells`, the wells that have a profile in every space; `replicates` ('other plates', 'same plate'); `spaces`, rows of `space`,
+        `n_features`, `n_wells` (that have a profile in this space), `corrections` and `classes`;
         `better`, what `compare_spaces` says `by_retrieval` and `by_classes` of the spaces as far corrected as they could be; `profiles`,
         these in one table. Rows of `corrections`: `correction` (of `CORRECTIONS`), `reason` why it was not done, and
         if it was `retrieval`, `mixing` by `plate` and by `batch`, and `change` of the retrieval against the row before. Differences of
@@ -196,7 +197,7 @@ def compare_profiles(spaces, *, sphering=0.1, neighbors=mixing.NEIGHBORS, seed=0
         normalized = _of_wells(complete[name], wells)
         features = profiling.feature_columns(normalized)
         states, reasons, corrected = _correct(normalized, _of_wells(raw, wells), features, sphering)
-        row = {"space": name, "n_features": len(features), "corrections": []}
+        row = {"space": name, "n_features": len(features), "n_wells": len(complete[name]), "corrections": []}
         before = None
         for correction in CORRECTIONS:
             step = {"correction": correction, "reason": reasons.get(correction, "")}
@@ -338,30 +339,16 @@ def read_latents(plates, params, *, folder="."):
 
     Raises
     ------
-    ConfigError
+    PlateLayoutError
         If the latents are of several encoders: columns of the same names mean different things.
     """
-    _check_encoder(plates, folder)
     folders = [Path(folder) / plate_folder(plate) for plate in plates]
+    aggregates = [read_table(path / "latent_aggregates.parquet") for path in folders]
+    wells = [(plate, well) for plate, table in zip(plates, aggregates, strict=True) for well in table["Metadata_Well"]]
+    one_encoder(wells, folder=folder)
     tables = [read_table(path / "latent_profiles.parquet") for path in folders]
     normalized = [table for table in tables if table["Metadata_Normalized"].all() and len(table)]
     joined, _ = profiling.join_plates(normalized or tables)
     selected, _ = profiling.select_features(joined, params)
-    raw, _ = profiling.join_plates([read_table(path / "latent_aggregates.parquet") for path in folders])
+    raw, _ = profiling.join_plates(aggregates)
     return next(name for name in raw if name.startswith("Latent_")).split("_")[1].lower(), selected, raw
-
-
-def _check_encoder(plates, folder):
-    """Refuse latents of several encoders, or of one that cannot be told."""
-    found = {}
-    for plate in plates:
-        for well in read_table(Path(folder) / plate_folder(plate) / "latent_aggregates.parquet", ["Metadata_Well"])[
-            "Metadata_Well"
-        ]:
-            made = read_record(Path(folder) / well_table(plate, "latent", well)) or {}
-            found.setdefault(str(made.get("inputs", {}).get("model", "unknown")), {})[plate] = None
-    if len(found) > 1:
-        each = "; ".join(f"{model}: {', '.join(held)}" for model, held in sorted(found.items()))
-        raise ConfigError(
-            f"latents of different encoders cannot be compared ({each}); `plateloom run {folder}` makes them anew"
-        )

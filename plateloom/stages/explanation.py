@@ -37,6 +37,9 @@ def describe_explanation(card, settings=None):
         for what, one in (("Shapley values of the trees", trees), ("Maps of the network", maps))
         if "reason" in one
     ]
+    missing += [
+        f"{plate} was left out of the training: it has {why}." for plate, why in card.get("left_out", {}).items()
+    ]
     described = {"note": " ".join([*missing, *lost]), "importance": importance}
     if trees.get("families"):
         described |= _trees(trees, found["classes"])

@@ -2,23 +2,21 @@
 
 import functools
 import io
-import re
 
 import numpy as np
 import pandas as pd
 
-from plateloom import profiling
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
 from plateloom.errors import ModelMismatchError, PlateLayoutError
 from plateloom.latent import CLUSTERINGS, MAPS
 from plateloom.registry import load_method, log_notices
+from plateloom.stages.latent_tables import input_columns, join_latents, one_encoder
 from plateloom.stages.sampling import inputs_of, sample_rows, wells_to_learn_from
 from plateloom.store.layout import model_folder, plate_folder, well_table
 from plateloom.store.provenance import file_digest, read_json, recipe, write_bytes, write_json
-from plateloom.store.tables import KEYS, read_record, read_table
+from plateloom.store.tables import KEYS, read_table
 
 COMPONENTS = 10
-LATENT = re.compile(r"Latent_\w+_\d+")  # not the error of a reconstruction
 OF_CLUSTERS = "clusters_"  # begins the names of their arrays, in the map's file
 
 
@@ -42,7 +40,8 @@ def fit_screen(*, plates, settings, code, measured, flagged, record, encoded=())
 
     def plan(inputs):
         chosen = [plate for plate in plates if not settings["plates"] or plate in settings["plates"]]
-        wells = wells_to_learn_from(inputs["encoded"] or inputs["measured"], plates=chosen, count=settings["wells"])
+        read = inputs["encoded" if settings["inputs"] == "latent" else "measured"]
+        wells = wells_to_learn_from(read, plates=chosen, count=settings["wells"])
         if not wells:
             raise PlateLayoutError("no plate is complete")
         made = recipe("map", parameters=settings, code=code, inputs=inputs_of(wells))
@@ -54,12 +53,16 @@ def fit_screen(*, plates, settings, code, measured, flagged, record, encoded=())
                 (sample_cells, well["plate"], well["well"], source, well["excluded"], quota) for well in wells
             ]
             sample = pd.concat(tables, ignore_index=True)
-            encoder = _one_encoder(wells) if source == "latent" else ""
+            encoder = one_encoder((well["plate"], well["well"]) for well in wells) if source == "latent" else ""
             features = input_columns(sample, source)
             sample = sample[np.isfinite(sample[features].to_numpy(float)).any(axis=1)]
             values = sample[features].to_numpy(float)
             if not len(values):
                 raise PlateLayoutError("no cell on any plate, so there is no map")
+            if not _any_varies(values):
+                raise PlateLayoutError(
+                    f"none of {len(features)} features varies among {len(values)} cells, so there is no map"
+                )
             from plateloom.latent.maps import fit_map
 
             params = load_method(MAPS, settings["method"], "map").Params(**settings["parameters"])
@@ -89,6 +92,13 @@ def fit_screen(*, plates, settings, code, measured, flagged, record, encoded=())
     )
 
 
+def _any_varies(values):
+    """Whether any column has two different finite values."""
+    finite = np.where(np.isfinite(values), values, np.nan)
+    columns = finite[:, ~np.isnan(finite).all(axis=0)]
+    return bool((np.nanmax(columns, axis=0) > np.nanmin(columns, axis=0)).any())
+
+
 def _fit_clusters(fitted, sample, values, settings):
     """The clusters' part of the map's card, None where there are none, and their arrays."""
     if settings["method"] == "none":
@@ -114,34 +124,12 @@ def _fit_clusters(fitted, sample, values, settings):
     return {"config": config, "rows": rows}, {OF_CLUSTERS + name: array for name, array in arrays.items()}
 
 
-def input_columns(table, source):
-    """Columns that a map is of: what features measure, or the latents."""
-    if source == "features":
-        return profiling.feature_columns(table)
-    return [name for name in table.columns if LATENT.fullmatch(name)]
-
-
-def read_cells(plate, well, source):
-    """Cells of a well with their features, or with their latents: empty where a field lacks a channel."""
+def read_cells(plate, well, source, encoder=None):
+    """Cells of a well with their features, or with their latents (of `join_latents`)."""
     if source == "features":
         return read_table(well_table(plate, "features", well))
     cells = read_table(well_table(plate, "features", well), [*KEYS, "Metadata_SourceField"])
-    latents = read_table(well_table(plate, "latent", well))
-    latents = latents[[*KEYS, *input_columns(latents, source)]]
-    return cells.merge(latents, on=list(KEYS), how="left", validate="one_to_one")
-
-
-def encoder_of(plate, well):
-    """Fingerprint of the encoder that a well's latents are of."""
-    return str((read_record(well_table(plate, "latent", well)) or {}).get("inputs", {}).get("model"))
-
-
-def _one_encoder(wells):
-    """That of all wells: of several, columns of the same names mean different things."""
-    found = sorted({encoder_of(well["plate"], well["well"]) for well in wells})
-    if len(found) != 1:
-        raise ModelMismatchError(f"the latents of the map's wells are of different encoders ({', '.join(found)})")
-    return found[0]
+    return join_latents(plate, well, cells, encoder=encoder)
 
 
 def sample_cells(plate, well, source, excluded, quota):
@@ -200,11 +188,7 @@ def place_cells(plate, well, fingerprint):
     """Places of a well's cells on the map, their first principal components and clusters; runs in a worker."""
     fitted, clusters = load_map(fingerprint)
     described = read_json(model_folder("map") / "map.json")
-    if described["inputs"] == "latent" and encoder_of(plate, well) != described["encoder"]:
-        raise ModelMismatchError(
-            f"the map is of latents of the encoder {described['encoder']}, these are of {encoder_of(plate, well)}"
-        )
-    cells = read_cells(plate, well, described["inputs"])
+    cells = read_cells(plate, well, described["inputs"], described["encoder"])
     values = cells[fitted.features].to_numpy(float)
     places = fitted.transform(values, features=fitted.features)
     components = fitted.project(values, features=fitted.features)

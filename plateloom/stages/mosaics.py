@@ -9,7 +9,12 @@ STRIP_PX = 512  # of rows that are in memory at a time, with some fifty bytes fo
 
 
 def find_centers(path, made):
-    """Find the nuclei of an image.
+    """Find the nuclei of an image: `values` and `centers` of `measure_nuclei`."""
+    return measure_nuclei(path, made)[:2]
+
+
+def measure_nuclei(path, made):
+    """Find the nuclei of an image, and how large they are.
 
     Parameters
     ----------
@@ -24,6 +29,8 @@ def find_centers(path, made):
         Labels.
     centers : ndarray of float64, shape (N, 2)
         Row and column [px].
+    areas : ndarray of float64, shape (N,)
+        [px²].
     """
     strips, height = [], store.image_shape(path)[-2]
     for top in range(0, max(height, 1), STRIP_PX):
@@ -34,8 +41,8 @@ def find_centers(path, made):
         strips.append((values, *sums))
     values, *sums = (np.concatenate(parts) for parts in zip(*strips, strict=True))
     values, place = np.unique(values, return_inverse=True)
-    count, *totals = (np.bincount(place, some, len(values)) for some in sums)
-    return values, np.column_stack(totals) / count[:, None]
+    areas, *totals = (np.bincount(place, some, len(values)) for some in sums)
+    return values, np.column_stack(totals) / areas[:, None], areas
 
 
 def source_fields(path, field, centers):
