@@ -1,11 +1,11 @@
-# `make demo` runs the main job on a simulated screen; `make test` runs the tests. Both set up .venv first.
+# `make demo` runs the main job on a simulated screen; `make test` runs the tests. Both set up .venv first; `make install` does only that.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow slurm bbbc013 lint format lock napari czi nd2 lif cp_measure cellpose instanseg stardist docs clean
+.PHONY: install demo test slow slurm bbbc013 lint format lock napari czi nd2 lif cp_measure cellpose instanseg stardist docs clean
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Plateloom needs Python 3.11 or newer, found ' + sys.version)"
@@ -14,9 +14,12 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
+install: $(READY)
+	@echo "$(BIN)/plateloom is ready"
+
 demo: $(READY)
 	test -e screens/demo/config.yaml || $(BIN)/plateloom simulate screens/demo
-	$(BIN)/plateloom run screens/demo --quiet rules
+	$(BIN)/plateloom run screens/demo --quiet host reason
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/slurm -m "not slow" tests plateloom
@@ -35,7 +38,7 @@ bbbc013: $(READY)
 	@test -n "$(SOURCE)" || { echo "usage: make bbbc013 SOURCE=folder of the BBBC013 images"; exit 2; }
 	@test -d "$(SOURCE)" || { echo "no folder '$(SOURCE)'"; exit 2; }
 	$(BIN)/python config/examples/bbbc013/prepare.py "$(SOURCE)" screens/bbbc013
-	$(BIN)/plateloom run screens/bbbc013 --quiet rules
+	$(BIN)/plateloom run screens/bbbc013 --quiet host reason
 
 lint: $(READY)
 	$(BIN)/ruff check .

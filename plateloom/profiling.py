@@ -773,7 +773,7 @@ def robust_z(values, reference):
     return (values - center) / spread
 
 
-def call_hits(readout, params, *, value="Metadata_Readout"):
+def call_hits(readout, params, *, value="Metadata_Readout", flagged=None):
     """Compare each treatment and dose with the negative controls of its own plates.
 
     Parameters
@@ -785,6 +785,8 @@ def call_hits(readout, params, *, value="Metadata_Readout"):
         `hit_threshold` [robust standard deviations], `hit_min_replicates`, `min_controls`.
     value : str
         The column to judge.
+    flagged : array of bool, shape (W,), optional
+        Wells that were left out, since quality control has flagged all of their fields.
 
     Returns
     -------
@@ -817,6 +819,7 @@ def call_hits(readout, params, *, value="Metadata_Readout"):
             skipped[str(plate)] = "no spread among the negative controls"
     keys = ["Metadata_Treatment", "Metadata_Dose", "Metadata_Unit", "Metadata_Control"]
     table = table.assign(score=scores, value=values, Metadata_Unit=table.get("Metadata_Unit", ""))
+    table["flagged"] = False if flagged is None else np.asarray(flagged)
     rows = []
     for key, wells in table[~negative & table["Metadata_Treatment"].notna()].groupby(keys, sort=True, dropna=False):
         judged = wells[wells["score"].notna()]
@@ -826,9 +829,9 @@ def call_hits(readout, params, *, value="Metadata_Readout"):
         if key[3] == "positive":
             reason = "positive control"
         elif not len(judged):
-            reason = "no well with a value on a plate with negative controls"
+            reason = _why_not_judged(wells)
         elif len(judged) < params.hit_min_replicates:
-            reason = f"{len(judged)} wells, {params.hit_min_replicates} needed"
+            reason = f"{_wells(len(judged))}, {params.hit_min_replicates} needed"
         hit = not reason and abs(median) >= params.hit_threshold and beyond >= params.hit_min_replicates
         plates = judged["Metadata_Plate"].nunique()
         center = judged["value"].median() if len(judged) else np.nan
@@ -855,6 +858,25 @@ def call_hits(readout, params, *, value="Metadata_Readout"):
         "false_rate": float((control_scores.abs() >= params.hit_threshold).mean()) if len(control_scores) else np.nan,
     }
     return hits.loc[strongest].reset_index(drop=True), report
+
+
+def _why_not_judged(wells):
+    """Why no well of a treatment has a score."""
+    if wells["flagged"].all():
+        return "all wells left out: flagged fields"
+    if wells["value"].notna().any():
+        return "its plates cannot be compared with negative controls"
+    left_out = int(wells["flagged"].sum())
+    if left_out:
+        return f"no well with a value, {left_out} of {len(wells)} left out: flagged fields"
+    if "Metadata_CellCount" in wells and not wells["Metadata_CellCount"].any():
+        return "no cell in any of its wells"
+    return "no well with a value"
+
+
+def _wells(number):
+    """A number of wells in words."""
+    return f"{number} {'well' if number == 1 else 'wells'}"
 
 
 def _finite(table, features):

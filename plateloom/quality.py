@@ -159,7 +159,9 @@ def flag_fields(table, params=None):
     limit = np.log(params.max_brightness)
     debris = _outliers(shared, plate[:1], params.max_deviation, limit, usual) & (excess > limit) & ~saturated
     well = excess.groupby([*plate, table["Metadata_Well"]]).transform("quantile", 0.5, interpolation="lower")
-    debris &= (table["artefact_fraction"].groupby(field).transform("max") >= _DEBRIS) | (excess - well > limit)
+    area = table["artefact_fraction"].groupby(field).transform("max")
+    region = area >= _DEBRIS
+    debris &= region | (excess - well > limit)
 
     table["Flag_Blurred"], table["Flag_Saturated"], table["Flag_Empty"], table["Flag_Debris"] = (
         flag.to_numpy(dtype=bool) for flag in (blurred, saturated, empty, debris)
@@ -174,15 +176,19 @@ def flag_fields(table, params=None):
         "Flag_Saturated": ("saturated: {:.2%} of pixels", table["saturated_fraction"]),
         "Flag_Empty": ("empty: contrast {:.1f} of the noise", contrast),
         "Flag_Debris": (
-            "debris: {:.1f} times the plate's median brightness, {:.1%} of the area",
+            "debris: {:.1f} times the plate's median brightness, and {} (a bright phenotype can look like this)",
             np.exp(bright - typical["bright"]),
-            table["artefact_fraction"],
+            np.where(
+                region,
+                [f"{share:.1%} of the field in regions far brighter than cells" for share in area],
+                [f"{times:.1f} times the median of its well" for times in np.exp(excess - well)],
+            ),
         ),
     }
     reasons = [[] for _ in range(len(table))]
     for flag, (text, *numbers) in parts.items():
         for row in np.flatnonzero(table[flag].to_numpy()):
-            reasons[row].append(text.format(*(one.iloc[row] for one in numbers)))
+            reasons[row].append(text.format(*(np.asarray(one)[row] for one in numbers)))
     table["Reason"] = pd.Series(["; ".join(one) for one in reasons], index=table.index, dtype=object)
     return table
 

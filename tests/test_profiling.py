@@ -430,7 +430,7 @@ def test_hits_are_called_against_the_controls_of_their_own_plate():
         ("strong", 0.1): False,
         ("weak", 1.0): False,
     }
-    assert found.loc[("single", 1.0), "reason"] == "1 wells, 2 needed"
+    assert found.loc[("single", 1.0), "reason"] == "1 well, 2 needed"
     scores = []
     for _, wells in readout.groupby("Metadata_Plate"):
         controls = wells.loc[wells["Metadata_Control"] == "negative", "Metadata_Readout"]
@@ -460,7 +460,42 @@ def test_a_plate_without_controls_is_named_and_calls_no_hit():
     readout = readout[(readout["Metadata_Control"] == "") | (readout["Metadata_Plate"] == "P1")]
     hits, report = call_hits(readout, Params())
     assert list(report["skipped_plates"]) == ["P0"]
-    assert not hits["hit"].any() and "no well" in hits.set_index("Metadata_Treatment").loc["single", "reason"]
+    reason = hits.set_index("Metadata_Treatment").loc["single", "reason"]
+    assert not hits["hit"].any() and reason == "its plates cannot be compared with negative controls"
+
+
+@pytest.mark.parametrize(
+    "flagged, cells, reason",
+    [
+        (["P0", "P1"], 0, "all wells left out: flagged fields"),
+        (["P1"], 0, "no well with a value, 1 of 2 left out: flagged fields"),
+        ([], 0, "no cell in any of its wells"),
+        ([], 7, "no well with a value"),
+    ],
+)
+def test_a_treatment_without_a_value_says_why_it_has_none(flagged, cells, reason):
+    readout = make_readout(plates=2).assign(Metadata_CellCount=7)
+    down = readout["Metadata_Treatment"] == "down"
+    readout.loc[down, ["Metadata_Readout", "Metadata_CellCount"]] = [np.nan, cells]
+    hits, _ = call_hits(readout, Params(), flagged=down & readout["Metadata_Plate"].isin(flagged))
+    assert hits.set_index("Metadata_Treatment").loc["down", "reason"] == reason
+
+
+def test_wells_are_left_out_where_all_fields_are_flagged_and_flags_count(monkeypatch):
+    from plateloom.stages import profiling as stage
+
+    names = ["Metadata_Well", "SourceField", "Reason"]
+    fields = [
+        ("A01", 1, "dark"),
+        ("A01", 1, ""),
+        ("A01", 2, "dark"),
+        ("A02", 1, "dark"),
+        ("A02", 2, ""),
+        ("A03", 1, ""),
+    ]
+    monkeypatch.setattr(stage, "read_table", lambda *_: pd.DataFrame(fields, columns=names))
+    records = [{"plate": "P1", "facts": {"flagged_fields": 3}}, {"plate": "P2", "facts": {"flagged_fields": 0}}]
+    assert stage.flagged_wells(records) == {("P1", "A01")}
 
 
 def test_a_screen_without_wells_gives_an_empty_hit_table():

@@ -179,6 +179,8 @@ def test_a_well_that_is_bright_throughout_is_a_phenotype_and_one_bright_field_of
     table.loc[(table["Metadata_Well"] == "A07") & (table["Metadata_Field"] == 2), "p999"] = 3000.0
     found = table[flag_fields(table)["Flag_Debris"]]
     assert {*zip(found["Metadata_Well"], found["Metadata_Field"], strict=True)} == {("A07", 2)} and len(found) == 3
+    (reason,) = set(flag_fields(table).loc[found.index, "Reason"])
+    assert reason.endswith("times the median of its well (a bright phenotype can look like this)")
 
 
 def test_the_fields_of_a_stitched_image_are_flagged_one_by_one():
@@ -305,7 +307,7 @@ def test_artefacts_are_where_the_debris_is():
     assert mean["debris"] > 10 * max(mean["good"], mean["blurred"], mean["empty"])
     assert table.loc[table["truth"] == "good", "artefact_fraction"].quantile(0.95) < 0.002
     reason = table.loc[table["Flag_Debris"], "Reason"]
-    assert reason.str.contains(r"debris: \d.* brightness, \d+\.\d% of the area").all()
+    assert reason.str.contains(r"debris: \d.* brightness, and \d+\.\d% of the field").all()
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3,), (2, 3, 4)])

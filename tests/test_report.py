@@ -435,6 +435,51 @@ def test_a_scale_has_two_ends_whatever_the_values(values):
 
 def test_a_diverging_scale_is_symmetric_around_zero():
     assert scale_limits([-1.0, 4.0], diverging=True) == (-4.0, 4.0)
+    assert scale_limits([0.0, 0.0], diverging=True) == (-1.0, 1.0)
+
+
+def test_wells_that_are_all_zero_are_the_low_end_of_their_scale():
+    assert scale_limits([0.0, 0.0]) == (0.0, 1.0)
+    chart = plate_chart(HeatMap(title="x", values={"A01": 0.0, "A02": 0.0}), (1, 2))
+    assert chart.count('fill="#440154" class="well value"') == 2 and "-1" not in chart
+
+
+def test_shares_of_badly_reconstructed_cells_are_on_a_scale_from_zero(monkeypatch):
+    from plateloom.stages import report as stage
+
+    errors = {"A01": [0.1, 0.2, 9.0, 0.1], "A02": [0.1, 0.1, 0.1, 0.1]}
+    monkeypatch.setattr(stage, "read_errors", lambda _, well: pd.DataFrame({stage.ERROR: errors[well]}))
+    records = [{"status": "done", "plate": "P1", "artefacts": dict.fromkeys(errors)}]
+    settings = {"config": {"latent": {"autoencoder": {"error_limit": 1.0}}}}
+    monkeypatch.setattr(stage, "limit_of_error", lambda given: given)
+    assert stage._badly_restored(["A01", "A02"], records, settings)[0].limits == (0, 0.25)
+    assert stage._badly_restored(["A02"], records, settings)[0].limits == (0, 1)
+
+
+def test_no_legend_reaches_beyond_its_chart():
+    states = {"A01": "failed"}
+    values = {name: 1.0 for name in ("A02", "A03", "A04")} | {"A05": NAN}
+    controls = {"A02": "negative", "A03": "positive", "A04": "empty"}
+    for shape in ((8, 12), (16, 24), (32, 48)):
+        chart = plate_chart(HeatMap(title="x", values=values), shape, states=states, controls=controls)
+        texts = ["not imaged", "failed", "no value", *(f"{control} control" for control in CONTROLS)]
+        assert_texts_fit(chart, texts)
+    names = [f"class {i}" for i in range(len(CATEGORIES) + 2)] + ["a name that is longer than the chart " * 3]
+    chart = line_chart([0, 1], dict.fromkeys(names, [0, 1]), x_label="x", y_label="y", width=320)
+    assert_texts_fit(chart, names[:-1])
+    assert chart.count("<path") == len(names) and chart.count(names[-1]) == 1, "its title has the whole name"
+    assert chart.count('stroke-dasharray="5 3"') == 6, "path and legend of the lines whose colors are used twice"
+
+
+def assert_texts_fit(chart, texts):
+    """Each of these texts stands inside the drawing, by a wide font, and none upon another."""
+    width, height = (float(size) for size in re.search(r'viewBox="0 0 (\S+) (\S+)"', chart).groups())
+    ends = {}
+    for text in texts:
+        x, y = (float(at) for at in re.search(rf'<text x="(\S+)" y="(\S+)" class="tick">{text}<', chart).groups())
+        assert x + 5.8 * len(text) <= width and y < height
+        assert x >= ends.get(y, 0)
+        ends[y] = x + 5.8 * len(text)
 
 
 def test_a_well_outside_the_plate_is_an_error_that_names_it():
@@ -984,6 +1029,37 @@ def test_the_page_of_a_plate_does_not_report_an_empty_well_as_a_failure(tmp_path
     assert [tone for tone, _ in banners(html)] == ["good", "plain"] and "A01: 5 cells · DMSO · negative" in html
 
 
+def test_cells_of_wells_whose_fields_are_left_out_are_no_value_and_not_zero(tmp_path, monkeypatch):
+    from plateloom.stages import report as stage
+
+    arguments, given = a_plate_with_an_empty_well(tmp_path, monkeypatch), []
+    tables = {name: stage.read_table(Path(name)) for name in ("aggregates.parquet", "qc.parquet")}
+    tables["aggregates.parquet"].loc[1, "Metadata_CellCount"] = 0
+    tables["qc.parquet"].loc[1, "Reason"] = "debris: 2 times"
+    monkeypatch.setattr(stage, "_montage", lambda _, wells, *__: given.append(wells) or ([], {}))
+    described, _ = stage._describe_plate(*arguments)
+    np.testing.assert_array_equal(described.wells["cells"], [5, NAN, 0])
+    np.testing.assert_array_equal(given[0]["Metadata_CellCount"], [5, NAN, 0])
+    html = render_plate(described)
+    assert "A02: no value · x · 1 µM · all fields left out: debris" in html and "A02: 0 cells" not in html
+    tables["qc.parquet"].loc[1, "Reason"] = "empty: contrast 1.2 of the noise"  # dead cells have gone: a result
+    described, _ = stage._describe_plate(*arguments)
+    np.testing.assert_array_equal(described.wells["cells"], [5, 0, 0])
+    assert "A02: 0 cells · x · 1 µM · all fields left out: empty" in render_plate(described)
+    arguments[3]["config"]["profiling"]["exclude_flagged"] = False
+    assert stage._describe_plate(*arguments)[0].wells["cells"].tolist() == [5, 0, 0]
+
+
+def test_a_stitched_well_that_was_not_segmented_has_no_number_of_cells():
+    from plateloom.stages.report import _count_fields
+
+    wells = pd.DataFrame({"Metadata_Well": ["A01", "A02"], "Metadata_CellCount": [0, 7]})
+    fields = pd.DataFrame({"Metadata_Well": ["A01"] * 2 + ["A02"] * 2, "Metadata_Field": 1, "SourceField": [1, 2] * 2})
+    lost = [("A01", 1, "not segmented", "too large"), ("A02", 1, "channel missing", "no file")]
+    exclusions = pd.DataFrame(lost, columns=["Metadata_Well", "Metadata_Field", "what", "reason"])
+    np.testing.assert_array_equal(_count_fields(wells, fields, exclusions)["cells"], [NAN, 7])
+
+
 @pytest.mark.parametrize("doubted, unit", [(True, "px"), (False, "µm")])
 def test_pictures_are_measured_in_pixels_where_the_pixel_size_is_doubted(doubted, unit, tmp_path, monkeypatch):
     from plateloom.stages import report as stage
@@ -1183,7 +1259,7 @@ def test_controls_are_marked_among_the_hits_and_not_counted():
 
 
 def test_where_nothing_could_be_judged_hits_are_not_determined():
-    why = "no well with a value on a plate with negative controls"
+    why = "its plates cannot be compared with negative controls"
     hits = some_hits().assign(n=0, robust_z=NAN, hit=False, reason=why)
     html = render_screen(small_screen(hits=hits))
     words = Page(html).text
@@ -1451,6 +1527,12 @@ def test_a_statistic_without_value_is_a_line_and_no_chart():
         words = Page(section + "</section>").words
         assert line in words and "a 1 µM: not defined" not in words
     assert plate.count("<svg") == 3 and "not defined</text>" not in plate
+    assert plate.count("<td>b 1 µM</td>") == screen.count("<td>b 1 µM</td>") == 0 < plate.count("<td>a 1 µM</td>")
+    bare = rows[rows["controls"] == "b 1 µM"]
+    bare_plate = section_of(render_plate(small_plate(quality=bare)), "quality")
+    bare_screen = section_of(render_screen(small_screen(quality=bare.assign(Metadata_Plate=HOSTILE))), "quality")
+    for section in (bare_plate, bare_screen):
+        assert line in Page(section + "</section>").words and "<table" not in section
     assert "Z&#39; · a 1 µM" in screen and "Z&#39; · b 1 µM" not in screen
     known = rows.set_index(["controls", "statistic"])
     assert np.isfinite(known.loc[("2 kinds, pooled", "SSMD"), ["low", "high"]].astype(float)).all()
@@ -1674,3 +1756,35 @@ def test_the_classifier_and_the_autoencoder_say_what_they_were_trained_and_teste
     words = Page(html).words
     assert f"{found.scheme}." in words and f"{trained.scheme}." in words
     assert "Split:" not in words and "Held out:" not in words
+
+
+def test_the_table_of_shares_has_no_column_on_the_scale_of_the_test():
+    from plateloom.classification.enrichment import find_enrichment
+    from plateloom.report.screen import enrichment_section
+
+    wells = pd.DataFrame(
+        {
+            "Metadata_Plate": "P1",
+            "Metadata_Treatment": ["DMSO"] * 4 + ["x"] * 2,
+            "Metadata_Dose": [0.0] * 4 + [1.0] * 2,
+            "Metadata_Unit": ["µM"] * 6,
+            "Metadata_Control": ["negative"] * 4 + [""] * 2,
+            "cells": 100,
+            "novel": [1, 2, 1, 2, 90, 91],
+        }
+    )
+    page = Page(str(enrichment_section(find_enrichment(wells, ["novel"]))))
+    shown = [
+        text for text in page.text if text in ("change", "share", "control share", "q", "p", "difference", "reason")
+    ]
+    assert shown == ["change", "share", "control share", "q"] and "enriched" in page.text
+
+
+def test_the_screen_shows_no_cells_of_wells_that_a_plate_has_left_out():
+    from plateloom.stages.report import _counted
+
+    wells = pd.DataFrame({"Metadata_Well": ["A01", "A02"], "Metadata_CellCount": [5, 0]})
+    reported = [{"plate": "P1", "facts": {"uncounted": ["A02"]}}, {"plate": "P2", "facts": {}}]
+    found = _counted({"P1": wells, "P2": wells}, reported)
+    np.testing.assert_array_equal(found["P1"]["cells"], [5, NAN])
+    np.testing.assert_array_equal(found["P2"]["cells"], [5, 0])

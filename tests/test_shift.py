@@ -100,7 +100,10 @@ def test_one_odd_control_well_is_no_shift_of_its_plate(without_classifier):
 def test_what_cannot_be_judged_is_said_and_not_alarmed():
     values, plates, _ = controls(0, plates=3, shifted=1, by=100)
     found = find_shift(values, plates)
-    assert [row["reason"] for row in found] == ["2 other plates with 3 control wells, 3 needed"] * 3
+    reason = "only 2 other plates have the 3 control wells needed; it takes 3 such plates"
+    assert [row["reason"] for row in found] == [reason] * 3
+    two, one = (find_shift(values[plates <= last], plates[plates <= last]) for last in ("P01", "P00"))
+    assert two[0]["reason"].startswith("only 1 other plate has the 3") and one[0]["reason"].startswith("no other plate")
     values, plates, _ = controls(0, plates=5, shifted=1, by=100)
     kept = np.r_[0:34]
     rows = find_shift(values.iloc[kept], plates[kept])
@@ -216,3 +219,13 @@ def test_a_shifted_plate_is_warned_of_on_its_page_and_in_the_list_of_the_screen(
     assert notice.kind == "shift" and "unlike those of 5 other plates" in notice.text
     assert not _shift_notice("P01", screened) and not _shift_notice("P01", {})
     assert list(_shift_table(rows)["alarm"]) == ["no"] * 5 + ["yes"]
+
+
+def test_plates_that_cannot_be_judged_are_no_alarm_and_show_why_and_no_dashes():
+    from plateloom.report.screen import shift_section
+    from plateloom.stages.report import _shift_table
+
+    values, plates, _ = controls(0, plates=2)
+    shown = str(shift_section(_shift_table(find_shift(values, plates))))
+    assert shown.count("<td>not judged</td>") == 2 and "only 1 other plate has" in shown
+    assert "–" not in shown and ">AUC " not in shown

@@ -72,9 +72,13 @@ def find_shift(values, plates, *, batches=None, alpha=0.02, seed=0):
         row |= dict.fromkeys(("auc", "low", "high")) | {"n_features": int(kept.sum()), "n_kinds": len(kinds)}
         row |= {"n_shifted": 0, "shifted": [], "alarm": False, "reason": ""}
         if own.sum() < MIN_WELLS:
-            row["reason"] = f"{own.sum()} control wells with cells, {MIN_WELLS} needed"
+            noun = "well" if own.sum() == 1 else "wells"
+            row["reason"] = f"{own.sum()} control {noun} with cells, {MIN_WELLS} needed"
         elif len(others) < MIN_WELLS:
-            row["reason"] = f"{len(others)} other plates with {MIN_WELLS} control wells, {MIN_WELLS} needed"
+            number = ("no other plate has", "only 1 other plate has", f"only {len(others)} other plates have")
+            row["reason"] = (
+                f"{number[len(others)]} the {MIN_WELLS} control wells needed; it takes {MIN_WELLS} such plates"
+            )
         elif not kept.any():
             row["reason"] = "no feature has a value in every control well"
         if row["reason"]:
@@ -306,6 +310,12 @@ def grade_transfer(
     return found
 
 
+def name_others(row):
+    """What a row of `find_shift` compares its plate with: ``1 other plate``, ``4 other batches``."""
+    nouns = ("batch", "batches") if row["unit"] == "batch" else ("plate", "plates")
+    return f"{row['n_others']} other {nouns[row['n_others'] != 1]}"
+
+
 def shift_text(row):
     """What a plate's page says of an alarm of `find_shift`; empty without one.
 
@@ -320,7 +330,7 @@ def shift_text(row):
     if not row["alarm"]:
         return ""
     named = ", ".join(one["kind"] for one in row["shifted"])
-    others = f"{row['n_others']} other {'batches' if row['unit'] == 'batch' else 'plates'}"
+    others = name_others(row)
     return (
         f"Its negative controls are unlike those of {others}: {row['n_shifted']} of {row['n_kinds']} kinds of "
         f"features differ by more than these differ among each other, first of all {named}. What was learned elsewhere may not hold here."

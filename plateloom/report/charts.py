@@ -412,7 +412,8 @@ def text_of(value):
 def scale_limits(values, limits=None, diverging=False):
     """Ends of a color scale: as given, or from the 1st to the 99th percentile; symmetric if diverging, whole for counts.
 
-    One well out of range must not flatten a whole plate. Without finite values or without spread the ends still differ.
+    One well out of range must not flatten a whole plate. Without finite values or without spread the ends still differ;
+    a scale of values that are all 0 begins there, since most quantities cannot be negative.
     """
     values = finite(values)
     if limits is not None:
@@ -430,7 +431,7 @@ def scale_limits(values, limits=None, diverging=False):
         low = -high
     if not high > low:
         spread = abs(low) * 0.1 or 1.0
-        low, high = low - spread, high + spread
+        low, high = low - (spread if low or diverging else 0.0), high + spread
     return low, high
 
 
@@ -625,23 +626,41 @@ def plate_chart(heat_map, shape, *, states=None, controls=None, hover=None, widt
     if valued:
         marks.append(color_bar(left, height + 9, 170, grid.ravel(), limits, heat_map.unit, palette))
     foot = height + (47 if valued else 18)
-    marks.append(state_legend(left, foot, seen, side))
-    return svg(left + width + 4, foot + 9, *wells, *marks, label=heat_map.title, class_="plate")
+    explained, rows = state_legend(left, foot, seen, side, width)
+    marks.append(explained)
+    return svg(left + width + 4, foot + 9 + 16 * max(rows - 1, 0), *wells, *marks, label=heat_map.title, class_="plate")
 
 
-def state_legend(x, y, seen, side):
-    """Say what the marks on a plate mean: only those that occur."""
+def wrap_row(widths, room):
+    """Where the entries of a legend stand: from the left [px], and in which row, as many to a row as there is room for.
+
+    >>> wrap_row([40, 50, 30], 100)
+    [(0, 0), (40, 0), (0, 1)]
+    """
+    places, along, row = [], 0, 0
+    for width in widths:
+        if along and along + width > room:
+            along, row = 0, row + 1
+        places.append((along, row))
+        along += width
+    return places
+
+
+def state_legend(left, top, seen, side, room):
+    """Say what the marks on a plate mean, only those that occur: the drawing, and its number of rows."""
     items = []
     states = {"empty": "not imaged", "failed": "failed", "novalue": "no value"}
     marked = {f"{control} control": control for control in CONTROLS}
-    for kind, text in (states | {name: name for name in marked}).items():
-        if kind not in seen:
-            continue
+    shown = [(kind, text) for kind, text in (states | {name: name for name in marked}).items() if kind in seen]
+    places = wrap_row([26 + len(text) * 10 * CHARACTER for _, text in shown], room + 10)
+    for (kind, text), (along, row) in zip(shown, places, strict=True):
+        x, y = left + along, top + 16 * row
         paint = {"fill": "#ffffff", "stroke": RULE}
         if kind == "novalue":
             paint["fill"] = NO_VALUE
         if kind in marked:
-            items.append(control_mark(x, y - 10, side if side < 15 else 15, marked[kind]))
+            size = min(side, 15)
+            items.append(control_mark(x, y - 2.5 - size / 2, size, marked[kind]))
             if side < 15:
                 x -= 4
         else:
@@ -651,8 +670,7 @@ def state_legend(x, y, seen, side):
         if kind == "novalue":
             items.append(element("line", x1=x + 3, x2=x + 8, y1=y - 2.5, y2=y - 2.5, stroke="#9aa5b1"))
         items.append(element("text", text, x=x + 16, y=y + 1, class_="tick"))
-        x += 16 + len(text) * 10 * CHARACTER + 10
-    return Markup("").join(items)
+    return Markup("").join(items), max((row + 1 for _, row in places), default=0)
 
 
 def plate_picture(heat_map, shape, *, width, limits):
@@ -1178,7 +1196,7 @@ def line_chart(
     references : mapping of str to float, optional
         Named horizontal lines.
     colors : sequence of str, optional
-        One for each line; the legend is drawn for the first ten lines only, as are the lines.
+        One for each line; where there are more lines they begin again, dashed.
     width : float, optional
         [px]
 
@@ -1189,8 +1207,11 @@ def line_chart(
     x = floats(x)
     lines = {name: floats(values) for name, values in lines.items()}
     references = {name: value for name, value in (references or {}).items() if math.isfinite(value)}
-    left, top, tall = 62, 26, 180
+    left, tall = 62, 180
     inner = width - left - 14
+    names = [shorten(name, int((inner - 21) / (10 * CHARACTER))) for name in lines]
+    places = wrap_row([40 + len(name) * 10 * CHARACTER for name in names], inner + 14)
+    top = 26 + 15 * max((row for _, row in places), default=0)
     bottom = top + tall
     if diagonal:
         x0, x1, y0, y1 = 0.0, 1.0, 0.0, 1.0
@@ -1224,9 +1245,9 @@ def line_chart(
         drawn.append(element("line", x1=left, x2=left + inner, y1=y, y2=y, class_="reference"))
         text = f"{name} {format_number(value)}"
         drawn.append(element("text", text, x=left + inner - 2, y=y - 4, text_anchor="end", class_="tick"))
-    legend = left
-    for (name, values), color in zip(lines.items(), colors, strict=False):
-        path, pen = [], "M"
+    for i, (name, values) in enumerate(lines.items()):
+        path, pen, color = [], "M", colors[i % len(colors)]
+        dashes = "5 3" if i >= len(colors) else None
         for horizontal, vertical in zip(x, values, strict=True):
             if not (math.isfinite(horizontal) and math.isfinite(vertical)):
                 pen = "M"
@@ -1238,10 +1259,12 @@ def line_chart(
                 says = element("title", f"{name}: {format_number(vertical)} at {format_number(horizontal)}")
                 drawn.append(element("circle", says, cx=place[0], cy=place[1], r=3.5, fill=color))
         if path and connect:
-            drawn.append(element("path", d="".join(path), fill="none", stroke=color, stroke_width=1.8))
-        drawn.append(element("line", x1=legend, x2=legend + 16, y1=9, y2=9, stroke=color, stroke_width=2.4))
-        drawn.append(element("text", name, x=legend + 21, y=12.5, class_="tick"))
-        legend += 40 + len(name) * 10 * CHARACTER
+            pencil = {"stroke": color, "stroke_width": 1.8, "stroke_dasharray": dashes}
+            drawn.append(element("path", d="".join(path), fill="none", **pencil))
+        along, down = left + places[i][0], 15 * places[i][1]
+        pencil = {"stroke": color, "stroke_width": 2.4, "stroke_dasharray": dashes}
+        drawn.append(element("line", x1=along, x2=along + 16, y1=down + 9, y2=down + 9, **pencil))
+        drawn.append(element("text", names[i], element("title", name), x=along + 21, y=down + 12.5, class_="tick"))
     drawn.append(element("line", x1=left, x2=left + inner, y1=bottom, y2=bottom, class_="frame"))
     drawn.append(element("text", x_label, x=left + inner / 2, y=bottom + 32, text_anchor="middle", class_="axis"))
     turn = f"rotate(-90 12 {top + tall / 2})"

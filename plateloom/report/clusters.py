@@ -48,8 +48,7 @@ def clusters_section(clusters):
     parts.append(grid(strips, "grid maps") if strips else None)
     found = clusters.enrichment
     if found is not None:
-        shown = found if (found["reason"] != "").any() else found.drop(columns="reason")
-        whole = table(shown, empty="There is no treatment to compare with the controls.")
+        whole = enrichment_table(found, empty="There is no treatment to compare with the controls.")
         parts.append(details("Treatments and doses, by how much they differ from the negative controls", whole))
     return join(*parts)
 
@@ -60,6 +59,29 @@ def _strip(title, cells):
     picture = np.concatenate(list(cells), axis=1)[:, :-GAP_PX]
     image = '<img class="pairs" src="{}" alt="{}" width="{}" height="{}">'
     return Markup(image).format(data_uri(picture), f"cells of {title}", picture.shape[1], picture.shape[0])
+
+
+def enrichment_table(enrichment, *, empty):
+    """The shares of treatments and of their controls side by side, as a table that fits the page.
+
+    `p` and `difference`, which stands on the scale of the test, are in the parquet file only.
+
+    Parameters
+    ----------
+    enrichment : DataFrame
+        See `ClustersReport`.
+    empty : str
+        The sentence shown when there is no row.
+
+    Returns
+    -------
+    Markup
+    """
+    keys = [f"Metadata_{name}" for name in ("Treatment", "Dose", "Unit", "Control")]
+    order = [*keys, "kind", "change", "share", "control_share", "q", "n", "n_plates", "cells", "reason"]
+    shown = enrichment[[name for name in order if name in enrichment]]
+    sparse = [name for name in shown.columns[shown.fillna("").eq("").all()] if name in (*keys, "reason")]
+    return table(shown.drop(columns=sparse), empty=empty)
 
 
 def name_enriched(enrichment, kind, most=3):

@@ -82,7 +82,8 @@ class PlateReport:
         ``Metadata_Well`` (str, ``B03``), and as far as known ``Metadata_Treatment`` (str), ``Metadata_Dose`` (float
         [``Metadata_Unit``, or `dose_unit` where there is no such column]), ``Metadata_Control`` (``negative``,
         ``positive``, ``empty`` or nothing), ``status`` (``done`` or ``failed``),
-        ``reason`` (str), ``fields`` and ``failed_fields`` (int), ``cells`` (number, NaN if not counted). May be empty.
+        ``reason`` (str, why it failed or has no value), ``fields`` and ``failed_fields`` (int), ``cells`` (number, NaN if not
+        counted). May be empty.
     batch, source, created, dose_unit : str, optional
         Shown as they are. Without `created` the page names no date and depends on the data only.
     summary : mapping of str to str or number, optional
@@ -302,8 +303,7 @@ def well_words(report):
         controls[name] = text_of(row.get("Metadata_Control"))
         unit = text_of(row.get("Metadata_Unit", report.dose_unit))
         said = [text_of(row.get("Metadata_Treatment")), dose_text(row.get("Metadata_Dose"), unit)]
-        if states[name] == "failed":
-            said.append(text_of(row.get("reason")))
+        said.append(text_of(row.get("reason")))
         hover[name] = " · ".join(filter(None, said))
     return states, controls, hover
 
@@ -368,7 +368,7 @@ def quality_section(quality, note=""):
         paragraph(said, "quiet") if said else None,
         *(paragraph(line) for line in undefined_lines(quality)),
         grid(figures) if figures else None,
-        quality_table(quality),
+        quality_table(quality[quality["value"].notna()]),
     )
 
 
@@ -408,7 +408,9 @@ def undefined_lines(quality):
 
 
 def quality_table(quality):
-    """All statistics as a table, without the columns that are empty or said elsewhere."""
+    """Statistics as a table, without the columns that are empty or said elsewhere; None where there is none."""
+    if not len(quality):
+        return None
     silent = [name for name in ("low", "high") if name in quality and quality[name].isna().all()]
     silent += ["readout"] if quality["readout"].nunique() == 1 else []
     silent += ["reason"] if "reason" in quality else []

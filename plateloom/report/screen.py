@@ -29,7 +29,7 @@ from plateloom.report.charts import (
     scale_limits,
     text_of,
 )
-from plateloom.report.clusters import ClustersReport, clusters_section
+from plateloom.report.clusters import ClustersReport, clusters_section, enrichment_table
 from plateloom.report.comparison import comparison_section
 from plateloom.report.embeddings import maps_section
 from plateloom.report.explanation import ExplanationReport, explanation_parts
@@ -449,11 +449,11 @@ def quality_section(report):
         marks = "Dashed lines stand at 0 and, for Z', at 0.5; a cross is a plate without a value." if parts else ""
         words = " ".join(filter(None, [readout, report.quality_note, marks]))
         lines = undefined_lines(quality.loc[bare])
-        whole = quality_table(quality)
+        whole = quality_table(quality.drop(index=bare))
     if names and "cells" in plates:
         drawing = plates_chart(names, plates["cells"], label="cells", from_zero=True, width=width)
         parts.append(figure("Number of cells", drawing))
-    if not parts and whole is None:
+    if not parts and not lines and whole is None:
         return None
     return join(
         paragraph(words, "quiet") if words else None,
@@ -684,6 +684,10 @@ def shift_section(shift):
         "with its 95 % interval; plates are seldom quite alike. Shifted are kinds of features that differ by more than the other "
         "plates (or batches) differ among each other. An alarm takes both."
     )
+    if len(shift) and (shift["alarm"] == "not judged").all():  # there is nothing to show but why
+        shift = shift[["Metadata_Plate", "wells", "alarm", "reason"]]
+    elif not (shift["reason"] != "").any():
+        shift = shift.drop(columns="reason")
     return join(paragraph(note, "quiet"), table(shift, empty="There is no control well."))
 
 
@@ -701,8 +705,7 @@ def enrichment_section(enrichment):
         "Novel cells are farther from the labeled ones than 99 % of these are from each other; they are in no class here. A well counts "
         "as one observation; q is corrected for all rows (Benjamini, Hochberg). The whole table is enrichment.parquet."
     )
-    shown = enrichment if (enrichment["reason"] != "").any() else enrichment.drop(columns="reason")
-    whole = table(shown, empty="No treatment was classified.")
+    whole = enrichment_table(enrichment, empty="No treatment was classified.")
     return join(paragraph(words) if words else None, paragraph(note, "quiet"), whole)
 
 

@@ -140,6 +140,17 @@ def flagged_fields(plate):
     return set(zip(table["Metadata_Well"], table["SourceField"].astype(int), strict=True))
 
 
+def flagged_wells(profiled):
+    """Wells that plates' profiles leave out since all of their fields are flagged: set of (plate, well)."""
+    found = set()
+    for plate in (record["plate"] for record in profiled if record["facts"].get("flagged_fields")):
+        table = read_table(plate_folder(plate) / "qc.parquet", ["Metadata_Well", "SourceField", "Reason"])
+        bad = (table["Reason"] != "").groupby([table["Metadata_Well"], table["SourceField"]]).any()
+        whole = bad.groupby("Metadata_Well").all()
+        found |= {(plate, well) for well in whole.index[whole]}
+    return found
+
+
 def unlike_fields(objects, quality):
     """Find the fields that no flag keeps out and that have far fewer or more nuclei than the others of their well.
 
@@ -226,7 +237,14 @@ def profile_screen(*, plates, missing, settings, code, profiled, record):
                 wells = joined_readout(
                     [read_metadata(plate_folder(plate) / "aggregates.parquet") for plate in sorted(usable)]
                 )
-                hits, report = profiling.call_hits(wells, params)
+                flagged = flagged_wells(inputs["profiled"])
+                hits, report = profiling.call_hits(
+                    wells,
+                    params,
+                    flagged=[
+                        key in flagged for key in zip(wells["Metadata_Plate"], wells["Metadata_Well"], strict=True)
+                    ],
+                )
                 facts["hits"] = plain(report) | {"count": int(hits["hit"].sum())}
                 write_table(folder / "wells.parquet", wells, made)
                 write_table(folder / "dose_response.parquet", profiling.dose_response(wells), made)

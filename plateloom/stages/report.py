@@ -10,7 +10,7 @@ import pandas as pd
 from plateloom import profiling, report, segmentation
 from plateloom.classification.enrichment import count_kinds, find_enrichment
 from plateloom.classification.fractions import estimate_fractions
-from plateloom.classification.shift import shift_text
+from plateloom.classification.shift import name_others, shift_text
 from plateloom.classification.splits import SCHEMES
 from plateloom.engine.parts import Outcome, Unit, run_job, versions
 from plateloom.errors import ConfigError, PlateLayoutError
@@ -18,7 +18,8 @@ from plateloom.latent.clusters import DOUBTFUL, DRAWN, STABLE
 from plateloom.plate_effects import find_effects
 from plateloom.registry import load_method
 from plateloom.report.notices import name_some
-from plateloom.stages.clusters import count_clusters, cut_example, read_clusters, share_clusters
+from plateloom.report.plate import name_flags
+from plateloom.stages.clusters import ask_examples, count_clusters, read_clusters, share_clusters, sort_examples
 from plateloom.stages.explanation import describe_explanation
 from plateloom.stages.illumination import read_corrected, tile_window, usable_fields, usable_tiles
 from plateloom.stages.novelty import ERROR, limit_of_error, read_errors
@@ -88,6 +89,7 @@ def report_plate(
             facts["class_shares"] = described.class_shares is not None
             facts["classified"] = _done_classifier(inputs["classified"]) is not None
             facts["clustered"] = bool(read_clusters(inputs["mapped"]))
+            facts["uncounted"] = list(described.wells.loc[described.wells["cells"].isna(), "Metadata_Well"])
             return Outcome(recipe=made, facts=facts)
 
         return [Unit("report", plate_folder(plate) / "report.html", None, work, current=False)]
@@ -282,7 +284,9 @@ def _describe_plate(plate, batch, source, settings, inputs):
     cell_maps, lacking = _cell_maps({plate: wells}, inputs)
     notes |= lacking
     length_unit = "px" if any(doubt.kind == "pixel_size" for doubt in doubts) else "µm"
-    tiles, colors = _montage(plate, wells, settings, exclusions, flagged, length_unit)
+    tiles, colors = _montage(
+        plate, wells.assign(Metadata_CellCount=shown["cells"]), settings, exclusions, flagged, length_unit
+    )
     if not tiles:
         notes["montage"] = "No field was segmented."
     doses = [unit for unit in wells["Metadata_Unit"].dropna().unique() if unit]
@@ -374,11 +378,16 @@ def _flagged_note(quality, kept):
 
 
 def _count_fields(wells, fields, exclusions):
-    """Wells with their keys, numbers of fields and cells, and whether any of their fields is usable."""
+    """Wells with their keys, numbers of fields and cells, and whether any of their fields is usable.
+
+    Cells of a well without a field that counts are NaN: not known, and not 0, which would be read as toxic. Empty fields count.
+    """
     number = "SourceField" if "SourceField" in fields else "Metadata_Field"
     gone = exclusions[exclusions["what"].isin(["failed", "unlike the plate", "hole"])]
     total = fields.groupby("Metadata_Well")[number].nunique()
     failed = gone.groupby("Metadata_Well")["Metadata_Field"].nunique()
+    unused = exclusions[~exclusions["what"].isin(["channel missing", "planes missing"])]
+    unused_fields = unused.groupby("Metadata_Well")["Metadata_Field"].nunique()
     keyed = [name for name in wells.columns if name.startswith("Metadata_")]
     shown = wells[keyed].assign(
         fields=wells["Metadata_Well"].map(total).fillna(0).astype(int),
@@ -389,6 +398,19 @@ def _count_fields(wells, fields, exclusions):
     reasons = gone.drop_duplicates("Metadata_Well").set_index("Metadata_Well")["reason"]
     shown["status"] = np.where(lost, "failed", "done")
     shown["reason"] = shown["Metadata_Well"].map(reasons).where(lost, "").fillna("")
+    images = fields.groupby("Metadata_Well")["Metadata_Field"].nunique()  # fewer than fields where wells are stitched
+    bare = unused[unused["what"] == "not segmented"].groupby("Metadata_Well")["Metadata_Field"].nunique()
+    uncounted = shown["Metadata_Well"].map(unused_fields) == shown["fields"]
+    uncounted |= shown["Metadata_Well"].map(bare) == shown["Metadata_Well"].map(images)
+    shown["cells"] = shown["cells"].astype(float)
+    for i in shown.index[uncounted]:
+        own = unused[unused["Metadata_Well"] == shown.at[i, "Metadata_Well"]]
+        flags = own["what"] == "flagged"
+        kinds = dict.fromkeys([*own.loc[~flags, "what"], *name_flags(own.loc[flags, "reason"])])
+        if set(kinds) != {"empty"}:
+            shown.at[i, "cells"] = np.nan
+        if not lost[i]:
+            shown.at[i, "reason"] = f"all fields left out: {', '.join(kinds)}"
     return shown
 
 
@@ -435,7 +457,12 @@ def _badly_restored(wells, records, settings):
         if len(errors):
             values[well] = float((errors[ERROR] > limit).mean())
     note = f"An error above {limit:.3g}: debris, or like nothing that the autoencoder was trained on."
-    options = {"unit": "share of cells", "group": "Quality", "note": note}
+    options = {
+        "unit": "share of cells",
+        "group": "Quality",
+        "note": note,
+        "limits": (0, max(values.values(), default=0) or 1),
+    }
     return [report.HeatMap(title="Badly reconstructed", values=values, **options)] if values else []
 
 
@@ -765,7 +792,7 @@ def _montage(plate, wells, settings, exclusions, flagged, length_unit):
                 treatment=well["Metadata_Treatment"] or "",
                 dose=float(well["Metadata_Dose"]),
                 unit=well["Metadata_Unit"] or "",
-                cells=int(well["Metadata_CellCount"]),
+                cells=int(well["Metadata_CellCount"]) if np.isfinite(well["Metadata_CellCount"]) else None,
                 control=well["Metadata_Control"],
                 caption=f"field {field}" + (f", {crop['part']}" if crop else ""),
                 why=why,
@@ -851,8 +878,10 @@ def report_screen(
             ]
             tasks = [(count_plate, plate, leave_out) for plate in classified]
             tasks += [(count_clusters, plate, clusters["config"]["number"], leave_out) for plate in clustered]
-            tables = yield tasks
-            counted, grouped = tables[: len(classified)], tables[len(classified) :]
+            owners, cutting = _cut_clusters(clusters["rows"] if clusters else (), clustered, settings)
+            found = yield tasks + cutting
+            counted, grouped = found[: len(classified)], found[len(classified) : len(tasks)]
+            pictures = sort_examples(owners, found[len(tasks) :])
             made = recipe("screen_report", parameters=settings, code=code, inputs=_fingerprints(inputs))
             path = screen_folder() / "enrichment.parquet"
             path.unlink(missing_ok=True)
@@ -861,6 +890,7 @@ def report_screen(
                 wells = pd.concat(counted, ignore_index=True)
                 enrichment = find_enrichment(wells, list(wells.columns[wells.columns.get_loc("cells") + 1 :]))
                 write_table(path, enrichment, made)
+                enrichment = _with_micro(enrichment)
             path = screen_folder() / "clusters.parquet"
             path.unlink(missing_ok=True)
             if grouped:
@@ -869,7 +899,8 @@ def report_screen(
                 write_table(path, find_enrichment(grouped, kinds), made)
             for plate, why in settings.get("quarantined", {}).items():
                 _write_held(plate, why, settings)
-            page = report.render_screen(_describe_screen(plates, missing, settings, inputs, enrichment, grouped))
+            described = _describe_screen(plates, missing, settings, inputs, enrichment, grouped, pictures)
+            page = report.render_screen(described)
             write_bytes(screen_folder() / "report.html", page.encode())
             return Outcome(recipe=made, facts={"enrichment": enrichment is not None, "clusters": len(grouped) > 0})
 
@@ -927,20 +958,21 @@ def _shift_table(rows):
             {
                 "Metadata_Plate": row["plate"],
                 "wells": row["n_wells"],
-                "compared with": f"{row['n_others']} other {'batches' if row['unit'] == 'batch' else 'plates'}",
+                "compared with": name_others(row),
                 "AUC": _number(row["auc"]),
                 "low": _number(row["low"]),
                 "high": _number(row["high"]),
                 "shifted kinds": f"{row['n_shifted']} of {row['n_kinds']}",
                 "first of all": row["shifted"][0]["feature"] if row["shifted"] else "",
-                "alarm": "yes" if row["alarm"] else row["reason"] or "no",
+                "alarm": "yes" if row["alarm"] else "not judged" if row["reason"] else "no",
+                "reason": row["reason"],
             }
             for row in rows
         ]
     )
 
 
-def _describe_screen(plates, missing, settings, inputs, enrichment=None, grouped=()):
+def _describe_screen(plates, missing, settings, inputs, enrichment=None, grouped=(), pictures=None):
     """What the screen's page shows."""
     good = [found["plate"] for found in inputs["reported"] if found["status"] == "done"]
     failed = left_out(inputs["reported"])
@@ -954,7 +986,8 @@ def _describe_screen(plates, missing, settings, inputs, enrichment=None, grouped
     notices = _shared_notices(plates, wells, inputs)
     notes, maps = {}, []
     if wells:
-        maps.append(_screen_map("Cells per well", wells, "Metadata_CellCount", unit="cells"))
+        counted = _counted(wells, inputs["reported"])
+        maps.append(_screen_map("Cells per well", counted, "cells", unit="cells"))
     else:
         notes["heat_maps"] = "No plate is complete."
     quality, curves, hits, hits_note = None, [], None, ""
@@ -1006,7 +1039,7 @@ def _describe_screen(plates, missing, settings, inputs, enrichment=None, grouped
     notes |= notes_of_cells
     if not wells:
         notes |= dict.fromkeys(("well_maps", "cell_maps"), "No plate is complete.")
-    clusters = _clusters(grouped, settings, inputs, notes)
+    clusters = _clusters(grouped, pictures, settings, inputs, notes)
     classifier = _classifier(inputs["classified"], notes, settings)
     autoencoder = _autoencoder(inputs["encoded"], settings, notes)
     shift = _shift_table(inputs["screened"].get("facts", {}).get("shift", ()))
@@ -1134,6 +1167,15 @@ def _rawness(plates, raw, params):
     return f"{text} Only normalized plates are shown; without {', '.join(raw)}." if raw else text
 
 
+def _counted(wells, reported):
+    """Wells of each plate with their number of `cells`: NaN, and never 0, where all fields are left out."""
+    uncounted = {found["plate"]: found["facts"].get("uncounted", ()) for found in reported}
+    return {
+        plate: table.assign(cells=table["Metadata_CellCount"].mask(table["Metadata_Well"].isin(uncounted[plate])))
+        for plate, table in wells.items()
+    }
+
+
 def _screen_map(title, wells, column, note="", unit=""):
     """Plate maps of one column, side by side."""
     plates = {plate: _by_well(table, column) for plate, table in wells.items() if column in table}
@@ -1214,8 +1256,8 @@ def _cell_maps(wells, inputs):
     return [_embedding(f"Cells, {name}", cells, "Map_1", "Map_2", note, axes)], {}
 
 
-def _clusters(counted, settings, inputs, notes):
-    """What the page says of the clusters; `counted` are the cells of each in every well."""
+def _clusters(counted, pictures, settings, inputs, notes):
+    """What the page says of the clusters; `counted` are the cells of each in every well, `pictures` typical ones."""
     found = read_clusters(inputs["mapped"])
     if not found or not len(counted):
         reasons = [record["reason"] for record in inputs["mapped"] if record["status"] != "done"]
@@ -1257,7 +1299,7 @@ def _clusters(counted, settings, inputs, notes):
             "their plates, a well being one observation (q ≤ 0.05, corrected over all treatments, doses and clusters; the whole "
             "table is clusters.parquet). The pictures show the cells nearest to the middle of each cluster, of several wells."
         ),
-        pictures=_cluster_pictures(rows, settings, set(counted["Metadata_Plate"])),
+        pictures=_cluster_pictures(pictures, settings),
         enrichment=enrichment,
     )
 
@@ -1299,23 +1341,26 @@ def _clusters_words(config, rows, every, grouped):
     return words
 
 
-def _cluster_pictures(rows, settings, plates):
+def _composite(settings):
+    """Channels of a picture of cells."""
+    return settings["report"]["composite"] or list(settings["channels"])[:3]
+
+
+def _cut_clusters(rows, plates, settings):
+    """Tasks that cut out typical cells of each cluster, and to which they belong."""
+    size_um = settings["config"]["latent"]["autoencoder"]["crop_um"]
+    return ask_examples(rows, plates, channels=_composite(settings), size_um=size_um, out_px=EXAMPLE_PX)
+
+
+def _cluster_pictures(crops, settings):
     """Typical cells of each cluster, all with the same contrast."""
-    channels = settings["channels"]
-    names = settings["report"]["composite"] or list(channels)[:3]
-    colors = [f"#{channels[name]['color'].lstrip('#')}" for name in names]
-    options = {"size_um": settings["config"]["latent"]["autoencoder"]["crop_um"], "out_px": EXAMPLE_PX}
-    crops = {}
-    for row in rows:
-        cut = [cut_example(*cell, channels=names, **options) for cell in row["examples"] if cell[0] in plates]
-        if cut := [crop for crop in cut if crop is not None]:
-            crops[f"Cluster {row['cluster']}"] = cut
     if not crops:
         return ()
+    colors = [f"#{settings['channels'][name]['color'].lstrip('#')}" for name in _composite(settings)]
     every = np.concatenate(list(crops.values()))
-    windows = [tuple(np.percentile(every[:, i], [1, 99.7])) for i in range(len(names))]
+    windows = [tuple(np.percentile(every[:, i], [1, 99.7])) for i in range(len(colors))]
     draw = lambda crop: report.composite_image(crop, colors, windows, width_px=(EXAMPLE_PX, EXAMPLE_PX))  # noqa: E731
-    return tuple((title, np.stack([draw(crop) for crop in cut])) for title, cut in crops.items())
+    return tuple((f"Cluster {cluster}", np.stack([draw(crop) for crop in cut])) for cluster, cut in crops.items())
 
 
 def _classifier(records, notes, settings=None):
