@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from plateloom.errors import ConfigError, PlateloomError, did_you_mean
-from plateloom.readers import READERS
+from plateloom.readers import READERS, suggest_reader
 from plateloom.readers.folders import compile_expression
 from plateloom.store.layout import model_folder
 
@@ -521,9 +521,7 @@ def load_config(settings):
         )
     for name, params in config.readers.items():
         if name not in READERS:
-            problems.append(
-                f"readers.{name}: no such reader.{did_you_mean(name, READERS)} Readers: {', '.join(READERS)}"
-            )
+            problems.append(f"readers.{name}: no such reader.{suggest_reader(name)} Readers: {', '.join(READERS)}")
             continue
         from plateloom.readers import load_reader
 
@@ -592,7 +590,12 @@ def _check_readout(config):
     settings = config.features.model_dump(exclude={"channels", "precision"})
     settings["families"] = [name for name in settings["families"] or features.FAMILIES if name in features.FAMILIES]
     channels = [name for name in config.features.channels or config.channels if name in config.channels]
-    problems = []
+    problems, given = [], config.profiling.parameters
+    if given.get("readout_denominator") and not given.get("readout"):
+        problems.append(
+            "profiling.parameters.readout_denominator: there is no readout to divide by it; name that too, readout: "
+            "Nuclei_Intensity_MeanIntensity_…"
+        )
     for key in ("readout", "readout_denominator"):
         name = config.profiling.parameters.get(key)
         if not name or not isinstance(name, str):
@@ -644,7 +647,8 @@ def method_modules(config, problems=None):
         except PlateloomError as error:
             if problems is None:
                 raise
-            problems.append(f"{section}.method: {error}")
+            misplaced = _misplaced(config.classification) if section == "classification" else ""
+            problems.append(f"{section}.method: {misplaced or error}")
     for name in config.features.families or []:
         if name not in features.FAMILIES and problems is not None:
             problems.append(
@@ -652,6 +656,22 @@ def method_modules(config, problems=None):
                 f"Families: {', '.join(features.FAMILIES)}"
             )
     return found
+
+
+def _misplaced(settings):
+    """Which setting a method of classification goes with that is there, but not for these inputs or this target; else empty."""
+    from plateloom.classification import CROP_METHODS, METHODS, REGRESSORS
+
+    name = settings.method
+    if name not in METHODS | CROP_METHODS | REGRESSORS:
+        return ""
+    if settings.target == "number":
+        return f"{name} learns classes: target: number needs method: {' or '.join(sorted(REGRESSORS, reverse=True))}"
+    if name in REGRESSORS:
+        return f"{name} learns numbers: set classification.target: number"
+    if settings.inputs == "crops":
+        return f"{name} learns from tables: inputs: crops needs method: {' or '.join(sorted(CROP_METHODS))}"
+    return f"{name} learns from crops: set classification.inputs: crops"
 
 
 def read_config(folder):
@@ -742,7 +762,7 @@ def explain(error, model, prefix=""):
     """One line per mistake: where, what, and what to type instead."""
     lines = []
     for mistake in error.errors():
-        where = prefix + ".".join(str(part) for part in mistake["loc"])
+        where = (prefix + ".".join(str(part) for part in mistake["loc"])).rstrip(".")
         if mistake["type"] == "extra_forbidden":
             known = _keys_at(model, mistake["loc"][:-1])
             hint = did_you_mean(mistake["loc"][-1], known)

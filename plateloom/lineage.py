@@ -1,11 +1,12 @@
 """What a result was made from: the recipe that it carries, followed through the records of a screen to the source files."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 from plateloom.acceptances import read_accepted
 from plateloom.engine.parts import artefact_record
-from plateloom.errors import PlateLayoutError
+from plateloom.errors import ConfigError, PlateLayoutError
 from plateloom.planning import STAGES
 from plateloom.repair import PLATE_ARTEFACTS, SCREEN_ARTEFACTS, results_folder
 from plateloom.store import plate as store
@@ -39,13 +40,19 @@ def find_screen(path):
 
     Raises
     ------
+    ConfigError
+        If it has not run.
     PlateLayoutError
         If there is none.
     """
     path = Path(path).resolve()
-    for folder in (path, *path.parents):
-        if (folder / "config.yaml").is_file() and (folder / "results").is_dir():
+    screens = [folder for folder in (path, *path.parents) if (folder / "config.yaml").is_file()]
+    for folder in screens:
+        if (folder / "results").is_dir():
             return folder
+    if screens:
+        name = str(screens[0])
+        raise ConfigError(f"{name!r} was not run yet, so nothing was made: plateloom run {shlex.quote(name)}")
     raise PlateLayoutError(f"{str(path)!r} lies in no screen that has results")
 
 

@@ -130,6 +130,7 @@ def test_wrong_names_and_lines_are_refused(profiled):
     with pytest.raises(ConfigError, match="Did you mean 'segmentation'"):
         call(accept.command, ".", "--stage", "segmentaton")
     assert "its code is that of its results" in call(accept.command, ".", "--stage", "features")
+    assert "comparison: it has no results yet: plateloom run" in call(accept.command, ".", "--stage", "comparison")
     assert not Path(TABLE).exists()
     Path(TABLE).write_text("stage\tcode\tkeeps\nfeatures\t" + "0" * 32 + "\tabc\nfeature\t" + "\t".join(["0" * 32] * 2))
     with pytest.raises(ConfigError) as refused:

@@ -1,6 +1,7 @@
 """The classifier as a step of a screen: tables in, model with its card, tables of classes and what the pages say of them."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -58,15 +59,14 @@ def random_turn():
     return np.linalg.qr(np.random.default_rng(1).normal(size=(4, 4)))[0]
 
 
-def run(**settings):
-    """Train and classify; gives the record of the training, the model's description and the classes of P2."""
+def learn(**settings):
+    """Train; gives the record of the training, and where it lies."""
     chosen = Classification(**{"labels": "controls"} | settings)
     config = {"channels": {"DNA": {"source": "1"}}, "classification": chosen.model_dump()}
     settings = load_config(config | {"latent": {"autoencoder": {"enabled": True}}}).classification.model_dump(
         mode="json"
     )
     every = lambda name: [str(record_path(plate, name)) for plate in ("P1", "P2", "P3")]  # noqa: E731
-    latent = settings["inputs"] == "latent"
     record = "results/screen/records/classifier.json"
     stage.train_screen(
         plates=["P1", "P2", "P3"],
@@ -76,10 +76,15 @@ def run(**settings):
         measured=every("features"),
         profiled=every("profiling"),
         flagged=every("flagging"),
-        encoded=every("latent") if latent else [],
+        encoded=every("latent") if settings["inputs"] == "latent" else [],
         record=record,
     )
-    found = json.loads(Path(record).read_text())
+    return json.loads(Path(record).read_text()), record
+
+
+def run(**settings):
+    """Train and classify; gives the record of the training, the model's description and the classes of P2."""
+    found, record = learn(**settings)
     if found["status"] != "done":
         return found, None, None
     stage.classify_part(
@@ -89,7 +94,7 @@ def run(**settings):
         code="",
         trained=record,
         measured=str(record_path("P2", "features")),
-        encoded=[str(record_path("P2", "latent"))] if latent else [],
+        encoded=[str(record_path("P2", "latent"))] if settings.get("inputs") == "latent" else [],
         record=str(record_path("P2", "classes")),
     )
     classes = pd.concat([read_table(well_table("P2", "classes", well)) for well in WELLS], ignore_index=True)
@@ -161,6 +166,86 @@ def test_latents_of_another_encoder_are_refused(screen):
         stage.classify_cells("P2", "A01", fingerprint)
 
 
+def test_latents_of_several_encoders_are_refused_before_anything_is_trained(screen, monkeypatch):
+    from plateloom.classification import evaluation
+
+    other = recipe("latent", parameters={}, code="", inputs={"model": "encoder-2"})
+    path = well_table("P2", "latent", "A01")
+    write_table(path, read_table(path), other)
+    monkeypatch.delattr(evaluation, "evaluate")
+    found, _ = learn(inputs="latent")
+    assert (
+        found["status"] == "failed"
+        and "of different encoders (encoder-1: P1, P2, P3; encoder-2: P2)" in found["reason"]
+    )
+
+
+def test_a_plate_with_other_pixels_is_left_out_of_training_and_the_record_and_the_page_say_so(
+    screen, monkeypatch, caplog
+):
+    from plateloom.report.screen import classifier_section
+    from plateloom.stages import cell_crops
+    from plateloom.stages.report import _classifier
+
+    def cut(plate, well, cells, *, out_px, channels, crop_um):
+        signal = 0.1 + 0.1 * (WELLS.index(well) % 3 == 1)
+        shape = len(cells), len(channels), out_px, out_px
+        noise = np.random.default_rng(WELLS.index(well)).normal(0, 0.01, shape)
+        yield np.arange(len(cells)), (signal + noise).astype(np.float32)
+
+    monkeypatch.setattr(stage, "cut_cells", cut)
+    monkeypatch.setattr(cell_crops, "describe_first", lambda plate: (("DNA",), 0.53 if plate == "P1" else 0.5))
+    small = {"out_px": 16, "width": 2, "epochs": 2}
+    found, _ = learn(inputs="crops", method="cnn", parameters=small, folds=2)
+    described = json.loads((model_folder("classifier") / "model.json").read_text())
+    why = "pixels of 0.53 µm, others 0.5 µm"
+    assert found["status"] == "done" and found["facts"]["left_out"] == {"P1": why}
+    assert f"P1 is left out of the training: it has {why}" in caplog.text
+    assert {well.partition("/")[0] for well in described["wells"]} == {"P2", "P3"}
+    assert found["facts"]["cells"] == 2 * 20 * CELLS and described["card"]["crops"] == {"pixel_size_um": 0.5}
+    page = str(classifier_section(_classifier([{"status": "done"}], {})))
+    assert f"P1 was left out of the training: it has {why}." in page
+    monkeypatch.setattr(cell_crops, "describe_first", lambda plate: (("DNA",), 0.5))
+    (model_folder("classifier") / "model.json").unlink()
+    found, _ = learn(inputs="crops", method="cnn", parameters=small, folds=2)
+    assert "left_out" not in found["facts"] and "left_out" not in json.loads(
+        (model_folder("classifier") / "model.json").read_text()
+    )
+
+
+def test_crops_are_read_without_being_in_memory_twice(tmp_path):
+    random = np.random.default_rng(0)
+    parts = [random.random((n, 2, 32, 32)).astype(np.float16) for n in (9, 0, 3, *[8] * 17)]
+    files = [tmp_path / f"{i}.npy" for i in range(len(parts))]
+    for file, part in zip(files, parts, strict=True):
+        np.save(file, part)
+    expected = np.concatenate(parts)
+    tracemalloc.start()
+    try:
+        found = stage.read_crops(files, len(expected))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == np.float16 and expected.nbytes <= peak < 1.2 * expected.nbytes
+
+
+def test_the_training_asks_for_memory_by_its_crops(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("plates.tsv").write_text("plate\tsource\nP1\traw\n")
+
+    def crops_gb(**chosen):
+        channels = {name: {"source": name} for name in ("DNA", "ER", "GFP", "RNA", "AGP")}
+        return Screen({"channels": channels, "classification": chosen}).crops_gb
+
+    crops = {"labels": "controls", "inputs": "crops", "method": "cnn", "cells": 20_000}
+    assert crops_gb(**crops, parameters={"out_px": 128}) == pytest.approx(20_000 * 5 * 128**2 * 2 / 1e9)
+    assert crops_gb(**crops) == pytest.approx(crops_gb(**crops | {"cells": 80_000}, parameters={"out_px": 32}))
+    assert crops_gb() == crops_gb(labels="controls") == crops_gb(inputs="crops", method="cnn") == 0
+    rule = (Path(stage.__file__).parents[2] / "rules/classification.smk").read_text()
+    assert "mem_mb=memory_for(8 + 3 * SCREEN.crops_gb)" in rule
+
+
 def test_a_plate_without_a_feature_is_a_fault_of_its_data_and_not_of_the_job(screen):
     run()
     path = well_table("P2", "features", "A01")
@@ -189,8 +274,8 @@ def test_labels_that_do_not_allow_a_test_are_a_fault_of_the_data_and_a_bug_is_no
     [
         ({"labels": "controls", "inputs": "latent"}, "latents are made with"),
         ({"labels": "controls", "target": "number", "method": "ridge"}, "controls are classes"),
-        ({"labels": "t.tsv", "target": "number", "method": "logistic"}, "Unknown regression method 'logistic'"),
-        ({"labels": "t.tsv", "method": "ridge"}, "Unknown classification method 'ridge'"),
+        ({"labels": "t.tsv", "target": "number", "method": "logistic"}, "logistic learns classes: "),
+        ({"labels": "t.tsv", "method": "ridge"}, "ridge learns numbers: set classification.target: number"),
         ({"labels": "t.tsv", "scheme": "cell"}, "classification.scheme"),
         ({"labels": "t.tsv", "method": "knn"}, "Registered: .*nearest_neighbors"),
     ],

@@ -14,11 +14,12 @@ import click
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, edit
 
 from plateloom.cli import COMMANDS, cli
 from plateloom.cli.check import find_problems
 from plateloom.cli.config import describe_settings
+from plateloom.cli.run import check_screen
 from plateloom.config import Config, load_config
 from plateloom.errors import ConfigError
 
@@ -173,6 +174,45 @@ def test_a_misspelt_readout_is_a_mistake_of_the_config():
     wrong = {"channels": CHANNELS, "profiling": {"parameters": {"readout": "Nuclei_Intensity_Mean_GFP"}}}
     with pytest.raises(ConfigError, match="Did you mean 'Nuclei_Intensity_MeanIntensity_GFP'"):
         load_config(wrong)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (
+            {"classification": {"labels": "controls", "method": "cnn"}},
+            "classification.method: cnn learns from crops: set classification.inputs: crops",
+        ),
+        (
+            {"classification": {"labels": "controls", "inputs": "crops"}},
+            "classification.method: logistic learns from tables: inputs: crops needs method: cnn",
+        ),
+        (
+            {"classification": {"labels": "t.tsv", "target": "number"}},
+            "classification.method: logistic learns classes: target: number needs method: ridge or forest_regression",
+        ),
+        (
+            {"classification": {"labels": "t.tsv", "method": "ridge"}},
+            "classification.method: ridge learns numbers: set classification.target: number",
+        ),
+        (
+            {"segmentation": {"method": "pixels"}},
+            "segmentation.parameters: model: none given. `plateloom train-pixels` makes one from strokes that you paint; then set "
+            "segmentation.parameters.model: pixels.safetensors",
+        ),
+        (
+            {"profiling": {"parameters": {"readout_denominator": "Nuclei_Intensity_MeanIntensity_DNA"}}},
+            "profiling.parameters.readout_denominator: there is no readout to divide by it; name that too, readout: "
+            "Nuclei_Intensity_MeanIntensity_…",
+        ),
+        ({"readers": {"operetta": {}}}, "readers.operetta: no such reader. Did you mean 'harmony'? Readers: "),
+    ],
+)
+def test_what_does_not_go_together_says_what_to_set(settings, said):
+    with pytest.raises(ConfigError) as caught:
+        load_config({"channels": CHANNELS} | settings)
+    (problem,) = caught.value.problems
+    assert problem.startswith(said)
 
 
 def test_what_is_odd_about_files_and_maps_is_a_warning(screen):
@@ -330,8 +370,8 @@ def test_a_misspelt_column_of_the_plate_list_hides_nothing(screen):
 def test_labels_are_checked_against_plates_and_wells(screen):
     path = screen / "labels.tsv"
     path.write_text("plate\twell\tclass\tfield\nP1\tA01\tnormal\t\nP1\tQ01\tnormal\t\n")
-    problems, notes = find_problems(screen, files=True)
-    assert not problems and "P1: warning: 1 labelled well without an image: Q01 (labels.tsv:3)" in notes
+    _, notes = find_problems(screen, files=True)
+    assert "P1: warning: 1 labelled well without an image: Q01 (labels.tsv:3)" in notes
     append(path, "P9\tA01\tnormal\t\nP1\tA99\tnormal\t\nP1\tA02\t\t\nP1\tA03\tnormal\tx\n")
     problems, _ = find_problems(screen, files=True)
     assert [problem.removeprefix(f"{path}:")[:9] for problem in problems] == [
@@ -346,6 +386,111 @@ def test_labels_are_checked_against_plates_and_wells(screen):
     path.unlink()
     (problem,), _ = find_problems(screen, files=True)
     assert "classification.labels: no file" in problem
+
+
+@pytest.mark.parametrize(
+    "settings, rows, said",
+    [
+        ({}, "P1\tA01\tnormal\nP1\tA02\tnormal\n", "Found the classes ['normal']. At least 2 are needed"),
+        ({}, "P1\tA01\tnormal\nP1\tA03\tnormal\nP1\tA02\tother\n", "fewer than 2 wells: 'other' in 1"),
+        ({}, "", "no well is labelled (labels.tsv)"),
+        (
+            {"target": "number", "method": "ridge"},
+            None,
+            "A label is no number: could not convert string to float: 'normal'",
+        ),
+        ({"scheme": "batch"}, None, "Classes in fewer than 2 batches"),
+        (
+            {"scheme": "batch"},
+            "P2\tA01\tnormal\n",
+            "needs the batch of every labelled plate in plates.tsv; it is not there of P2",
+        ),
+        ({"folds": 50}, None, "9 wells for 50 folds. Use 2 to 9 folds"),
+        ({"labels": "controls"}, None, "controls: no well of the plate maps is a positive control"),
+    ],
+)
+def test_labels_that_nothing_can_be_learned_from_are_a_mistake_before_anything_is_measured(
+    screen, settings, rows, said
+):
+    edit(screen, lambda given: given["classification"].update(settings))
+    path = screen / "maps/P1.tsv"
+    path.write_text(path.read_text().replace("positive", ""))
+    append(screen / "plates.tsv", "P2\traw/P2\tpattern\n")
+    shutil.copytree(screen / "raw/P1", screen / "raw/P2")
+    if rows is not None:
+        (screen / "labels.tsv").write_text("plate\twell\tclass\n" + rows)
+    (problem,), _ = find_problems(screen, files=True)
+    assert problem.startswith("config.yaml: classification") and said in problem
+    assert not find_problems(screen, files=False)[0], "what was measured can be exported and repaired"
+
+
+def test_a_method_that_cannot_work_on_these_pixels_is_a_mistake_told_once(tmp_path):
+    from conftest import simulate
+
+    folder = simulate(tmp_path / "s", plates=("P1", "P2"), cells_per_field=2.0)
+
+    def change(given):
+        given["segmentation"] = {"method": "patches", "parameters": {"size_um": 2}}
+        given["profiling"] = {}
+
+    edit(folder, change)
+    problems, _ = find_problems(folder, files=True)
+    said = "segmentation.method patches cannot work here: size_um is 2, which is 3.1 px here; expected 5.2 or more"
+    assert problems == [f"P1: {said}"]
+
+
+@pytest.mark.parametrize(
+    "section, key, value, said",
+    [
+        ("segmentation.parameters", "nucleus_diameter_um", 1200, "1846 px, 7.2 times the width of a field (256 px)"),
+        ("segmentation.parameters", "nucleus_diameter_um", 0.5, "0.8 px; expected 2 µm or more"),
+        ("latent.autoencoder", "crop_um", 3000, "4615 px, 18 times the width of a field (256 px)"),
+    ],
+)
+def test_sizes_that_cannot_be_are_warnings_in_pixels(screen, section, key, value, said):
+    def change(given):
+        for name in section.split("."):
+            given = given.setdefault(name, {})
+        given[key] = value
+
+    assert not any("which is" in note for note in find_problems(screen, files=True)[1])
+    edit(screen, change)
+    problems, notes = find_problems(screen, files=True)
+    assert not problems and [note for note in notes if "which is" in note] == [
+        f"P1: warning: {section}.{key} is {value} µm, which is {said}"
+    ]
+
+
+def test_a_reader_is_known_by_its_microscope(screen):
+    append(screen / "plates.tsv", "P2\traw/P2\tOperetta\n")
+    problems, _ = find_problems(screen, files=False)
+    assert any("no reader 'Operetta'. Did you mean 'harmony'?" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("section", ["autoencoder", "maps"])
+def test_plates_to_learn_from_are_those_of_the_list(screen, section):
+    edit(screen, lambda given: given["latent"][section].update(plates=["P1", "p1"]))
+    (problem,), _ = find_problems(screen, files=True)
+    assert problem == f"config.yaml: latent.{section}.plates: no plate 'p1' in plates.tsv. Did you mean 'P1'?"
+    for path in (None, screen / "results/plates/P1/records/conversion/part-0.json"):  # before and after its first run
+        if path:
+            path.parent.mkdir(parents=True)
+            path.write_text("{}")
+        with pytest.raises(ConfigError, match=f"latent.{section}.plates: no plate 'p1'"):
+            check_screen(screen)
+        check_screen(screen, sources=False)  # at night, the plate may come tomorrow
+
+
+def test_too_few_controls_are_a_warning_since_plates_may_follow(screen):
+    edit(screen, lambda given: given["classification"].update(labels="controls", scheme="plate"))
+    problems, notes = find_problems(screen, files=True)
+    assert not problems and any("warning: classification: " in note and "fewer than 2 plates" in note for note in notes)
+
+
+def test_a_well_of_two_classes_is_a_warning(screen):
+    append(screen / "labels.tsv", "P1\tA01\ttranslocated\n")
+    problems, notes = find_problems(screen, files=True)
+    assert not problems and any("P1/A01 is 'translocated' here and 'normal' on line 2" in note for note in notes)
 
 
 def test_no_controls_are_counted_on_a_map_that_is_wrong_or_not_there(screen):
@@ -456,3 +601,5 @@ def test_a_simulated_config_counts_its_own_fields_and_cells(screen):
     write_screen(screen / "small", design)
     text = (screen / "small/config.yaml").read_text()
     assert "of 2 a plate" in text and "of about 6;" in text
+    problems, _ = find_problems(screen / "small", files=True)
+    assert not problems, "wells too few to learn from are no mistake of a screen that is made so"

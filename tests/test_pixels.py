@@ -523,6 +523,8 @@ def test_fields_of_another_pixel_size_are_refused_as_data(lit_screen, trained, t
     record = read_json(folder / "results/plates/P1/records/segmentation/part-0.json")
     assert {one["well"] for one in record["failures"]} == set(DESIGN.wells) - {"C03"}, "C03 has no image"
     assert all("trained at 0.325 µm/px" in one["reason"] for one in record["failures"])
+    (problem,), _ = find_problems(folder, files=True)
+    assert problem.startswith("P1: segmentation.method pixels cannot work here: it was trained at 0.325 µm/px")
 
 
 def test_a_classifier_that_is_replaced_during_the_run_ends_it(lit_screen, trained, tmp_path, monkeypatch):

@@ -78,6 +78,15 @@ def test_a_field_that_cannot_be_read_is_told_and_the_others_are_shown(screen):
         preview("--wells", TRUNCATED)
 
 
+def test_settings_that_cannot_work_on_these_pixels_are_told_beside_those_that_can(screen):
+    method = ("--set", "segmentation.method=patches", "--set", "profiling.parameters={}")
+    preview("--wells", "A02", *method, "--vary", "size_um=2,40")
+    shown = text_of()
+    assert "cannot work here: size_um is 2, which is 3.1 px here; expected 5.2 or more" in shown
+    assert "field 1, not segmented" in shown and re.search(r"field 1, \d+ nuclei", shown)
+    assert "no field is segmented: cannot work here" in preview("--wells", "A02", *method, "--set", "size_um=2")
+
+
 def test_wrong_input_is_refused_with_what_to_type(screen):
     for options, said in {
         ("--wells", "A99x"): "neither a well",

@@ -89,7 +89,7 @@ def test_a_well_is_in_no_result_and_comes_back_as_it_was(done):
 @pytest.mark.slow
 def test_a_plate_is_left_out_and_said_to_be(done, tmp_path):
     call(quarantine.command, ".", "P2", "--reason", "wrong staining", "--by", "Ada")
-    assert Screen(settings()).complete_plates == ["P1"] and not Screen(settings()).missing_plates
+    assert Screen(settings()).complete_plates == ["P1"] and not Screen(settings()).missing_from("profiling")
     old = (Path("results/plates/P2/records/profiling/part-0.json")).read_bytes()
     run_stages(done, QUICK)
     assert (Path("results/plates/P2/records/profiling/part-0.json")).read_bytes() == old
@@ -189,6 +189,7 @@ def test_a_table_written_by_hand_is_continued_as_it_stands(screen):
     [
         (("P9", "--reason", "x"), "no plate 'P9'"),
         (("P1/Z99", "--reason", "x"), "P1/Z99: 'Z99'"),
+        (("P1/H12", "--reason", "x"), "P1/H12: the plate has no such well. It has 12, A01 to C04"),
         (("P1/A01",), "--reason"),
         (("P1/A01", "--lift"), "is not quarantined by hand"),
         (("--lift",), "which plate or well?"),

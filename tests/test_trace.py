@@ -7,7 +7,7 @@ import pytest
 from conftest import call
 
 from plateloom.cli.trace import command
-from plateloom.errors import PlateLayoutError
+from plateloom.errors import ConfigError, PlateLayoutError
 from plateloom.store.tables import read_record
 
 
@@ -49,6 +49,11 @@ def test_what_nobody_vouches_for_is_told(profiled_screen, tmp_path):
     (folder / "results/plates/P1/records/features/part-0.json").unlink()
     said = trace(folder / "results/plates/P1/features/A02.parquet")
     assert said.startswith("a result that no record vouches for") and "P1 segmentation A02" in said
+
+
+def test_a_screen_that_has_not_run_says_so(screen):
+    with pytest.raises(ConfigError, match="was not run yet.*plateloom run"):
+        trace("maps/P1.tsv")
 
 
 def test_other_files_are_refused(profiled_screen, tmp_path):

@@ -28,7 +28,7 @@ from plateloom.classification.scores import (
     score_subgroups,
     summarize,
 )
-from plateloom.classification.splits import SCHEMES, split_groups
+from plateloom.classification.splits import check_groups, split_groups
 from plateloom.errors import LabelError
 
 __all__ = ["calibration_error", "check_labels", "evaluate", "fit_quietly"]
@@ -111,13 +111,7 @@ def evaluate(
     names, member = np.unique(groups, return_inverse=True)
     n_classes = len(classes)
     per_class = {str(name): len(np.unique(groups[y == name])) for name in classes}
-    few = {name: count for name, count in per_class.items() if count < 2}
-    if few and scheme in SCHEMES:
-        raise LabelError(
-            f"Classes in fewer than 2 {SCHEMES[scheme]}: "
-            f"{', '.join(f'{name!r} in {count}' for name, count in few.items())}. "
-            f"What is learned there cannot be tested elsewhere; label cells of other {SCHEMES[scheme]}."
-        )
+    check_groups(groups, folds=folds, scheme=scheme, classes=y)
     splits = split_groups(truth, groups, folds=folds, scheme=scheme, seed=seed)
     probability, fold_of = np.full((len(y), n_classes), np.nan), np.zeros(len(y), int)
     rows, notes = [], []

@@ -111,7 +111,7 @@ def check_numbers(X, y, groups):
             f"Found {np.shape(X)} features, {len(y)} numbers, {len(groups)} groups. Expected one of each per cell."
         )
     try:
-        numbers = np.asarray(y).astype(float)
+        numbers = np.array(np.asarray(y).tolist(), float)
     except ValueError as error:
         raise LabelError(f"A label is no number: {error}. Classes are learned with `target: class`.") from None
     if not np.isfinite(numbers).all():

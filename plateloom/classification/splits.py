@@ -11,6 +11,44 @@ MOST_GROUPS = 20  # beyond this, leaving out one plate or batch at a time costs 
 ATTEMPTS = 20
 
 
+def check_groups(groups, *, folds, scheme, classes=None):
+    """Refuse groups that no split can test, whatever the cells in them are like.
+
+    Parameters
+    ----------
+    groups : array of str, shape (N,)
+        As of `split_groups`.
+    folds : int
+    scheme : {"well", "plate", "batch"}
+    classes : array of str, shape (N,), optional
+        Without them only the number of groups is looked at, as of numbers.
+
+    Raises
+    ------
+    LabelError
+        If there are fewer groups than are held out, or a class is in fewer than two.
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(
+            f"Unknown scheme {scheme!r}. Expected one of {', '.join(SCHEMES)}; a split by cell is not offered."
+        )
+    groups, units = np.asarray(groups), SCHEMES[scheme]
+    n_groups = len(np.unique(groups))
+    names = [] if classes is None else np.unique(classes)
+    counts = {str(name): len(np.unique(groups[np.asarray(classes) == name])) for name in names}
+    if few := [f"{name!r} in {count}" for name, count in counts.items() if count < 2]:
+        raise LabelError(
+            f"Classes in fewer than 2 {units}: {', '.join(few)}. "
+            f"What is learned there cannot be tested elsewhere; label cells of other {units}."
+        )
+    if n_groups < 2:
+        raise LabelError(f"{n_groups} {scheme} cannot be split. Label cells of other {units}.")
+    if folds < 2 or (n_groups < folds and (scheme == "well" or n_groups > MOST_GROUPS)):
+        raise LabelError(
+            f"{n_groups} {units} for {folds} folds. Use 2 to {n_groups} folds, or label cells of more {units}."
+        )
+
+
 def split_groups(truth, groups, *, folds, scheme="well", seed=0):
     """Deal groups into folds, each of which is held out once.
 
@@ -44,25 +82,16 @@ def split_groups(truth, groups, *, folds, scheme="well", seed=0):
     """
     from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold
 
-    if scheme not in SCHEMES:
-        raise ValueError(
-            f"Unknown scheme {scheme!r}. Expected one of {', '.join(SCHEMES)}; a split by cell is not offered."
-        )
+    check_groups(groups, folds=folds, scheme=scheme)
     truth, units = np.asarray(truth), SCHEMES[scheme]
     names, member = np.unique(groups, return_inverse=True)
     everything, n_groups = np.zeros((len(truth), 1)), len(names)
-    if n_groups < 2:
-        raise LabelError(f"{n_groups} {scheme} cannot be split. Label cells of other {units}.")
     n_classes = len(np.unique(truth)) if truth.dtype.kind == "i" else None
     if scheme != "well" and n_groups <= MOST_GROUPS:
         splits = list(LeaveOneGroupOut().split(everything, truth, member))
         if n_classes is None or all(len(np.unique(truth[train])) == n_classes for train, _ in splits):
             return splits
         raise LabelError(f"Without one of the {n_groups} {units} a class is missing. Label it in other {units}.")
-    if folds < 2 or n_groups < folds:
-        raise LabelError(
-            f"{n_groups} {units} for {folds} folds. Use 2 to {n_groups} folds, or label cells of more {units}."
-        )
     if n_classes is None:
         return _deal_by_mean(truth, member, folds, seed)
     plates = np.unique([name.rpartition("/")[0] for name in names], return_inverse=True)[1][member]

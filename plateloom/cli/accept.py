@@ -32,7 +32,7 @@ def command(folder, stages, every, reason, who):
     from plateloom.acceptances import append_rows
     from plateloom.cli.quarantine import login_name
     from plateloom.config import read_config
-    from plateloom.planning import Screen
+    from plateloom.planning import STAGES, Screen
     from plateloom.upgrades import describe, find_changed
 
     screen = Screen(read_config(folder).model_dump(mode="json"), folder)
@@ -53,8 +53,12 @@ def command(folder, stages, every, reason, who):
         raise ConfigError(problems)
     chosen = [name for name in own if every or name in stages]
     for name in stages:
-        if name not in own:
-            click.echo(f"{name}: its code is that of its results")
+        if name in own:
+            continue
+        plates = [None] if STAGES[name].scope == "screen" else screen.plates
+        made = any((folder / path).exists() for plate in plates for path in screen.records(name, plate))
+        again = f"it has no results yet: plateloom run {shlex.quote(str(folder))}"
+        click.echo(f"{name}: {'its code is that of its results' if made else again}")
     accepted = [(name, screen.code(name), code) for name in chosen for code in sorted(own[name].codes)]
     if accepted:
         append_rows(folder, accepted, reason=reason, who=who or login_name())

@@ -1,14 +1,17 @@
 """`plateloom check`: every mistake in config, plates, maps and raw files at once, before anything runs."""
 
+import contextlib
 import difflib
+import math
 import os
 from pathlib import Path
 
 import click
 
-from plateloom.errors import ConfigError, DataFault, did_you_mean
+from plateloom.errors import ConfigError, DataFault, LabelError, did_you_mean
 
 SAMPLED = 9  # files of a plate that are decoded before it is called unreadable
+FEWEST_PX = 3  # that a nucleus or a crop is wide
 
 
 @click.command()
@@ -44,7 +47,8 @@ def find_problems(folder, *, files, decode=True):
     ----------
     folder : path
     files : bool
-        Also list the raw files.
+        Also list the raw files, and ask whether labels suffice and the plates that the config names are there. Without, only
+        what stays wrong whatever plates are still to come.
     decode : bool
         And decode some of each plate.
 
@@ -74,17 +78,25 @@ def find_problems(folder, *, files, decode=True):
     problems += found
     plates = {plate.plate: (line, plate) for line, plate in reversed(numbered)}  # the first of those named alike
     problems += list_quarantined(folder, plates)[1]
-    imaged = {}
+    problems += find_strange_plates(config, plates) if files and config and plates else []
+    imaged, maps = {}, {}
     for line, plate in reversed(plates.values()):
-        wells = _read_map(folder, plate, f"{table}:{line}", problems, notes)
+        wells = maps[plate.plate] = _read_map(folder, plate, f"{table}:{line}", problems, notes)
         if not files or not plate.source:
             continue
         if not os.path.exists(folder / plate.source):
             problems.append(f"{plate.plate}: no folder {str(folder / plate.source)!r} ({table}:{line})")
         elif config and plate.reader in READERS:
             imaged[plate.plate] = _check_files(folder, config, plate, wells, problems, notes, decode)
-    if config and plates and config.classification.labels not in ("", "controls"):
-        _check_labels(folder, config.classification.labels, list(plates), imaged, problems, notes)
+    if config and plates and config.classification.labels:
+        batches = {name: plate.batch for name, (_, plate) in plates.items()}
+        if config.classification.labels != "controls":
+            labelled = _check_labels(folder, config.classification.labels, list(plates), imaged, problems, notes)
+            asked = files and labelled is not None
+            if asked and (reason := explain_untrainable(config.classification, labelled, batches)):
+                problems.append(f"config.yaml: classification: {reason}")
+        elif files and all(maps[name] is not None or not plate.plate_map for name, (_, plate) in plates.items()):
+            _check_controls(config.classification, maps, batches, problems, notes)
     return problems, notes
 
 
@@ -117,6 +129,36 @@ def _check_network(folder, config, problems, notes):
             notes += [f"config.yaml: warning: {notice}" for notice in module.notices(params)]
 
 
+def _check_sizes(folder, config, plate, pixel_size_um, width, problems, notes):
+    """Compare settings in µm with the size of a pixel and the width of a field [px], where known; what holds of several plates is told once."""
+    from plateloom.config import method_modules
+
+    chosen, module = config.segmentation, method_modules(config)["segmentation"]
+    params = module.Params(**chosen.parameters)
+    if hasattr(module, "find_misfits") and not (
+        hasattr(module, "check_model") and module.check_model(params, list(config.channels), folder)  # told already
+    ):
+        with contextlib.chdir(folder):  # models are named from there
+            misfits = module.find_misfits(params, pixel_size_um)
+        said = [f"segmentation.method {chosen.method} cannot work here: {misfit}" for misfit in misfits]
+        problems += [f"{plate}: {line}" for line in said if not any(line in one for one in problems)]
+    lengths = {"segmentation.parameters.nucleus_diameter_um": chosen.parameters.get("nucleus_diameter_um")}
+    if config.latent.autoencoder.enabled:
+        lengths["latent.autoencoder.crop_um"] = config.latent.autoencoder.crop_um
+    if config.classification.labels:
+        lengths["classification.parameters.crop_um"] = config.classification.parameters.get("crop_um")
+    for name, length in lengths.items():
+        length_px = (length or math.nan) / pixel_size_um
+        line = f"{name} is {length:g} µm, which is {length_px:.{0 if length_px >= 10 else 1}f} px" if length else ""
+        if length_px < FEWEST_PX:
+            line += f"; expected {FEWEST_PX * pixel_size_um:.2g} µm or more"
+        elif width and length_px > width:
+            line += f", {length_px / width:.2g} times the width of a field ({width} px)"
+        else:
+            continue
+        notes += [] if any(line in one for one in notes) else [f"{plate}: warning: {line}"]
+
+
 def _installed(package):
     import importlib.util
 
@@ -142,21 +184,41 @@ def _read_map(folder, plate, where, problems, notes):
     return None
 
 
+def find_strange_plates(config, plates):
+    """Plates that the config names and the list of plates lacks: list of str."""
+    latent = config.latent
+    named = {"latent.maps.plates": latent.maps.plates}
+    if latent.autoencoder.enabled:
+        named = {"latent.autoencoder.plates": latent.autoencoder.plates} | named
+    return [
+        f"config.yaml: {where}: no plate {name!r} in {config.plates}.{did_you_mean(name, plates)}"
+        for where, names in named.items()
+        for name in names or ()
+        if name not in plates
+    ]
+
+
 def _check_labels(folder, labels, plates, imaged, problems, notes):
-    """Compare the table of labels with the plates, and with the wells that have images."""
+    """Compare the table of labels with the plates, and with the wells that have images.
+
+    Returns
+    -------
+    list of (str, str, str), or None
+        Plate, well and class of each label that holds; None where the table has mistakes.
+    """
     from plateloom.store.sheets import read_sheet
     from plateloom.wells import parse_well, well_name
 
-    path = folder / labels
+    path, before = folder / labels, len(problems)
     if not os.path.exists(path):
         problems.append(
             f"config.yaml: classification.labels: no file {str(path)!r}; for positive against negative wells write "
             "controls, without classification leave it empty"
         )
-        return
+        return None
     rows, found = read_sheet(path, {"plate", "well", "class"}, None, usual=("field", "object"))
     problems += found
-    strangers, unseen = set(), {}
+    strangers, unseen, held = set(), {}, {}
     for line, row in rows:
         name = row["plate"]
         if name not in plates and name not in strangers:
@@ -176,11 +238,78 @@ def _check_labels(folder, labels, plates, imaged, problems, notes):
             continue
         if imaged.get(name) and well not in imaged[name]:
             unseen.setdefault(name, {})[well] = line
+        place = (name, well, *(row.get(key, "") for key in ("field", "object", "segmentation")))
+        first, other = held.get(place, (line, row["class"]))
+        if other != row["class"] and not row.get("segmentation"):
+            what = "".join(f", {key} {row[key]}" for key in ("field", "object") if row.get(key))
+            notes.append(
+                f"{path}:{line}: warning: {name}/{well}{what} is {row['class']!r} here and {other!r} on line {first}; the last "
+                "holds: remove the wrong line"
+            )
+        held[place] = line, row["class"]
     notes += [
         f"{name}: warning: {counted(len(wells), 'labelled well')} without an image: "
         + _some([f"{well} ({path.name}:{line})" for well, line in wells.items()])
         for name, wells in unseen.items()
     ]
+    return [(*place[:2], name) for place, (_, name) in held.items() if name] if len(problems) == before else None
+
+
+def _check_controls(settings, maps, batches, problems, notes):
+    """Ask whether there are controls to learn from; more of them may come with more plates."""
+    kinds = ("negative", "positive")
+    labelled = [
+        (plate, well, row["control"])
+        for plate, wells in maps.items()
+        for well, row in (wells or {}).items()
+        if row["control"] in kinds
+    ]
+    if lacking := [kind for kind in kinds if kind not in {control for _, _, control in labelled}]:
+        problems.append(
+            f"config.yaml: classification.labels: controls: no well of the plate maps is a {' or a '.join(lacking)} control "
+            "(column control); name a table of labels, or leave it empty"
+        )
+    elif reason := explain_untrainable(settings, labelled, batches):
+        notes.append(f"config.yaml: warning: classification: {reason}")
+
+
+def explain_untrainable(settings, labelled, batches):
+    """Why labels can in no case be learned from, however many cells they have; empty where nothing speaks against it.
+
+    Parameters
+    ----------
+    settings : Classification
+    labelled : list of (str, str, str)
+        Plate, well and class.
+    batches : dict of str to str
+        By plate.
+    """
+    from plateloom.classification.evaluation import check_labels
+    from plateloom.classification.regression import check_numbers
+    from plateloom.classification.splits import check_groups
+    from plateloom.stages.classification import group_of
+
+    if not labelled:
+        return f"no well is labelled ({settings.labels})"
+    without = sorted({plate for plate, _, _ in labelled if not batches[plate]})
+    if settings.scheme == "batch" and without:
+        return (
+            f"scheme: batch needs the batch of every labelled plate in plates.tsv; it is not there of {_some(without)}"
+        )
+    classes = [name for _, _, name in labelled]
+    groups = [group_of(settings.scheme, plate, well, batches) for plate, well, _ in labelled]
+    options = {"folds": settings.folds, "scheme": settings.scheme}
+    cells = [[0.0]] * len(classes)
+    try:
+        if settings.target == "number":
+            check_numbers(cells, classes, groups)
+            check_groups(groups, **options)
+        else:
+            check_labels(cells, classes, groups)
+            check_groups(groups, classes=classes, **options)
+    except LabelError as error:
+        return f"the labels do not allow an honest test: {error}"
+    return ""
 
 
 def _check_files(folder, config, plate, wells, problems, notes, decode):
@@ -215,15 +344,20 @@ def _check_files(folder, config, plate, wells, problems, notes, decode):
         for name in lacking
     ]
     try:
-        images = describe_source(found.images, settings)["images"]
+        described = describe_source(found.images, settings)
+        images, pixel_size_um = described["images"], described["pixel_size_um"]
     except DataFault as fault:
         problems.append(f"{plate.plate}: {fault}")
+        pixel_size_um = config.conversion.pixel_size_um
         images = [image for image in found.images if image.channel in {c.source for c in config.channels.values()}]
     if len(lacking) < len(config.channels):
         notes += [f"{plate.plate}: warning: {line}" for line in _doubtful(images)]
-        faults, doubts = _decode_some(folder / plate.source, module, images) if decode else ([], [])
+        faults, doubts, width = _decode_some(folder / plate.source, module, images) if decode else ([], [], None)
         problems += [f"{plate.plate}: {line}" for line in faults]
         notes += [f"{plate.plate}: warning: {line}" for line in doubts]
+        if pixel_size_um:
+            width = None if config.conversion.layout == "stitched" else width
+            _check_sizes(folder, config, plate.plate, pixel_size_um, width, problems, notes)
     imaged = {image.well for image in found.images}
     if wells is not None:
         notes += [f"{plate.plate}: warning: {line}" for line in _doubtful_map(wells, imaged)]
@@ -268,6 +402,8 @@ def _decode_some(source, module, images):
     Returns
     -------
     problems, doubts : list of str
+    width : int or None
+        Of an image [px]; None where none can be decoded.
     """
     full = [image for image in images if image.size]
     firsts = {image.channel: image for image in reversed(full)}
@@ -287,14 +423,14 @@ def _decode_some(source, module, images):
             refused = True
     if not shapes:
         if not faults:
-            return ["all files are empty; the plate would be quarantined"], []
+            return ["all files are empty; the plate would be quarantined"], [], None
         what = "cannot be read" if refused else "cannot be decoded; the plate would be quarantined"
-        return [f"{len(faults)} of {len(faults)} sampled files {what}, e.g. {next(iter(faults.values()))}"], []
+        return [f"{len(faults)} of {len(faults)} sampled files {what}, e.g. {next(iter(faults.values()))}"], [], None
     doubts = list(faults.values())
     if len(shapes) > 1:
         kinds = [f"{files[0]} is {kind} {shape[0]} × {shape[1]}" for (shape, kind), files in shapes.items()]
         doubts.append(f"channels differ in size or type: {_some(kinds)}")
-    return [], doubts
+    return [], doubts, next(iter(shapes))[0][1]
 
 
 def _doubtful_map(wells, imaged):

@@ -1,5 +1,6 @@
 """`plateloom quarantine`: take plates and wells out of a screen, put them back, and list them."""
 
+import contextlib
 import getpass
 import os
 import shlex
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from plateloom.errors import ConfigError, did_you_mean
+from plateloom.errors import ConfigError, DataFault, did_you_mean
 
 
 @click.command()
@@ -36,7 +37,8 @@ def command(folder, targets, reason, who, lift):
     from plateloom.planning import read_plates
     from plateloom.quarantines import LIFT, QUARANTINE, append_rows, read_quarantined
 
-    plates = [plate.plate for plate in read_plates(folder / read_config(folder).plates)]
+    config = read_config(folder)
+    plates = {plate.plate: plate for plate in read_plates(folder / config.plates)}
     found = read_quarantined(folder, plates)
     if not targets:
         if lift or reason:
@@ -47,7 +49,7 @@ def command(folder, targets, reason, who, lift):
         if not found:
             click.echo("nothing is quarantined by hand")
         return
-    chosen = _parse(folder, targets, plates, found, lift)
+    chosen = _parse(folder, config, targets, plates, found, lift)
     if not lift and not reason.strip():
         raise ConfigError("--reason: say why, for those who read the results")
     who = who or login_name()
@@ -73,17 +75,16 @@ def login_name():
         return str(os.getuid())
 
 
-def _parse(folder, targets, plates, found, lift):
+def _parse(folder, config, targets, plates, found, lift):
     """Plates and wells by what was typed; every mistake is told at once."""
-    from plateloom.store.layout import plate_folder
     from plateloom.wells import parse_well, well_name
 
-    chosen, problems = [], []
+    chosen, problems, wells = [], [], {}
     for text in dict.fromkeys(targets):
         plate, slash, well = text.partition("/")
         if plate not in plates:
             problems.append(
-                f"{text}: no plate {plate!r}.{did_you_mean(plate, plates)} Plates: {', '.join(plates[:20])}"
+                f"{text}: no plate {plate!r}.{did_you_mean(plate, plates)} Plates: {', '.join(list(plates)[:20])}"
             )
             continue
         try:
@@ -91,13 +92,33 @@ def _parse(folder, targets, plates, found, lift):
         except ValueError as error:
             problems.append(f"{text}: {error}")
             continue
-        known = sorted(path.stem for path in (folder / plate_folder(plate) / "fields").glob("*.parquet"))
+        if plate not in wells and well and not lift:
+            wells[plate] = _known_wells(folder, config, plates[plate])
         if lift and well not in found.get(plate, {}):
             out = ", ".join(_name(plate, other) for other in found.get(plate, {}))
             problems.append(f"{text}: is not quarantined by hand" + (f"; of this plate is: {out}" if out else ""))
-        elif well and known and well not in known and not lift:
-            problems.append(f"{text}: the plate has no such well.{did_you_mean(well, known)}")
+        elif (known := wells.get(plate)) and well and well not in known and not lift:
+            problems.append(
+                f"{text}: the plate has no such well.{did_you_mean(well, known)} It has {len(known)}, {known[0]} to {known[-1]}"
+            )
         chosen.append((plate, well))
     if problems:
         raise ConfigError(problems)
     return list(dict.fromkeys(chosen))
+
+
+def _known_wells(folder, config, plate):
+    """Wells of a plate that was converted, else those of its files and its map; empty where neither tells."""
+    from plateloom.readers import load_reader
+    from plateloom.store.layout import plate_folder
+    from plateloom.store.sheets import read_plate_map
+
+    if made := sorted(path.stem for path in (folder / plate_folder(plate.plate) / "fields").glob("*.parquet")):
+        return made
+    module, known = load_reader(plate.reader), set()
+    with contextlib.suppress(DataFault, OSError):  # `plateloom check` says what is wrong with them
+        params = module.Params(**config.readers.get(plate.reader, {}))
+        known = {well for well, _ in module.listing(folder / plate.source, params) if well}
+    with contextlib.suppress(ConfigError, OSError):
+        known |= {row["well"] for row in read_plate_map(folder / plate.plate_map)} if plate.plate_map else set()
+    return sorted(known)

@@ -197,15 +197,17 @@ def check_screen(folder, *, sources=True):
     its raw files are its own affair: only a plate that was never converted must have its source folder then, since that
     of others may have been archived. Without `sources` no plate must: nobody is there to mount it, and others can go on.
     """
-    from plateloom.cli.check import find_problems
+    from plateloom.cli.check import find_problems, find_strange_plates
     from plateloom.config import read_config
     from plateloom.planning import list_plates
 
     began = {path.parents[2].name for path in folder.glob("results/plates/*/records/conversion/*.json")}
     problems, _ = find_problems(folder, files=sources and not began, decode=False)
     if sources and began and not problems:
-        plates, _ = list_plates(folder / read_config(folder).plates)
-        problems = [
+        config = read_config(folder)
+        plates, _ = list_plates(folder / config.plates)
+        problems = find_strange_plates(config, [plate.plate for plate in plates])
+        problems += [
             f"{plate.plate}: no folder {str(folder / plate.source)!r}"
             for plate in plates
             if plate.plate not in began and not (folder / plate.source).is_dir()

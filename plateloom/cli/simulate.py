@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from plateloom.cli.check import counted
+from plateloom.cli.check import counted, explain_untrainable
 from plateloom.errors import ConfigError
 
 # A demonstration should be over in minutes on two cores.
@@ -126,6 +126,7 @@ def write_screen(folder, design, *, threads=None):
         Processes that render.
     """
     from plateloom.cli.init import write_config, write_plates
+    from plateloom.config import Classification
     from plateloom.readers.pattern import KNOWN
     from plateloom.simulation import all_fields, plate_map
 
@@ -160,13 +161,12 @@ def write_screen(folder, design, *, threads=None):
     with open(folder / "labels.tsv", "w", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerows([("plate", "well", "class"), *labels])
+    batches = {plate: f"batch{i + 1}" for i, plate in enumerate(design.plates)}
     write_plates(
         folder / "plates.tsv",
-        [
-            (plate, f"raw/{plate}", "pattern", f"maps/{plate}.tsv", f"batch{i + 1}")
-            for i, plate in enumerate(design.plates)
-        ],
+        [(plate, f"raw/{plate}", "pattern", f"maps/{plate}.tsv", batch) for plate, batch in batches.items()],
     )
+    few = explain_untrainable(Classification(labels="labels.tsv"), labels, batches)  # of a screen of few wells
     write_config(
         folder / "config.yaml",
         channels={name: str(i + 1) for i, name in enumerate(design.channel_names)},
@@ -175,7 +175,7 @@ def write_screen(folder, design, *, threads=None):
         nuclei="DNA",
         cells=next((name for name in design.channel_names if name in ("Actin", "ER")), ""),
         readout=("Nuclei_Intensity_MeanIntensity_GFP", "Cytoplasm_Intensity_MeanIntensity_GFP"),
-        labels="labels.tsv",
+        labels="" if few else "labels.tsv",
         extra=QUICK.format(
             fields=len(design.wells) * design.fields, cells=float(f"{len(fields) * design.cells_per_field:.2g}")
         ),

@@ -16,6 +16,8 @@ What is wrong with a plate raises `PlateLayoutError`, what is wrong with one fil
 import dataclasses
 from typing import NamedTuple
 
+from plateloom.errors import did_you_mean
+
 READERS = {
     "pattern": "plateloom.readers.pattern",
     "imagexpress": "plateloom.readers.imagexpress",
@@ -25,6 +27,24 @@ READERS = {
     "ome_zarr": "plateloom.readers.ome_zarr",
     "bioio": "plateloom.readers.bioio",
 }
+
+# What people call a microscope or a format, lower case; a part of the name is enough.
+MADE_BY = {
+    "harmony": ("operetta", "opera", "phenix", "columbus"),
+    "imagexpress": ("metaxpress", "molecular"),
+    "yokogawa": ("cellvoyager", "cv7000", "cv8000", "cq1"),
+    "bioio": ("nikon", "nd2", "zeiss", "czi", "leica", "lif"),
+}
+
+
+def suggest_reader(name):
+    """As `plateloom.errors.did_you_mean`, of readers, which are also known by their microscopes.
+
+    >>> suggest_reader("Operetta CLS")
+    " Did you mean 'harmony'?"
+    """
+    near = [reader for reader, words in MADE_BY.items() if any(word in name.lower() for word in words)]
+    return did_you_mean(near[0] if near else name, READERS)
 
 
 class SourceImage(NamedTuple):

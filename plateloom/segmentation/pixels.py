@@ -93,7 +93,10 @@ class Params(watershed.NucleiParams):
     @model_validator(mode="after")
     def _needs_a_model(self):
         if not self.model:
-            raise ValueError("model: none given. `plateloom train-pixels` makes one from strokes that you paint")
+            raise ValueError(
+                "model: none given. `plateloom train-pixels` makes one from strokes that you paint; then set "
+                "segmentation.parameters.model: pixels.safetensors"
+            )
         return self
 
 

@@ -214,6 +214,8 @@ def _segment(field, channels, chosen, pixel_size_um):
     needed = segmentation.needed_channels(chosen["method"], chosen["parameters"])
     if lacking := sorted(needed & set(field.missing)):
         return {}, f"needs {', '.join(lacking)}, which this field lacks", math.nan
+    if misfits := segmentation.find_misfits(chosen["method"], chosen["parameters"], pixel_size_um=pixel_size_um):
+        return {}, f"cannot work here: {'; '.join(misfits)}", math.nan
     started = time.monotonic()
     labels = segmentation.segment_image(
         field.image, channels, method=chosen["method"], params=chosen["parameters"], pixel_size_um=pixel_size_um
@@ -320,4 +322,5 @@ def _doubts(done, chosen, pixel_size_um, settings):
         reach_um=reach,
     )
     text = report.doubt_pixel_size(pixel_size_um, settings["conversion"]["pixel_size_um"])
-    return [text, *said] if text else said
+    reasons = dict.fromkeys(reason for _, reason, _ in done) if not sizes else ()
+    return [*filter(None, [text]), *(f"no field is segmented: {reason}" for reason in reasons), *said]
