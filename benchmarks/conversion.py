@@ -25,8 +25,8 @@ WELLS = [f"{row}{column:02d}" for row in "ABCDEFGHIJKLMNOP" for column in range(
 def main():
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fields", type=int, default=12, help="Fields of 5 channels.")
-    parser.add_argument("--size", type=int, default=1080, help="Side of a field [px].")
+    parser.add_argument("--fields", type=int, default=8, help="Fields of 5 channels.")
+    parser.add_argument("--size", type=int, default=2160, help="Side of a field [px].")
     parser.add_argument("--rounds", type=int, default=3, help="Each number is the median of so many.")
     options = parser.parse_args()
     os.environ["ZARR_THREADING__MAX_WORKERS"] = "1"  # as a worker of ours has it, and everyone here alike
