@@ -13,7 +13,7 @@ import numba
 import numpy as np
 import pytest
 
-from plateloom import compilation
+from plateloom import compilation, kernel_cache
 from plateloom.compilation import _compile
 from plateloom.kernel_cache import _KernelFiles
 
@@ -56,7 +56,9 @@ def run_jobs(count, cache):
 @pytest.mark.slow
 def test_jobs_that_start_at_once_share_an_empty_cache_and_the_next_one_compiles_nothing(tmp_path):
     first = run_jobs(4, tmp_path)
-    assert max(compiled for compiled, _ in first) > 0
+    alone = run_jobs(1, tmp_path / "alone")
+    assert sum(compiled for compiled, _ in first) == alone[0][0] > 0, "none was compiled twice"
+    shutil.rmtree(tmp_path / "alone")
     assert all(values == first[0][1] for _, values in first)
     files = sorted(tmp_path.rglob("*.*"))
     assert {file.suffix for file in files} == {".nbc"}, "no files that were not finished"
@@ -125,6 +127,25 @@ def test_a_folder_in_the_place_of_a_file_stops_no_job(cache):
     file.mkdir()
     assert call() == (7, True)
     assert [found.name for found in file.parent.iterdir()] == [file.name], "no files that were not finished"
+
+
+@pytest.mark.parametrize("patience", [30.0, 0.2])
+def test_a_job_waits_for_one_that_compiles_the_same_but_not_for_ever(cache, patience, monkeypatch):
+    monkeypatch.setattr(kernel_cache, "_PATIENCE", patience)
+    call()
+    (file,) = cache.rglob("*.nbc")
+    ready, claim = file.read_bytes(), file.with_suffix(".compiling")
+    file.unlink()
+    claim.touch()
+
+    def finish(_):
+        if patience > 1:
+            file.write_bytes(ready)
+            claim.unlink()
+
+    monkeypatch.setattr(kernel_cache.time, "sleep", finish)
+    assert call() == (7, patience < 1)
+    assert [found.name for found in file.parent.iterdir()] == [file.name]
 
 
 def test_a_kernel_that_was_changed_is_compiled_anew_in_the_same_file(cache):
