@@ -55,6 +55,7 @@ def crashed(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_plate_without_latents_stops_no_map_no_classes_no_comparison_and_no_page(crashed, tmp_path):
     folder = shutil.copytree(crashed, tmp_path / "screen")
     model = (folder / SCREEN / "models/autoencoder/model.safetensors").read_bytes()
