@@ -339,7 +339,10 @@ def test_an_export_may_come_twice_and_changed(screen, capsys):
         annotate(screen, "--withdraw", "P1/A01/1/999")
     settings = yaml.safe_load((screen / "config.yaml").read_text()) | {"classification": {"labels": "annotations.tsv"}}
     (screen / "config.yaml").write_text(yaml.safe_dump(settings))
-    cli.main(["check", str(screen)], standalone_mode=False)  # nothing is wrong with the table
+    with pytest.raises(ConfigError) as refused:  # nothing is wrong with the table, but it is too short to learn from
+        cli.main(["check", str(screen)], standalone_mode=False)
+    (problem,) = refused.value.problems
+    assert "do not allow an honest test" in problem
 
 
 @pytest.mark.slow
