@@ -176,6 +176,7 @@ def test_the_page_says_what_was_found_and_shows_all_tests():
         assert "from the first well to the last (row by row)" in page
 
 
+@pytest.mark.slow
 def test_status_warns_of_an_effect_on_a_plate_that_is_done(tmp_path, monkeypatch):
     folder = simulate(
         tmp_path / "screen", rows=4, columns=6, size_px=96, cells_per_field=8.0, edge_effect=0.8, treatments=(), seed=2

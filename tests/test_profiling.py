@@ -547,6 +547,7 @@ def test_normalization_reaches_the_published_accuracy_on_bbbc021():
     assert (moa[similarity.argmax(axis=1)] == moa).sum() >= 84
 
 
+@pytest.mark.slow
 def test_fields_of_unlike_counts_are_left_out_where_asked_for_and_the_page_says_why(tmp_path, monkeypatch):
     folder = simulate(
         tmp_path / "screen", rows=2, columns=3, fields=4, size_px=224, cells_per_field=30.0, treatments=(), seed=5

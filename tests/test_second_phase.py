@@ -20,6 +20,8 @@ from plateloom.store.provenance import read_json, write_json
 DESIGN = {"rows": 3, "columns": 4, "size_px": 192, "cells_per_field": 14.0}
 SCREEN = "results/screen"
 
+pytestmark = pytest.mark.slow  # whole small screens
+
 
 def of_latents(settings):
     """Map, classifier and comparison of latents, as fast as they can be had."""
@@ -55,7 +57,6 @@ def crashed(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 def test_a_plate_without_latents_stops_no_map_no_classes_no_comparison_and_no_page(crashed, tmp_path):
     folder = shutil.copytree(crashed, tmp_path / "screen")
     model = (folder / SCREEN / "models/autoencoder/model.safetensors").read_bytes()
@@ -178,7 +179,6 @@ def test_what_fails_in_the_second_phase_is_left_out_of_another(crashed, tmp_path
     assert ("could not be finished" in capfd.readouterr().err) == ("none" in fails)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_three_plates_of_which_one_has_no_images_and_one_no_latents_end_with_the_pages_of_the_third(tmp_path):
     """The first phase never comes to train; the latents of P2 fail in the second, and the third finishes P1."""
