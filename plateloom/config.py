@@ -440,7 +440,7 @@ class Config(Section):
         1, ge=1, le=64, description="Jobs per plate and stage: 1 on a workstation, about 8 on a cluster."
     )
     max_failed_fields: float = Field(
-        0.2, ge=0, le=1, description="Share of a plate's fields that may fail before the plate does."
+        0.2, ge=0, le=1, description="Share of a plate's fields that may fail at conversion before the plate does."
     )
     readers: dict[str, dict] = Field({}, description="Parameters of readers by name, e.g. `pattern: {pattern: …}`.")
     channels: dict[str, Channel] = Field({}, description="The plates' channels: name -> source, color, window.")
