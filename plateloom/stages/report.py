@@ -1168,7 +1168,7 @@ def _rawness(plates, raw, params):
 
 
 def _counted(wells, reported):
-    """Wells of each plate with their number of `cells`: NaN, and never 0, where all fields are left out."""
+    """Wells of each plate with their number of `cells`: NaN where the plate's page shows none (see `_count_fields`)."""
     uncounted = {found["plate"]: found["facts"].get("uncounted", ()) for found in reported}
     return {
         plate: table.assign(cells=table["Metadata_CellCount"].mask(table["Metadata_Well"].isin(uncounted[plate])))

@@ -54,9 +54,8 @@ class _Layout(NamedTuple):
     options: dict
 
 
-_last_layout = (
-    None  # a plate's wells have the same thousands of columns, whose description takes a fifth of the writing
-)
+# A plate's wells have the same thousands of columns, which need describing once.
+_last_layout = None
 
 
 def _describe_columns(dtypes, columns, described):
