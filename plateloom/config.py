@@ -440,7 +440,10 @@ class Config(Section):
         1, ge=1, le=64, description="Jobs per plate and stage: 1 on a workstation, about 8 on a cluster."
     )
     max_failed_fields: float = Field(
-        0.2, ge=0, le=1, description="Share of a plate's fields that may fail at conversion before the plate does."
+        0.2,
+        ge=0,
+        le=1,
+        description="Share of a plate's fields that may fail before the plate does, at conversion or in segmentation.",
     )
     readers: dict[str, dict] = Field({}, description="Parameters of readers by name, e.g. `pattern: {pattern: …}`.")
     channels: dict[str, Channel] = Field({}, description="The plates' channels: name -> source, color, window.")
@@ -603,7 +606,11 @@ def _check_readout(config):
         if not channels:  # which is a mistake of its own
             continue
         known = list(describe_columns(measured_compartments(config.segmentation.method), channels, **settings))
-        if name not in known and name != "Metadata_CellCount":
+        if name == "Metadata_CellCount":
+            problems.append(
+                f"profiling.parameters.{key}: {name} falls with every field that is left out; write Metadata_CellsPerField"
+            )
+        elif name not in known and name != "Metadata_CellsPerField":
             problems.append(
                 f"profiling.parameters.{key}: no feature {name!r}.{did_you_mean(name, known)} A feature is "
                 "Compartment_Family_Measurement_Channel, e.g. Nuclei_Intensity_MeanIntensity_" + channels[0]

@@ -21,6 +21,7 @@ rule profile_plate:
     params:
         plate_map=plate_map_of,
         batch=batch_of,
+        max_failed_fields=SCREEN.config.max_failed_fields,
         settings=settings_of("profiling"),
         code=code_of("profiling"),
     message:

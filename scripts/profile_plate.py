@@ -9,6 +9,7 @@ if __name__ == "__main__":  # Dask's worker processes import this file
         plate=snakemake.wildcards.plate,
         batch=snakemake.params.batch,
         plate_map=snakemake.params.plate_map,
+        max_failed_fields=snakemake.params.max_failed_fields,
         settings=snakemake.params.settings,
         code=snakemake.params.code,
         measured=snakemake.input.measured,

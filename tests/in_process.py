@@ -157,6 +157,7 @@ class _Run:
             plate,
             batch=row.batch,
             plate_map=[row.plate_map, self.screen.plate_map(plate)],
+            max_failed_fields=limit,
             measured=[of["features"]],
             flagged=of["flagging"],
             encoded=[of["latent"]] if self.screen.config.profiling.exclude_badly_restored else [],

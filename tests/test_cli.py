@@ -201,6 +201,10 @@ def test_a_misspelt_readout_is_a_mistake_of_the_config():
             "segmentation.parameters.model: pixels.safetensors",
         ),
         (
+            {"profiling": {"parameters": {"readout": "Metadata_CellCount"}}},
+            "profiling.parameters.readout: Metadata_CellCount falls with every field that is left out; write Metadata_CellsPerField",
+        ),
+        (
             {"profiling": {"parameters": {"readout_denominator": "Nuclei_Intensity_MeanIntensity_DNA"}}},
             "profiling.parameters.readout_denominator: there is no readout to divide by it; name that too, readout: "
             "Nuclei_Intensity_MeanIntensity_…",

@@ -1630,11 +1630,11 @@ def test_the_units_of_readouts_follow_from_their_names():
 
     area, mean = "Nuclei_AreaShape_Area", "Nuclei_Intensity_MeanIntensity_GFP"
     assert [
-        _unit_of(Params(readout=name)) for name in (area, mean, "Metadata_CellCount", "Nuclei_Granularity_1_GFP")
+        _unit_of(Params(readout=name)) for name in (area, mean, "Metadata_CellsPerField", "Nuclei_Granularity_1_GFP")
     ] == [
         "px²",
         "share of full scale",
-        "cells",
+        "cells per field",
         "",
     ]
     both = Params(readout=mean, readout_denominator=area, readout_log=True)

@@ -41,6 +41,8 @@ COLUMNS = {
     "Cluster": "Number of the cluster of cells that are alike, the largest is 0; -1 for none.",
     "Metadata_Batch": "Plates of one batch were stained together.",
     "Metadata_CellCount": "Number of cells.",
+    "Metadata_FieldCount": "Number of fields whose cells are known.",
+    "Metadata_CellsPerField": "Number of cells by number of fields; nothing where no field's cells are known.",
     "Metadata_Treatment": "Treatment, from the plate map.",
     "Metadata_Dose": "Dose, from the plate map, in the unit of Metadata_Unit.",
     "Metadata_Unit": "Unit of the dose, from the plate map.",

@@ -66,7 +66,12 @@ def profile_latents(*, plate, settings, code, profiled, encoded, record):
                 )
                 for well in wells
             ]
-            keys = [name for name in known if name not in ("Metadata_CellCount", "Metadata_Readout")]
+            keys = [
+                name
+                for name in known
+                if name
+                not in ("Metadata_CellCount", "Metadata_FieldCount", "Metadata_CellsPerField", "Metadata_Readout")
+            ]
             aggregates = known[keys].merge(pd.DataFrame(rows), on="Metadata_Well", validate="one_to_one")
             profiles, normalization = profiling.normalize_profiles(aggregates, params)
             write_table(plate_folder(plate) / "latent_aggregates.parquet", aggregates, made)

@@ -8,9 +8,9 @@ import pandas as pd
 
 from plateloom import profiling
 from plateloom.classification.shift import find_shift
-from plateloom.engine.parts import Outcome, Unit, run_job
+from plateloom.engine.parts import FAILED, Outcome, Unit, run_job
 from plateloom.errors import PlateLayoutError
-from plateloom.quality import find_unlike_counts
+from plateloom.quality import FLAGS, find_unlike_counts
 from plateloom.registry import load_method
 from plateloom.stages.illumination import wells_of
 from plateloom.stages.novelty import ERROR, limit_of_error, read_errors
@@ -23,7 +23,7 @@ from plateloom.wells import QUARANTINED
 READOUT = "Metadata_Readout"
 
 
-def profile_plate(*, plate, batch, plate_map, settings, code, measured, flagged, record, encoded=()):
+def profile_plate(*, plate, batch, plate_map, max_failed_fields, settings, code, measured, flagged, record, encoded=()):
     """Aggregate the cells of each well, annotate, normalize to controls, and judge the assay.
 
     Parameters
@@ -31,6 +31,8 @@ def profile_plate(*, plate, batch, plate_map, settings, code, measured, flagged,
     plate, batch : str
     plate_map : (str, str)
         Path of the map and digest of its content; empty where there is none.
+    max_failed_fields : float in [0, 1]
+        Share of the images that may have failed in segmentation.
     settings : dict
         `parameters`, `exclude_flagged` and `exclude_unlike_counts` of the config's section; `quarantined`: wells that a
         person has taken out, if any, which have no row; `error_limit`, if cells that are restored badly are left out.
@@ -51,6 +53,8 @@ def profile_plate(*, plate, batch, plate_map, settings, code, measured, flagged,
         wells = {well: found for well, found in wells_of(inputs["measured"]).items() if well not in held}
         if held and not wells:
             raise PlateLayoutError("every well of the plate is quarantined by hand")
+        segmented = read_tables([well_table(plate, "segmentation", well) for well in sorted(wells)])
+        check_segmented(segmented, max_failed_fields)
         made = recipe(
             "profiling",
             parameters=settings | {"batch": batch},
@@ -61,6 +65,7 @@ def profile_plate(*, plate, batch, plate_map, settings, code, measured, flagged,
         )
 
         def work():
+            judged = read_table(plate_folder(plate) / "qc.parquet")
             bad = {field for field in flagged_fields(plate) if field[0] in wells and settings["exclude_flagged"]}
             unlike = unlike_fields_of(plate, sorted(wells)) if settings["exclude_unlike_counts"] else set()
             limit = limit_of_error(settings["error_limit"]) if inputs["encoded"] else math.nan
@@ -78,6 +83,10 @@ def profile_plate(*, plate, batch, plate_map, settings, code, measured, flagged,
             badly_restored = sum(left_out for _, left_out in rows)
             aggregates = pd.DataFrame([row for row, _ in rows])
             aggregates.insert(1, "Metadata_Batch", batch)
+            fields = count_fields(segmented, judged, (bad - empty_fields(judged)) | unlike)
+            aggregates["Metadata_FieldCount"] = aggregates["Metadata_Well"].map(fields).fillna(0).astype(int)
+            fields = aggregates["Metadata_FieldCount"]
+            aggregates["Metadata_CellsPerField"] = aggregates["Metadata_CellCount"] / fields.where(fields > 0)
             known = pd.DataFrame(read_plate_map(path) if path else [], columns=None if path else ["well", "treatment"])
             if path and file_digest(Path(path).read_bytes()) != content:
                 raise RuntimeError(f"{path} changed while the run was under way; run again")
@@ -109,6 +118,65 @@ def profile_plate(*, plate, batch, plate_map, settings, code, measured, flagged,
         upstream={"measured": measured, "flagged": flagged, "encoded": list(encoded)},
         plate=plate,
     )
+
+
+def check_segmented(segmented, max_failed_fields):
+    """Fail the plate where segmentation did not work on too many of its images, e.g. since they lack a channel.
+
+    Parameters
+    ----------
+    segmented : DataFrame
+        A row per image: ``Status`` and ``Reason``.
+    max_failed_fields : float in [0, 1]
+
+    Raises
+    ------
+    PlateLayoutError
+    """
+    failed = segmented["Status"] == FAILED if len(segmented) else pd.Series(False)
+    if failed.mean() > max_failed_fields:
+        raise PlateLayoutError(
+            f"{int(failed.sum())} of {len(segmented)} fields failed in segmentation, more than max_failed_fields "
+            f"{max_failed_fields:g} allows; first: {segmented.loc[failed, 'Reason'].iloc[0]}"
+        )
+
+
+def empty_fields(quality):
+    """Fields of a plate's source that are flagged as empty and as nothing else: set of (well, field).
+
+    Their cells are known: there are none.
+    """
+    other = [name for name in FLAGS if name != "Flag_Empty"]
+    flagged = quality[quality["Reason"] != ""]
+    only = flagged["Flag_Empty"] & ~flagged[other].any(axis=1)
+    only = only.groupby([flagged["Metadata_Well"], flagged["SourceField"]]).all()
+    return {(well, int(field)) for well, field in only.index[only]}
+
+
+def count_fields(segmented, quality, left_out):
+    """Number of fields of each well whose cells are known: those that were segmented, but those left out.
+
+    Parameters
+    ----------
+    segmented : DataFrame
+        A row per image: ``Metadata_Well``, ``Metadata_Field`` and ``Status``.
+    quality : DataFrame
+        A row per field and channel: ``Metadata_Well``, ``Metadata_Field`` (its image) and ``SourceField``.
+    left_out : set of (str, int)
+        Well and source field.
+
+    Returns
+    -------
+    Series of int
+        By well; wells without any are missing.
+    """
+    keys = ["Metadata_Well", "Metadata_Field"]
+    fields = quality[[*keys, "SourceField"]].drop_duplicates()
+    fields = fields.merge(segmented.loc[segmented["Status"] != FAILED, keys], on=keys)
+    fields = fields[
+        [field not in left_out for field in zip(fields["Metadata_Well"], fields["SourceField"], strict=True)]
+    ]
+    return fields.groupby("Metadata_Well").size()
 
 
 def aggregate_well(plate, well, excluded, statistic, limit=math.nan):

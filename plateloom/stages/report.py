@@ -564,7 +564,7 @@ def _unit_of(params):
     if params.readout_denominator:
         return "ratio"
     for pattern, unit in (
-        ("Metadata_CellCount", "cells"),
+        ("Metadata_CellsPerField", "cells per field"),
         (r"_AreaShape_(Area|ConvexArea|BoundingBoxArea|FilledArea)$", "px²"),
         (r"_AreaShape_.*(Diameter|Length|Radius|Perimeter|Feret)", "px"),
         (r"_Intensity_(Mean|Median|Min|Max|Std|LowerQ|UpperQ)", "share of full scale"),
