@@ -122,21 +122,18 @@ class Soak:
     Parameters
     ----------
     folder : Path
-        Where all of it is done. Plateloom is copied there, so that an edit meanwhile changes nothing.
-    seed : int
+        Where all of it is done.
+    seed : int or str
+    base : Path, optional
+        What `make_base` has made; default: it is made here.
     """
 
-    def __init__(self, folder, seed):
+    def __init__(self, folder, seed, base=None):
         self.folder, self.random, self.trials, self.process = folder, random.Random(seed), 0, None
-        self.project = copy_project(folder / "project")
-        self.raw = make_screen(folder / "raw")
-        clean = shutil.copytree(self.raw, folder / "clean/screen")  # pages name the folder
-        began = time.monotonic()
-        code = self._end(self._start(clean, "group"))
-        self.seconds = time.monotonic() - began
-        if code:
-            raise RuntimeError(f"a clean run ends with {code}:\n{(clean / 'said.txt').read_text()}")
-        self.expected = read_results(clean)
+        base = base or make_base(folder / "base")
+        self.project, self.raw = base / "project", base / "raw"
+        self.seconds = float((base / "seconds").read_text())
+        self.expected = read_results(base / "clean/screen")
 
     def kill_once(self, way=None):
         """Run a fresh copy of the screen, kill something at a random time, and run it again until it ends with 0.
@@ -154,7 +151,7 @@ class Soak:
         after = self.random.uniform(0.02, 0.95) * self.seconds
         self.trials += 1
         screen = shutil.copytree(self.raw, self.folder / f"trial-{self.trials}/screen")
-        process = self._start(screen, way)
+        process = self.process = start(self.project, screen, way)
         began = time.monotonic()
         seen, at_work = False, []
         while process.poll() is None and not seen:
@@ -164,39 +161,51 @@ class Soak:
                 seen = strike(process, way, self.random)
         seconds = time.monotonic() - began
         if not seen:  # it was faster than the clean run, and has ended before
-            self._end(process)
+            end(process)
             shutil.rmtree(screen.parent)
             self.seconds = min(self.seconds, seconds)
             return self.kill_once(way)
-        codes = [self._end(process)]
+        codes = [end(process)]
         while codes[-1] != 0 and len(codes) < RUNS:
-            codes.append(self._end(self._start(screen, way)))
+            self.process = start(self.project, screen, way)
+            codes.append(end(self.process))
         found = read_results(screen)
         attempts = max((record["attempts"] for record in found.records.values()), default=0)
         return Trial(screen, way, seconds, at_work, codes, attempts, compare(found, self.expected))
-
-    def _start(self, screen, way):
-        """Begin `plateloom run` in a session of its own. Only to kill a worker there must be worker processes."""
-        settings = yaml.safe_load((screen / "config.yaml").read_text())
-        settings["engine"] = {"kind": "processes" if way == "worker" else "threads"}
-        (screen / "config.yaml").write_text(yaml.safe_dump(settings))
-        command = [sys.executable, "-c", "from plateloom.cli import main; main()", "run", screen, "--cores", "2"]
-        environment = os.environ | {"PYTHONPATH": str(self.project), "OMP_NUM_THREADS": "1"}
-        with open(screen / "said.txt", "a") as said:
-            self.process = subprocess.Popen(
-                command, stdout=said, stderr=said, env=environment, cwd=screen, start_new_session=True
-            )
-        return self.process
-
-    @staticmethod
-    def _end(process):
-        return process.wait(timeout=900)
 
     def close(self):
         """End what is under way."""
         if self.process and self.process.poll() is None:
             strike(self.process, "group", self.random)
             self.process.wait()
+
+
+def make_base(folder):
+    """A clean run of the reduced screen and how long it took [s]; with a copy of Plateloom, so that no edit changes anything."""
+    project = copy_project(folder / "project")
+    clean = shutil.copytree(make_screen(folder / "raw"), folder / "clean/screen")  # pages name the folder
+    began = time.monotonic()
+    code = end(start(project, clean, "group"))
+    if code:
+        raise RuntimeError(f"a clean run ends with {code}:\n{(clean / 'said.txt').read_text()}")
+    (folder / "seconds").write_text(f"{time.monotonic() - began:.1f}")
+    return folder
+
+
+def start(project, screen, way):
+    """Begin `plateloom run` in a session of its own. Only to kill a worker there must be worker processes."""
+    settings = yaml.safe_load((screen / "config.yaml").read_text())
+    settings["engine"] = {"kind": "processes" if way == "worker" else "threads"}
+    (screen / "config.yaml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-c", "from plateloom.cli import main; main()", "run", screen, "--cores", "2"]
+    environment = os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
+    with open(screen / "said.txt", "a") as said:
+        return subprocess.Popen(command, stdout=said, stderr=said, env=environment, cwd=screen, start_new_session=True)
+
+
+def end(process):
+    """Wait for a run; its exit code."""
+    return process.wait(timeout=3600)
 
 
 def copy_project(folder):

@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-SECONDS = 120
+SECONDS = 300
 
 
 def find_chromium():

@@ -76,26 +76,40 @@ WITHOUT_GFP, TRUNCATED = "B02", "C03"
 
 
 @pytest.fixture(scope="session")
-def raw_screen(tmp_path_factory):
-    """A small screen that nothing has run on; copy it, do not run it."""
-    defects = {"missing": [("P1", WITHOUT_GFP, 1)], "truncated": [("P1", TRUNCATED, 1)]}
-    return simulate(tmp_path_factory.mktemp("raw") / "screen", defects=defects)
+def once(tmp_path_factory):
+    """Make a folder in the first test process that asks for it: ``once(name, make)`` calls ``make(folder)``; copy it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def get(name, make):
+        with FileLock(base / f"{name}.lock"):
+            done = base / f"{name}.done"
+            if not done.exists():
+                shutil.rmtree(base / name, ignore_errors=True)
+                make(base / name)
+                done.touch()
+        return base / name
+
+    return get
 
 
 @pytest.fixture(scope="session")
-def profiled_screen(raw_screen, tmp_path_factory):
-    """The small screen with everything up to its profiles, made once for all test processes; copy it."""
+def raw_screen(once):
+    """A small screen that nothing has run on; copy it, do not run it."""
+    defects = {"missing": [("P1", WITHOUT_GFP, 1)], "truncated": [("P1", TRUNCATED, 1)]}
+    return once("raw", lambda folder: simulate(folder, defects=defects))
+
+
+@pytest.fixture(scope="session")
+def profiled_screen(raw_screen, once):
+    """The small screen with everything up to its profiles; copy it."""
     from in_process import run_stages
 
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "profiled"
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            made = tmp_path_factory.mktemp("profiled") / "screen"
-            shutil.copytree(raw_screen, made)
-            run_stages(made, TO_PROFILES)
-            made.rename(folder)
-    return folder
+    def make(folder):
+        shutil.copytree(raw_screen, folder)
+        run_stages(folder, TO_PROFILES)
+
+    return once("profiled", make)
 
 
 @pytest.fixture

@@ -499,7 +499,6 @@ def test_the_example_of_the_documentation_runs_on_tiles(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @each_adapter
-@pytest.mark.timeout(600)
 def test_the_package_itself_finds_every_nucleus(name, tmp_path):
     python = ROOT / f"build/{name}/bin/python"
     if not python.exists():

@@ -239,11 +239,14 @@ def row_of_a_well():
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def measured(once):
     """A small screen of two plates whose cells are measured; copy it, do not change it."""
-    folder = simulate(tmp_path_factory.mktemp("annotation") / "screen", plates=("P1", "P2"), cells_per_field=14.0)
-    run_stages(folder, MEASURING)
-    return folder
+
+    def make(folder):
+        simulate(folder, plates=("P1", "P2"), cells_per_field=14.0)
+        run_stages(folder, MEASURING)
+
+    return once("annotation", make)
 
 
 @pytest.fixture

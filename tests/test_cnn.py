@@ -351,17 +351,21 @@ def test_settings_that_cannot_be_are_refused():
 
 
 @pytest.fixture(scope="module")
-def made_screen(profiled_screen, tmp_path_factory):
+def made_screen(profiled_screen, once):
     """A small screen whose cells are classified by their crops, and its page; copy it."""
-    folder = shutil.copytree(profiled_screen, tmp_path_factory.mktemp("crops") / "screen")
-    settings = yaml.safe_load((folder / "config.yaml").read_text())
-    parameters = {"out_px": 16, "width": 4, "epochs": 6, "crop_um": 24.0, "learning_rate": 5e-3}
-    settings["classification"] = {"labels": "controls", "inputs": "crops", "method": "cnn", "folds": 2}
-    settings["classification"]["parameters"] = parameters
-    settings["latent"]["autoencoder"]["enabled"] = False
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    run_stages(folder, (*TO_PROFILES, "profiles", "map", "maps", "classifier", "classes", "report", "screen_report"))
-    return folder
+
+    def make(folder):
+        shutil.copytree(profiled_screen, folder)
+        settings = yaml.safe_load((folder / "config.yaml").read_text())
+        parameters = {"out_px": 16, "width": 4, "epochs": 6, "crop_um": 24.0, "learning_rate": 5e-3}
+        settings["classification"] = {"labels": "controls", "inputs": "crops", "method": "cnn", "folds": 2}
+        settings["classification"]["parameters"] = parameters
+        settings["latent"]["autoencoder"]["enabled"] = False
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+        more = ("profiles", "map", "maps", "classifier", "classes", "report", "screen_report")
+        run_stages(folder, (*TO_PROFILES, *more))
+
+    return once("classified_by_crops", make)
 
 
 @pytest.fixture

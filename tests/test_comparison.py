@@ -475,13 +475,14 @@ def test_a_screen_without_controls_is_compared_as_it_is():
 
 
 @pytest.fixture(scope="module")
-def screen(tmp_path_factory):
+def screen(once):
     """Two plates through all stages that lead to the comparison, and the page."""
-    folder = simulate(
-        tmp_path_factory.mktemp("compared") / "screen", plates=("P1", "P2"), treatments=TREATMENTS, size_px=192
-    )
-    run_stages(folder, [name for name in STAGES if name not in ("map", "maps")])
-    return folder
+
+    def make(folder):
+        simulate(folder, plates=("P1", "P2"), treatments=TREATMENTS, size_px=192)
+        run_stages(folder, [name for name in STAGES if name not in ("map", "maps")])
+
+    return once("compared", make)
 
 
 @pytest.mark.slow

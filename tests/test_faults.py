@@ -77,7 +77,7 @@ def bytes_of(folder):
     }
 
 
-def wait_for(seen, seconds=120):
+def wait_for(seen, seconds=900):
     deadline = time.monotonic() + seconds
     while not (found := seen()):
         assert time.monotonic() < deadline, "waited too long"
@@ -92,7 +92,7 @@ def nothing_left():
     for process in RUNS:
         if process.poll() is None:
             process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=900)
     RUNS.clear()
 
 
@@ -117,7 +117,7 @@ def scripts_of(run):
 
 def end(process, folder, said="said.txt"):
     """Exit code of a run, and what it said."""
-    return process.wait(timeout=240), (folder / said).read_text()
+    return process.wait(timeout=900), (folder / said).read_text()
 
 
 # 14, 15: no room

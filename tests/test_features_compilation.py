@@ -47,7 +47,7 @@ def run_jobs(count, cache):
         job.stdin.flush()
     results = []
     for job in jobs:
-        output, errors = job.communicate(timeout=300)
+        output, errors = job.communicate(timeout=900)
         assert job.returncode == 0, errors
         results.append(json.loads(output))
     return results

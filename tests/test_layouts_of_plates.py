@@ -1,5 +1,6 @@
 """Everything downstream works with stitched wells as with single fields, and with NGFF 0.4 as with 0.5."""
 
+import pickle
 import shutil
 
 import numpy as np
@@ -63,11 +64,16 @@ def edit(folder, change):
 
 
 @pytest.fixture(scope="module")
-def stitched(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stitched") / "screen"
-    planes = lay_out(folder)
-    run_stages(folder)
-    return folder, planes
+def stitched(once):
+    """A screen of stitched wells, run whole, and its planes."""
+
+    def make(folder):
+        planes = lay_out(folder / "screen")
+        run_stages(folder / "screen")
+        (folder / "planes.pickle").write_bytes(pickle.dumps(planes))
+
+    folder = once("stitched", make)
+    return folder / "screen", pickle.loads((folder / "planes.pickle").read_bytes())
 
 
 @pytest.mark.slow

@@ -71,19 +71,21 @@ def test_a_shift_of_what_is_not_there_is_refused(tmp_path, text):
 
 
 @pytest.fixture(scope="module")
-def screen(learning, tmp_path_factory):
+def screen(learning, once):
     """Seven small plates, where the rare phenotype is less rare."""
-    folder = tmp_path_factory.mktemp("learning")
+    return once("learning", lambda folder: run_features(learning, folder)) / "features"
+
+
+def run_features(learning, folder):
+    folder.mkdir()
     small = {"rows": 4, "columns": 4, "size_px": 256, "cells_per_field": 27.0, "rare": 0.1}
     prepare = lambda made: learning.prepare_simulated(made, **small)  # noqa: E731
     learning.run_spaces(
         folder, prepare, spaces=("features",), reduced=learning.REDUCED | {"illumination": {"method": "none"}}
     )
-    return folder / "features"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
 def test_three_phenotypes_are_found_the_rare_one_among_them_and_the_novel_one_is_flagged(learning, screen):
     cells, count = learning.add_truth(learning.read_cells(screen), screen)
     assert (cells["Truth"] != "").sum() > 0.9 * count
@@ -99,7 +101,6 @@ def test_three_phenotypes_are_found_the_rare_one_among_them_and_the_novel_one_is
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
 def test_the_plate_that_was_stained_differently_is_alarmed_and_no_other(screen):
     facts = read_json(screen / "results/screen/records/profiles.json")["facts"]["shift"]
     alarmed = {row["plate"]: row for row in facts if row["alarm"]}

@@ -76,9 +76,13 @@ def test_patches_of_a_few_pixels_are_refused():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(once):
     """A screen in which quarters of images are classified, profiled and reported in the place of cells."""
-    folder = simulate(tmp_path_factory.mktemp("patches") / "screen", plates=("P1", "P2"), cells_per_field=25.0)
+    return once("patches", make_patches)
+
+
+def make_patches(folder):
+    simulate(folder, plates=("P1", "P2"), cells_per_field=25.0)
     given = yaml.safe_load((folder / "config.yaml").read_text())
     given["segmentation"] = {"method": "patches", "parameters": {"size_um": 85.0}}
     given["features"]["families"] = ["Intensity", "Texture", "Correlation"]
@@ -90,7 +94,6 @@ def finished(tmp_path_factory):
     assert problems == []
     assert any("patch of an image" in note for note in notes)
     run_stages(folder)
-    return folder
 
 
 @pytest.mark.slow

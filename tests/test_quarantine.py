@@ -26,15 +26,18 @@ TABLES = {"profiles": "profiles.parquet", "aggregates": "aggregates.parquet"}
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(once):
     """Two plates, with profiles, hits, a map, a classifier and pages."""
-    folder = simulate(tmp_path_factory.mktemp("quarantine") / "screen", plates=("P1", "P2"))
-    settings = yaml.safe_load((folder / "config.yaml").read_text())
-    settings["latent"]["autoencoder"]["enabled"] = False
-    settings["classification"] = {"labels": "controls", "folds": 2}
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    run_stages(folder, QUICK)
-    return folder
+
+    def make(folder):
+        simulate(folder, plates=("P1", "P2"))
+        settings = yaml.safe_load((folder / "config.yaml").read_text())
+        settings["latent"]["autoencoder"]["enabled"] = False
+        settings["classification"] = {"labels": "controls", "folds": 2}
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+        run_stages(folder, QUICK)
+
+    return once("quarantine", make)
 
 
 @pytest.fixture

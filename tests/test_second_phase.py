@@ -41,9 +41,13 @@ def open_screen(folder):
 
 
 @pytest.fixture(scope="module")
-def crashed(tmp_path_factory):
+def crashed(once):
     """Two plates up to their latents; the job that encodes P2 has died. Copy it, do not change it."""
-    folder = simulate(tmp_path_factory.mktemp("crashed") / "screen", plates=("P1", "P2"), **DESIGN)
+    return once("crashed", make_crashed)
+
+
+def make_crashed(folder):
+    simulate(folder, plates=("P1", "P2"), **DESIGN)
     edit(folder, of_latents)
     encode = latent.encode_field
 
@@ -54,7 +58,6 @@ def crashed(tmp_path_factory):
 
     with mock.patch.object(latent, "encode_field", die), pytest.raises(OSError, match="stale"):
         run_stages(folder, (*TO_PROFILES, "profiles", "autoencoder", "latent"))
-    return folder
 
 
 def test_a_plate_without_latents_stops_no_map_no_classes_no_comparison_and_no_page(crashed, tmp_path):
@@ -179,7 +182,6 @@ def test_what_fails_in_the_second_phase_is_left_out_of_another(crashed, tmp_path
     assert ("could not be finished" in capfd.readouterr().err) == ("none" in fails)
 
 
-@pytest.mark.timeout(1500)
 def test_three_plates_of_which_one_has_no_images_and_one_no_latents_end_with_the_pages_of_the_third(tmp_path):
     """The first phase never comes to train; the latents of P2 fail in the second, and the third finishes P1."""
     folder = simulate(tmp_path / "screen", plates=("P1", "P2", "P3"), **DESIGN)

@@ -11,13 +11,14 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import soak
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 SEED = random.SystemRandom().randrange(2**32)
 
 
-@pytest.fixture(scope="module")
-def clean(tmp_path_factory):
-    with contextlib.closing(soak.Soak(tmp_path_factory.mktemp("soak"), SEED)) as found:
+@pytest.fixture
+def clean(once, tmp_path, request):
+    seed = f"{SEED} {request.node.name}"
+    with contextlib.closing(soak.Soak(tmp_path, seed, base=once("soak", soak.make_base))) as found:
         yield found
 
 

@@ -123,12 +123,16 @@ def test_the_flatfield_is_close_to_the_truth(screen):
 
 
 @pytest.fixture(scope="module")
-def bbbc013(tmp_path_factory):
+def bbbc013(once):
     """The real plate by its example config, as far as profiles and report; skipped where its images are not."""
     source = ROOT.parent / "shared/data/bbbc013_sbs_rows_ABEF"
     if not source.is_dir():
         pytest.skip(f"no BBBC013 images at {source}")
-    folder = tmp_path_factory.mktemp("bbbc013")
+    return once("bbbc013", lambda folder: run_bbbc013(folder, source))
+
+
+def run_bbbc013(folder, source):
+    folder.mkdir()
     example = ROOT / "config/examples/bbbc013"
     settings = yaml.safe_load((example / "config.yaml").read_text())
     settings["features"] = {"families": ["AreaShape", "Location", "Intensity", "Correlation", "Neighbors"]}
@@ -139,7 +143,6 @@ def bbbc013(tmp_path_factory):
         f"plate\tsource\treader\tplate_map\tbatch\nBBBC013\t{source}\tpattern\tplate_map.tsv\t1\n"
     )
     run_stages(folder)
-    return folder
 
 
 @pytest.mark.slow

@@ -49,15 +49,17 @@ PART_STAGES = {
 
 
 @pytest.fixture(scope="module")
-def finished(raw_screen, tmp_path_factory):
+def finished(raw_screen, once):
     """The small screen, run whole, but for the images of one well that come late; copy it, do not change it."""
-    folder = tmp_path_factory.mktemp("finished") / "screen"
-    shutil.copytree(raw_screen, folder)
-    (folder / "late").mkdir()
-    for path in (folder / "raw/P1").glob(f"{LATE}_*"):
-        shutil.move(path, folder / "late" / path.name)
-    snakemake(folder)
-    return folder
+
+    def make(folder):
+        shutil.copytree(raw_screen, folder, copy_function=shutil.copy2)
+        (folder / "late").mkdir()
+        for path in (folder / "raw/P1").glob(f"{LATE}_*"):
+            shutil.move(path, folder / "late" / path.name)
+        snakemake(folder)
+
+    return once("finished", make)
 
 
 @pytest.fixture
@@ -202,7 +204,7 @@ def run_and_kill(folder, target, seen):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         cwd=ROOT,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     while not seen() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
@@ -251,7 +253,6 @@ def test_killed_training_resumes_from_its_checkpoint(again):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_every_job_killed_once_and_retried_ends_as_if_nothing_had_been(again):
     """But the training, which a test of its own kills: what it gives is only as good as equal."""
     results = again / "results"

@@ -163,7 +163,7 @@ start_daemon() {
             ! munge -n >/dev/null 2>&1 || return 0 # the machine's own
             setsid setpriv --reuid=munge --regid=munge --init-groups munged --force --num-threads=2 \
                 --pid-file="$MUNGED" --log-file=$HOME_DIR/munge/log --seed-file=$HOME_DIR/munge/seed
-            until_true 20 munge -n
+            until_true 300 munge -n
             ;;
         mariadbd)
             [ -d $HOME_DIR/mysql/data ] || mariadb-install-db --no-defaults --user=mysql --datadir=$HOME_DIR/mysql/data \
@@ -171,16 +171,16 @@ start_daemon() {
             setsid mariadbd --no-defaults --user=mysql --datadir=$HOME_DIR/mysql/data --socket=$HOME_DIR/mysql/socket \
                 --pid-file="$DATABASE" --bind-address=127.0.0.1 --port=23306 --innodb-buffer-pool-size=32M \
                 --innodb-lock-wait-timeout=900 --performance-schema=OFF >>$HOME_DIR/log/database.log 2>&1 </dev/null &
-            until_true 60 sql "select 1"
+            until_true 300 sql "select 1"
             sql "create database if not exists slurm; grant all on slurm.* to 'slurm'@'localhost' identified by 'loopback'; grant all on slurm.* to 'slurm'@'127.0.0.1' identified by 'loopback'"
             ;;
         slurmdbd)
             setsid slurmdbd </dev/null >>$HOME_DIR/log/slurmdbd.out 2>&1
-            until_true 60 sacctmgr -n list cluster
+            until_true 300 sacctmgr -n list cluster
             ;;
         slurmctld)
             setsid slurmctld </dev/null >>$HOME_DIR/log/slurmctld.out 2>&1
-            until_true 60 bash -c "scontrol ping | grep -q UP"
+            until_true 300 bash -c "scontrol ping | grep -q UP"
             ;;
         cpu1 | cpu2 | gpu1) setsid slurmd -N "$1" </dev/null >>"$HOME_DIR/log/$1.out" 2>&1 ;;
         *) fail "no daemon $1" ;;
