@@ -4,14 +4,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+INSTALL := install --quiet --disable-pip-version-check --no-compile # on one core; compileall takes all
 
 .PHONY: install demo test slow slurm bbbc013 lint format lock napari czi nd2 lif cp_measure cellpose instanseg stardist docs clean
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Plateloom needs Python 3.11 or newer, found ' + sys.version)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m pip $(INSTALL) -r requirements.txt
+	$(BIN)/python -m pip $(INSTALL) --no-deps --editable .
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true # not all that packages carry is Python of this version
 	touch $@
 
 install: $(READY)
@@ -62,12 +64,12 @@ lock:
 # Another program that must open our plates; its environment is its own, and only one test needs it.
 napari: requirements.txt
 	test -x build/napari/bin/python || $(PYTHON) -m venv build/napari
-	build/napari/bin/pip install --quiet --disable-pip-version-check -c requirements.txt napari-ome-zarr
+	build/napari/bin/pip $(INSTALL) -c requirements.txt napari-ome-zarr
 
 # Zeiss's files through bioio, by a plugin under the GPL: an environment of its own, which only one test needs.
 czi: requirements.txt
 	test -x build/czi/bin/python || $(PYTHON) -m venv build/czi
-	build/czi/bin/pip install --quiet --disable-pip-version-check -c requirements.txt bioio==3.6.0 bioio-czi==3.0.1 pylibCZIrw==6.1.0 pydantic
+	build/czi/bin/pip $(INSTALL) -c requirements.txt bioio==3.6.0 bioio-czi==3.0.1 pylibCZIrw==6.1.0 pydantic
 
 # Packages that are optional, each on top of what .venv holds, for one test each: readers of Nikon's and of Leica's files, and
 # segmentation by other people's networks.
@@ -80,12 +82,12 @@ nd2 lif cellpose instanseg stardist: $(READY)
 	test -x build/$@/bin/python || $(PYTHON) -m venv build/$@
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$(build/$@/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/plateloom.pth"
 	grep -v '^h5py==' requirements.txt > build/$@/constraints.txt # tensorflow wants an older one
-	build/$@/bin/pip install --quiet --disable-pip-version-check -c build/$@/constraints.txt $(EXTRA)
+	build/$@/bin/pip $(INSTALL) -c build/$@/constraints.txt $(EXTRA)
 
 # The peer of benchmarks/features.py, in its faster mode, on the same numpy, scipy and numba as ours.
 cp_measure: requirements.txt
 	test -x build/cp_measure/bin/python || $(PYTHON) -m venv build/cp_measure
-	build/cp_measure/bin/pip install --quiet --disable-pip-version-check -c requirements.txt 'cp_measure[numba]==0.3.0'
+	build/cp_measure/bin/pip $(INSTALL) -c requirements.txt 'cp_measure[numba]==0.3.0'
 
 docs: $(READY)
 	$(BIN)/plateloom config > config/config.yaml

@@ -316,18 +316,21 @@ class VouchedStore(Store):
         position = ", ".join(str(int(i)) for i in first + np.unravel_index(chunk, files.inner))
         raise CorruptStoreError(path, f"is damaged in chunk ({position})")
 
+    def hold(self, key, data):
+        """Take an array's metadata, bytes, for `finish` to write."""
+        name, _, rest = key.partition("/")
+        if rest not in ARRAY_METADATA.values():
+            return  # the group's own metadata, which its writer adds last, and an array's attributes, which are none
+        files = ArrayFiles.from_metadata(data)
+        self._held[key] = self._metadata[name] = data
+        self._files[name] = files
+        self._sizes[name] = [None] * math.prod(files.grid)
+        self._checksums[name] = np.zeros((math.prod(files.grid), 1 + math.prod(files.inner or (0,))), np.uint32)
+
     def _write(self, key, data):
         name, _, rest = key.partition("/")
-        if rest in ("", ".zattrs"):
-            return  # the group's own metadata, which its writer adds last, and an array's attributes, which are none
-        if rest in ARRAY_METADATA.values():
-            data = bytes(data)
-            files = ArrayFiles.from_metadata(data)
-            self._held[key] = self._metadata[name] = data
-            self._files[name] = files
-            self._sizes[name] = [None] * math.prod(files.grid)
-            self._checksums[name] = np.zeros((math.prod(files.grid), 1 + math.prod(files.inner or (0,))), np.uint32)
-            return
+        if rest in ("", ".zattrs", *ARRAY_METADATA.values()):
+            return self.hold(key, bytes(data))
         number = self._files[name].number(rest)
         if self._sizes[name][number] is not None:
             raise RuntimeError(f"{str(self.root / key)!r} would be written twice")

@@ -7,6 +7,7 @@ format. Every shard has one writer: one call writes a field's image, shard by sh
 
 import colorsys
 import contextlib
+import functools
 import json
 import math
 import os
@@ -18,6 +19,7 @@ import numcodecs.blosc
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.core.buffer import default_buffer_prototype
 
 from plateloom.errors import CorruptStoreError, PlateLayoutError
 from plateloom.store.integrity import SEAL, VouchedStore, broken_seal, read_json_strictly, seal
@@ -693,16 +695,11 @@ def _write_levels(store, image, axes, levels, shrink, format):
         chunk, shard = _chunk_and_shard(size, format)
         ones = (1,) * len(leading)
         piece = (leading if format.shard_px is None else ones) + tuple(shard)
-        array = zarr.create_array(
-            store,
-            name=str(level),
-            shape=leading + tuple(size),
-            dtype=dtype,
-            chunks=ones + tuple(chunk),
-            fill_value=0,
-            config={"write_empty_chunks": True},
-            **_encoding(format, axes, piece),
-        )
+        layout = _layout(leading + tuple(size), dtype, ones + tuple(chunk), piece, format, axes)
+        for name, data in layout.metadata.to_buffer_dict(default_buffer_prototype()).items():
+            store.hold(f"{level}/{name}", data.to_bytes())
+        path = zarr.storage.StorePath(store, str(level))
+        array = zarr.Array(zarr.AsyncArray(layout.metadata, path, layout.config))
         source = _fill(array, source, piece, shrink if level else None)
     return store.finish()
 
@@ -712,6 +709,20 @@ def _sides(path, attributes):
     array = _open(path, attributes, 0)
     shard = SHARD_PX if array.shards is None else max(array.shards[-2:])
     return {"chunk_px": max(array.chunks[-2:]), "shard_px": shard if shard < max(array.shape[-2:]) else None}
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(shape, dtype, chunks, piece, format, axes):
+    """An array that is stored like this. To make one takes zarr as long as to compress a small plane; fields are alike."""
+    return zarr.create_array(
+        zarr.storage.MemoryStore(),
+        shape=shape,
+        dtype=dtype,
+        chunks=chunks,
+        fill_value=0,
+        config={"write_empty_chunks": True},
+        **_encoding(format, axes, piece),
+    )
 
 
 def _encoding(format, axes, shard):
