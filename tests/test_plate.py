@@ -19,7 +19,7 @@ from conftest import ROOT
 
 from plateloom.errors import CorruptStoreError, PlateLayoutError
 from plateloom.store import plate, verification
-from plateloom.store.integrity import SEAL, VouchedStore
+from plateloom.store.integrity import ABSENT, SEAL, VouchedStore
 from plateloom.store.plate import Format
 from plateloom.store.provenance import read_json, write_json
 from plateloom.wells import well_name
@@ -276,6 +276,38 @@ def test_there_is_one_shard_per_field_and_level_and_a_field_has_as_many_files_as
     files = [path for path in (tmp_path / "1").rglob("*") if path.is_file()]
     assert len(files) == plate.count_files((2, 70, 53), 3, labels=3, format=format)
     assert format.ngff == "0.4" or len(files) <= 30
+
+
+@pytest.mark.parametrize("format", [Format(chunk_px=16), Format(codec="zstd", chunk_px=16, shard_px=32)], ids=of_format)
+@pytest.mark.parametrize("size, dtype", [((48, 48), "uint16"), ((41, 77), "uint16"), ((33, 50), "float32")])
+def test_chunks_are_those_that_zarr_would_write(tmp_path, format, size, dtype):
+    image = random_image((2, *size)).astype(dtype)
+    write_field(tmp_path / "ours", image, levels=1, format=format)
+    ours = zarr.open_array(tmp_path / "ours/0", mode="r")
+    theirs = zarr.create_array(
+        tmp_path / "theirs",
+        shape=image.shape,
+        chunks=ours.chunks,
+        shards=ours.shards,
+        dtype=dtype,
+        compressors=plate._encoding(format, "cyx", ours.shards)["compressors"],
+        config={"write_empty_chunks": True},
+    )
+    theirs[:] = image
+    np.testing.assert_array_equal(ours[:], image)
+    files = sorted(
+        path.relative_to(tmp_path / "theirs/c") for path in (tmp_path / "theirs/c").rglob("*") if path.is_file()
+    )
+    assert files
+    for file in files:
+        found = []
+        for data in ((tmp_path / "ours/0/c" / file).read_bytes(), (tmp_path / "theirs/c" / file).read_bytes()):
+            count = np.prod([whole // part for whole, part in zip(ours.shards, ours.chunks, strict=True)])
+            index = np.frombuffer(data[-16 * count - 4 : -4], "<u8").reshape(-1, 2).tolist()
+            found.append([data[start : start + length] if start != ABSENT else None for start, length in index])
+        mine, other = found
+        assert all(one == two for one, two in zip(mine, other, strict=True) if one is not None), file
+        assert any(one is not None for one in mine)
 
 
 @pytest.mark.parametrize("format", SHARDED, ids=of_format)

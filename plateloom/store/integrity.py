@@ -327,7 +327,8 @@ class VouchedStore(Store):
         self._sizes[name] = [None] * math.prod(files.grid)
         self._checksums[name] = np.zeros((math.prod(files.grid), 1 + math.prod(files.inner or (0,))), np.uint32)
 
-    def _write(self, key, data):
+    def write(self, key, data):
+        """Take a file's bytes, a memoryview, and write it; an array's metadata are only held."""
         name, _, rest = key.partition("/")
         if rest in ("", ".zattrs", *ARRAY_METADATA.values()):
             return self.hold(key, bytes(data))
@@ -369,7 +370,7 @@ class VouchedStore(Store):
 
     async def set(self, key, value):
         self._check_writable()
-        await asyncio.to_thread(self._write, key, memoryview(np.asarray(value.as_buffer_like())).cast("B"))
+        await asyncio.to_thread(self.write, key, memoryview(np.asarray(value.as_buffer_like())).cast("B"))
 
     async def delete(self, key):
         raise NotImplementedError("an image is replaced as a whole")

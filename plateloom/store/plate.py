@@ -15,6 +15,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import google_crc32c  # zarr needs it too
 import numcodecs.blosc
 import numpy as np
 import zarr
@@ -22,7 +23,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
 
 from plateloom.errors import CorruptStoreError, PlateLayoutError
-from plateloom.store.integrity import SEAL, VouchedStore, broken_seal, read_json_strictly, seal
+from plateloom.store.integrity import ABSENT, SEAL, VouchedStore, broken_seal, read_json_strictly, seal
 from plateloom.store.provenance import FULL, room_left, write_bytes
 from plateloom.wells import parse_well, row_name
 
@@ -700,7 +701,8 @@ def _write_levels(store, image, axes, levels, shrink, format):
             store.hold(f"{level}/{name}", data.to_bytes())
         path = zarr.storage.StorePath(store, str(level))
         array = zarr.Array(zarr.AsyncArray(layout.metadata, path, layout.config))
-        source = _fill(array, source, piece, shrink if level else None)
+        write = _shard_writer(store, array, format) if format.ngff == "0.5" else array.__setitem__
+        source = _fill(array, source, piece, shrink if level else None, write)
     return store.finish()
 
 
@@ -740,7 +742,41 @@ def _encoding(format, axes, shard):
     return {"zarr_format": 3, "compressors": codecs, "shards": shard, "dimension_names": list(axes)}
 
 
-def _fill(array, source, piece, shrink):
+def _shard_writer(store, array, format):
+    """Make a function that writes a shard, given its region and pixels: the codecs of `_encoding`, chunk after chunk.
+
+    zarr would write the same chunks, with tasks of its event loop for each: a third of what writing an image takes.
+    """
+    codec = numcodecs.Zstd(level=format.level, checksum=True)
+    if format.codec == "blosc":
+        codec = numcodecs.Blosc("zstd", format.level, numcodecs.Blosc.SHUFFLE)
+    checked = format.codec == "blosc"
+    piece, chunk = array.shards, array.chunks
+    counts = [whole // part for whole, part in zip(piece, chunk, strict=True)]
+    dtype = array.dtype.newbyteorder("<")
+
+    def write(region, block):
+        parts, index, end = [], np.full((*counts, 2), ABSENT, "<u8"), 0
+        for position in np.ndindex(*counts):
+            pixels = block[tuple(slice(i * n, (i + 1) * n) for i, n in zip(position, chunk, strict=True))]
+            if not pixels.size:
+                continue  # beyond the image's edge
+            if pixels.shape != chunk:
+                pixels = np.pad(pixels, [(0, n - m) for n, m in zip(chunk, pixels.shape, strict=True)])
+            data = codec.encode(np.ascontiguousarray(pixels, dtype))
+            data = [data, google_crc32c.value(data).to_bytes(4, "little")] if checked else [data]
+            index[position] = end, sum(map(len, data))
+            end += int(index[position][1])
+            parts += data
+        index = index.tobytes()
+        parts += [index, google_crc32c.value(index).to_bytes(4, "little")]
+        place = [part.start // n for part, n in zip(region, piece, strict=True)]
+        store.write(f"{array.path}/c/{'/'.join(map(str, place))}", memoryview(b"".join(parts)))
+
+    return write
+
+
+def _fill(array, source, piece, shrink, write):
     """Write an array piece by piece; returns what the next level is made from.
 
     A piece is a shard, or a whole number of chunks where there are none, so no file is touched twice. The next level is made
@@ -755,7 +791,7 @@ def _fill(array, source, piece, shrink):
         position = np.unravel_index(number, [len(part) for part in parts])
         region = tuple(part[i] for part, i in zip(parts, position, strict=True))
         block = np.asarray(source[region]) if shrink is None else _shrunk(source, region, shrink, array.dtype)
-        array[region] = block
+        write(region, block)
     return block if count == 1 else array
 
 
