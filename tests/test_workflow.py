@@ -324,34 +324,6 @@ def test_results_do_not_depend_on_parts_workers_threads_or_tiles(finished, tmp_p
     assert len(record_of(folder, "features", part=1)["cluster"]["workers"]) == 1
 
 
-@pytest.mark.slow
-def test_a_plate_that_fails_stops_no_other_and_the_screen_says_which_is_missing(again):
-    shutil.copytree(again / "raw/P1", again / "raw/P2")
-    sheet = again / "plates.tsv"
-    head, row = sheet.read_text().splitlines()
-    sheet.write_text(f"{head}\n{row}\n{row.replace('P1', 'P2').replace('maps/P2', 'maps/P1')}\n")
-
-    def change(settings):
-        settings["latent"]["autoencoder"] = {"enabled": False}
-        settings["classification"] = {"labels": ""}
-
-    edit(again, change)
-    # An infrastructure fault: what should be a folder is a file.
-    (again / "results/plates/P2").mkdir(parents=True)
-    (again / "results/plates/P2/segmentation").touch()
-    found = snakemake(again, "--retries", "0", check=False)
-    assert found.returncode == 1
-    assert record_of(again, "report", plate="P1")["status"] == "done"
-    assert not (again / "results/plates/P2/records/features").exists()
-    page = (again / "results/screen/report.html").read_text()
-    assert "P2" in page and "not complete" in page
-    (again / "results/plates/P2/segmentation").unlink()
-    snakemake(again)
-    assert record_of(again, "report", plate="P2")["status"] == "done"
-    assert "not complete" not in (again / "results/screen/report.html").read_text()
-    assert planned(again) == set()
-
-
 def test_there_are_no_more_jobs_than_parts_times_stages(screen):
     edit(screen, lambda settings: settings.update(parts=3))
     found = snakemake(screen, "--dry-run").stdout
