@@ -105,7 +105,7 @@ STAGES = {
         "part", "classify_plate", ("classifier",), ("plateloom.stages.classification",), ("classification",)
     ),
     "report": Stage("plate", "report_plate", ("profiles", "latent", "maps", "classes"), ("plateloom.stages.report",)),
-    "screen_report": Stage("screen", "report_screen", ("report", "comparison"), ("plateloom.stages.report",)),
+    "screen_report": Stage("screen", "report_screen", ("report", "comparison"), ("plateloom.stages.screen_report",)),
 }
 
 

@@ -1,7 +1,7 @@
 """Write the page of the screen."""
 
 from plateloom.engine.parts import start_job
-from plateloom.stages.report import report_screen
+from plateloom.stages.screen_report import report_screen
 
 if __name__ == "__main__":  # Dask's worker processes import this file
     start_job(snakemake)

@@ -57,7 +57,7 @@ class _Run:
         return [str(record_path(plate, stage)) for plate in self.screen.plates_with(stage)]
 
     def run(self):
-        from plateloom.stages import classification, comparison, latent, maps, profiling, report, training
+        from plateloom.stages import classification, comparison, latent, maps, profiling, screen_report, training
 
         missing = self.screen.missing_from
         self.go(training.train_segmenter, "training")
@@ -106,7 +106,7 @@ class _Run:
         for plate in self.plates:
             self.describe(plate, self.screen.plates[plate])
         self.go(
-            report.report_screen,
+            screen_report.report_screen,
             "screen_report",
             plates=self.screen.plate_table(),
             missing=missing("report"),

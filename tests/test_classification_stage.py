@@ -185,7 +185,7 @@ def test_a_plate_with_other_pixels_is_left_out_of_training_and_the_record_and_th
 ):
     from plateloom.report.screen import classifier_section
     from plateloom.stages import cell_crops
-    from plateloom.stages.report import _classifier
+    from plateloom.stages.report_classifier import describe_classifier
 
     def cut(plate, well, cells, *, out_px, channels, crop_um):
         signal = 0.1 + 0.1 * (WELLS.index(well) % 3 == 1)
@@ -203,7 +203,7 @@ def test_a_plate_with_other_pixels_is_left_out_of_training_and_the_record_and_th
     assert f"P1 is left out of the training: it has {why}" in caplog.text
     assert {well.partition("/")[0] for well in described["wells"]} == {"P2", "P3"}
     assert found["facts"]["cells"] == 2 * 20 * CELLS and described["card"]["crops"] == {"pixel_size_um": 0.5}
-    page = str(classifier_section(_classifier([{"status": "done"}], {})))
+    page = str(classifier_section(describe_classifier([{"status": "done"}], {})))
     assert f"P1 was left out of the training: it has {why}." in page
     monkeypatch.setattr(cell_crops, "describe_first", lambda plate: (("DNA",), 0.5))
     (model_folder("classifier") / "model.json").unlink()
@@ -288,10 +288,11 @@ def test_a_config_that_cannot_be_is_refused_before_anything_starts(settings, wor
 
 def test_the_page_of_a_plate_states_shares_with_intervals_and_that_of_the_screen_what_the_test_found(screen):
     from plateloom.report.screen import classifier_section
-    from plateloom.stages.report import _class_shares, _classifier
+    from plateloom.stages.report_classes import estimate_class_shares
+    from plateloom.stages.report_classifier import describe_classifier
 
     run()
-    shares = _class_shares("P2", WELLS, [{"status": "done"}])
+    shares = estimate_class_shares("P2", WELLS, [{"status": "done"}])
     truth = [float(WELLS.index(well) % 3 == 1) for well in WELLS]
     positive = shares[shares["class"] == "positive"]
     assert list(positive["Metadata_Well"]) == WELLS and (positive["cells"] == CELLS).all()
@@ -299,7 +300,7 @@ def test_the_page_of_a_plate_states_shares_with_intervals_and_that_of_the_screen
     assert inside.mean() > 0.9 and (positive["high"] > positive["low"]).all()
     sums = shares.groupby("Metadata_Well")["share"].sum()
     np.testing.assert_allclose(sums, 1, atol=1e-5)
-    html = str(classifier_section(_classifier([{"status": "done"}], {})))
+    html = str(classifier_section(describe_classifier([{"status": "done"}], {})))
     for words in (
         "Brier score",
         "Precision and recall",

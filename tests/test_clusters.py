@@ -410,7 +410,7 @@ def test_without_clusters_there_is_no_column_no_table_and_the_page_says_why(prof
 
 
 def test_the_page_names_unstable_clusters_and_how_many_cells_are_in_none():
-    from plateloom.stages import report as stage
+    from plateloom.stages import report_clusters as stage
 
     config = {"method": "hdbscan", "number": 3, "stability": [0.9, 0.59, 0.7], "agreement": 0.5, "resamples": 8}
     config |= {"tried": [{"number": 3}], "reason": ""}

@@ -539,12 +539,14 @@ def test_a_picture_that_cannot_be_cut_does_not_lose_the_model(classified, monkey
 def test_pictures_that_cannot_be_read_are_found_and_only_they_are_missing_on_the_page(classified):
     from plateloom.repair import find_damage
     from plateloom.report.screen import classifier_section
-    from plateloom.stages.report import _classifier
+    from plateloom.stages.report_classifier import describe_classifier
 
     path = classified / "results/screen/models/classifier/examples.safetensors"
     for data in (path.read_bytes()[:-9], b""):
         path.write_bytes(data)
-        assert "examples.safetensors cannot be read" in str(classifier_section(_classifier([{"status": "done"}], {})))
+        assert "examples.safetensors cannot be read" in str(
+            classifier_section(describe_classifier([{"status": "done"}], {}))
+        )
         (found,) = find_damage(classified, "", deep=False)
         assert (found.file, found.reason) == ("models/classifier/examples.safetensors", "cannot be read")
     path.unlink()

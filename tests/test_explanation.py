@@ -22,7 +22,7 @@ from plateloom.classification.explanation import (
 from plateloom.classification.model import input_space
 from plateloom.registry import load_method
 from plateloom.report.screen import classifier_section
-from plateloom.stages.report import _classifier
+from plateloom.stages.report_classifier import describe_classifier
 
 FAMILIES = ("Nuclei_Intensity", "Cells_Intensity", "Cells_AreaShape", "Cells_Texture")
 FEATURES = [f"{family}_{i}" for family in FAMILIES for i in range(5)]
@@ -103,7 +103,7 @@ def test_the_card_says_what_the_classifier_goes_by_and_the_page_shows_it(screen)
     assert row["family"] == "Cells Intensity" and row["features"] == 4 and row["loss"] > 0.3
     assert [row["tested_on"] for row in metrics["graded"]] == ["same well", "other well", "other plate", "other batch"]
     assert all(row["balanced_accuracy"] > 0.85 for row in metrics["graded"])
-    shown = _classifier([{"status": "done"}], {})
+    shown = describe_classifier([{"status": "done"}], {})
     page = classifier_section(shown)
     assert "Cells Intensity" in page and "other batch" in page
 
@@ -269,7 +269,7 @@ def test_the_page_shows_what_moves_trees_or_says_what_is_not_installed_and_lists
     assert [(row["class"], row["other"]) for row in pairs] == [("negative", "positive"), ("positive", "negative")]
     assert "picture" not in pairs[0]["typical"], "there are no images to cut it from"
     assert len(pairs[0]["differ"]) == 4 and pairs[0]["typical"]["plate"] in ("P1", "P2", "P3")
-    page = str(classifier_section(_classifier([{"status": "done"}], {})))
+    page = str(classifier_section(describe_classifier([{"status": "done"}], {})))
     assert "Nearly alike, and of two classes" in page and "change [SD]" in page
     installed = importlib.util.find_spec("shap") is not None
     assert ("What moves its trees" in page) == installed

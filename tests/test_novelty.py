@@ -12,7 +12,7 @@ from plateloom.classification.enrichment import count_kinds, find_enrichment
 from plateloom.classification.model import predict, train
 from plateloom.registry import load_method
 from plateloom.report.screen import enrichment_section
-from plateloom.stages.report import count_plate
+from plateloom.stages.screen_report import count_plate
 from plateloom.store.layout import plate_folder
 from plateloom.store.provenance import recipe
 from plateloom.store.tables import read_table, write_table

@@ -445,15 +445,15 @@ def test_wells_that_are_all_zero_are_the_low_end_of_their_scale():
 
 
 def test_shares_of_badly_reconstructed_cells_are_on_a_scale_from_zero(monkeypatch):
-    from plateloom.stages import report as stage
+    from plateloom.stages import report_plate_maps as stage
 
     errors = {"A01": [0.1, 0.2, 9.0, 0.1], "A02": [0.1, 0.1, 0.1, 0.1]}
     monkeypatch.setattr(stage, "read_errors", lambda _, well: pd.DataFrame({stage.ERROR: errors[well]}))
     records = [{"status": "done", "plate": "P1", "artefacts": dict.fromkeys(errors)}]
     settings = {"config": {"latent": {"autoencoder": {"error_limit": 1.0}}}}
     monkeypatch.setattr(stage, "limit_of_error", lambda given: given)
-    assert stage._badly_restored(["A01", "A02"], records, settings)[0].limits == (0, 0.25)
-    assert stage._badly_restored(["A02"], records, settings)[0].limits == (0, 1)
+    assert stage.badly_restored_maps(["A01", "A02"], records, settings)[0].limits == (0, 0.25)
+    assert stage.badly_restored_maps(["A02"], records, settings)[0].limits == (0, 1)
 
 
 def test_no_legend_reaches_beyond_its_chart():
@@ -854,7 +854,7 @@ def test_a_quarantined_plate_gets_a_page_and_a_record_that_is_not_done(tmp_path,
 
 
 def test_the_screen_links_to_the_page_of_a_quarantined_plate(tmp_path, monkeypatch):
-    from plateloom.stages.report import _plate_row
+    from plateloom.stages.screen_report import _plate_row
 
     monkeypatch.chdir(tmp_path)
     write_quarantined(tmp_path)
@@ -1036,7 +1036,7 @@ def test_cells_of_wells_whose_fields_are_left_out_are_no_value_and_not_zero(tmp_
     tables = {name: stage.read_table(Path(name)) for name in ("aggregates.parquet", "qc.parquet")}
     tables["aggregates.parquet"].loc[1, "Metadata_CellCount"] = 0
     tables["qc.parquet"].loc[1, "Reason"] = "debris: 2 times"
-    monkeypatch.setattr(stage, "_montage", lambda _, wells, *__: given.append(wells) or ([], {}))
+    monkeypatch.setattr(stage, "describe_montage", lambda _, wells, *__: given.append(wells) or ([], {}))
     described, _ = stage._describe_plate(*arguments)
     np.testing.assert_array_equal(described.wells["cells"], [5, NAN, 0])
     np.testing.assert_array_equal(given[0]["Metadata_CellCount"], [5, NAN, 0])
@@ -1067,7 +1067,7 @@ def test_pictures_are_measured_in_pixels_where_the_pixel_size_is_doubted(doubted
     arguments, given = a_plate_with_an_empty_well(tmp_path, monkeypatch), []
     notices = [Notice(kind="pixel_size", text="1 is no size.")] if doubted else []
     monkeypatch.setattr(stage, "_doubts", lambda *_: notices)
-    monkeypatch.setattr(stage, "_montage", lambda *found: given.append(found[-1]) or ([], {}))
+    monkeypatch.setattr(stage, "describe_montage", lambda *found: given.append(found[-1]) or ([], {}))
     stage._describe_plate(*arguments)
     assert given == [unit]
 
@@ -1148,7 +1148,7 @@ def test_warnings_of_many_plates_are_summed_up_by_kind():
 
 
 def test_controls_of_the_plate_map_that_were_not_imaged_are_told(tmp_path):
-    from plateloom.stages.report import _shared_notices
+    from plateloom.stages.screen_report import _shared_notices
 
     sheet = tmp_path / "map.tsv"
     sheet.write_text("well\ttreatment\tcontrol\nA01\tDMSO\tnegative\nA02\tDMSO\tnegative\nA03\tx\t\n")
@@ -1165,20 +1165,20 @@ def test_controls_of_the_plate_map_that_were_not_imaged_are_told(tmp_path):
 
 
 def test_records_of_an_earlier_number_of_parts_are_not_shown(tmp_path, monkeypatch):
-    from plateloom.stages.report import _records_of
+    from plateloom.stages.report_records import records_of
 
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "results/plates/P1/records/features"
     folder.mkdir(parents=True)
     for part, parts in ((0, 2), (1, 2), (2, 3), (10, 11)):
         (folder / f"part-{part}.json").write_text(json.dumps({"part": part, "parts": parts}))
-    found = _records_of("P1", ("features", "maps"))
+    found = records_of("P1", ("features", "maps"))
     assert [record["part"] for record in found["features"]] == [0, 1] and found["maps"] == []
 
 
 def test_maps_of_raw_features_say_so():
     from plateloom.profiling import Params
-    from plateloom.stages.report import _rawness
+    from plateloom.stages.screen_report import _rawness
 
     normalized = "Features are normalized to the negative control wells of each plate (median and MAD)."
     assert _rawness(["P1", "P2"], [], Params()) == normalized
@@ -1193,7 +1193,7 @@ def test_maps_of_raw_features_say_so():
     "plates, most, says", [(1, 100, "All 3 cells."), (2, 100, "All 6 cells."), (2, 4, "4 cells, drawn")]
 )
 def test_a_map_of_cells_says_which_cells_it_shows(plates, most, says, tmp_path, monkeypatch):
-    from plateloom.stages import report as stage
+    from plateloom.stages import report_embeddings as stage
     from plateloom.store.provenance import write_json
 
     monkeypatch.chdir(tmp_path)
@@ -1216,7 +1216,7 @@ def test_a_map_of_cells_says_which_cells_it_shows(plates, most, says, tmp_path, 
     card = stage.model_folder("map") / "map.json"
     for method, reason, axis in (("umap", "", "UMAP"), ("pca", "", "PCA"), ("umap", "3 rows", "PCA")):
         write_json(card, {"config": {"method": method, "reason": reason, "explained": [0.412, 0.2, 0.1]}})
-        ((cells,), _) = stage._cell_maps(wells, {"mapped": [{"status": "done", "facts": {}}], "classified": []})
+        ((cells,), _) = stage.list_cell_maps(wells, {"mapped": [{"status": "done", "facts": {}}], "classified": []})
         assert cells.note.startswith(says) and ("where plates lie apart" in cells.note) == (plates > 1)
         shares = (" (41% of the variance)", " (20% of the variance)") if axis == "PCA" else ("", "")
         assert (cells.title, cells.axes) == (f"Cells, {axis}", (f"{axis} 1{shares[0]}", f"{axis} 2{shares[1]}"))
@@ -1224,14 +1224,14 @@ def test_a_map_of_cells_says_which_cells_it_shows(plates, most, says, tmp_path, 
 
 
 def test_a_map_says_which_wells_the_classifier_has_learned_from(tmp_path, monkeypatch):
-    from plateloom.stages.report import _learned_note
+    from plateloom.stages.report_classes import learned_note
     from plateloom.store.layout import model_folder
     from plateloom.store.provenance import write_json
 
     monkeypatch.chdir(tmp_path)
     write_json(model_folder("classifier") / "model.json", {"wells": ["P1/A01", "P2/A02"]})
-    assert _learned_note([("P1", "A02"), ("P3", "A01")]) == ""
-    assert _learned_note([("P1", "A01"), ("P1", "A02")]).startswith("Cells of A01 were labeled; there")
+    assert learned_note([("P1", "A02"), ("P3", "A01")]) == ""
+    assert learned_note([("P1", "A01"), ("P1", "A02")]).startswith("Cells of A01 were labeled; there")
 
 
 # Hits
@@ -1364,7 +1364,7 @@ def test_wrapping_loses_no_letter(text):
 
 
 def test_the_report_fits_what_profiling_reports():
-    from plateloom.stages.report import _dose_curves, _dose_note
+    from plateloom.stages.report_readouts import dose_curves, dose_note
 
     dose = np.tile(np.geomspace(0.01, 10, 8), 2)
     rising = 1 + 4 / (1 + (0.3 / dose) ** 1.5) + np.random.default_rng(0).normal(0, 0.05, 16)
@@ -1380,11 +1380,11 @@ def test_the_report_fits_what_profiling_reports():
             "Metadata_Readout": np.concatenate([rising, flat]),
         }
     )
-    flat_curve, rising_curve = _dose_curves(wells, "r", unit="ratio")
+    flat_curve, rising_curve = dose_curves(wells, "r", unit="ratio")
     assert flat_curve.unit == "ratio"
     assert flat_curve.hill is None and "no dose response" in flat_curve.reason
     assert rising_curve.hill.ec50 == pytest.approx(0.3, rel=0.1) and rising_curve.reason == ""
-    assert "F test" in _dose_note() and "10 times" in _dose_note()
+    assert "F test" in dose_note() and "10 times" in dose_note()
 
 
 # Pictures
@@ -1481,7 +1481,7 @@ def test_the_label_of_an_interval_stands_whole():
 
 
 def test_kinds_of_positive_controls_are_pooled_with_a_word_and_shown_one_by_one():
-    from plateloom.stages.report import _quality_note, _quality_rows
+    from plateloom.stages.report_readouts import quality_note, quality_rows
 
     random = np.random.default_rng(0)
     wells = pd.DataFrame(
@@ -1493,14 +1493,14 @@ def test_kinds_of_positive_controls_are_pooled_with_a_word_and_shown_one_by_one(
             "Metadata_Readout": np.repeat([0.0, 10.0, 20.0], [6, 4, 4]) + random.normal(0, 0.1, 14),
         }
     )
-    rows = _quality_rows(wells, "readout")
+    rows = quality_rows(wells, "readout")
     z_prime = rows[rows["statistic"] == "Z'"].set_index("controls")["value"]
     assert list(z_prime.index) == ["2 kinds, pooled", "a 1 µM", "b 1 µM"]
     assert z_prime["2 kinds, pooled"] < 0 < 0.9 < z_prime["a 1 µM"]
-    note = _quality_note(rows)
+    note = quality_note(rows)
     assert "95 %" in note and "1,000 bootstrap" in note and "several kinds" in note
-    one = _quality_rows(wells[wells["Metadata_Treatment"] != "b"], "readout")
-    assert set(one["controls"]) == {"a 1 µM"} and "several kinds" not in _quality_note(one)
+    one = quality_rows(wells[wells["Metadata_Treatment"] != "b"], "readout")
+    assert set(one["controls"]) == {"a 1 µM"} and "several kinds" not in quality_note(one)
     html = render_plate(small_plate(quality=rows, quality_note=note))
     assert section_of(html, "quality").count("2 kinds, pooled") >= 2 and note in Page(html).words
     screen = render_screen(small_screen(quality=rows.assign(Metadata_Plate=HOSTILE), quality_note=note))
@@ -1508,7 +1508,7 @@ def test_kinds_of_positive_controls_are_pooled_with_a_word_and_shown_one_by_one(
 
 
 def test_a_statistic_without_value_is_a_line_and_no_chart():
-    from plateloom.stages.report import _quality_note, _quality_rows
+    from plateloom.stages.report_readouts import quality_note, quality_rows
 
     wells = pd.DataFrame(
         {
@@ -1519,7 +1519,7 @@ def test_a_statistic_without_value_is_a_line_and_no_chart():
             "Metadata_Readout": [1, 2, 3, 1, 2, 3, 11, 12, 13, 12, 21, 22.0],
         }
     )
-    rows = _quality_rows(wells, "readout")
+    rows = quality_rows(wells, "readout")
     line = "Z', robust Z', SSMD of b 1 µM: not defined (2 positive control wells, 3 needed)."
     plate = section_of(render_plate(small_plate(quality=rows)), "quality")
     screen = section_of(render_screen(small_screen(quality=rows.assign(Metadata_Plate=HOSTILE))), "quality")
@@ -1537,7 +1537,7 @@ def test_a_statistic_without_value_is_a_line_and_no_chart():
     known = rows.set_index(["controls", "statistic"])
     assert np.isfinite(known.loc[("2 kinds, pooled", "SSMD"), ["low", "high"]].astype(float)).all()
     assert np.isnan(known.loc[("a 1 µM", "SSMD"), "high"]), "4 wells carry no interval"
-    assert "No interval is determined below 6 control wells" in _quality_note(rows)
+    assert "No interval is determined below 6 control wells" in quality_note(rows)
 
 
 def test_sections_absent_for_the_same_reason_say_it_once():
@@ -1610,9 +1610,9 @@ def test_no_point_lies_above_the_last_line():
     "unit, shown", [("uM", "µM"), ("ug/ml", "µg/ml"), ("units", "units"), ("nM", "nM"), ("", ""), (NAN, "")]
 )
 def test_a_micro_is_written_as_one(unit, shown):
-    from plateloom.stages.report import _with_micro
+    from plateloom.stages.report_readouts import with_micro
 
-    assert _with_micro(pd.DataFrame({"Metadata_Unit": [unit]}))["Metadata_Unit"].tolist() == [shown]
+    assert with_micro(pd.DataFrame({"Metadata_Unit": [unit]}))["Metadata_Unit"].tolist() == [shown]
 
 
 @pytest.mark.parametrize("shape, last", [((8, 12), "H"), ((16, 24), "P"), ((32, 48), "AC")])
@@ -1626,11 +1626,11 @@ def test_small_plate_maps_have_letters_and_numbers(shape, last):
 
 def test_the_units_of_readouts_follow_from_their_names():
     from plateloom.profiling import Params
-    from plateloom.stages.report import _readout_name, _unit_of
+    from plateloom.stages.report_readouts import readout_name, unit_of
 
     area, mean = "Nuclei_AreaShape_Area", "Nuclei_Intensity_MeanIntensity_GFP"
     assert [
-        _unit_of(Params(readout=name)) for name in (area, mean, "Metadata_CellsPerField", "Nuclei_Granularity_1_GFP")
+        unit_of(Params(readout=name)) for name in (area, mean, "Metadata_CellsPerField", "Nuclei_Granularity_1_GFP")
     ] == [
         "px²",
         "share of full scale",
@@ -1638,15 +1638,15 @@ def test_the_units_of_readouts_follow_from_their_names():
         "",
     ]
     both = Params(readout=mean, readout_denominator=area, readout_log=True)
-    assert _unit_of(both) == "log2" and _readout_name(both) == f"log2({mean} / {area})"
-    assert _unit_of(Params(readout=mean, readout_denominator=area)) == "ratio"
+    assert unit_of(both) == "log2" and readout_name(both) == f"log2({mean} / {area})"
+    assert unit_of(Params(readout=mean, readout_denominator=area)) == "ratio"
 
 
 # Where numbers come from
 
 
 def test_code_settings_and_results_of_the_records_stand_on_the_page():
-    from plateloom.stages.report import _provenance, _versions
+    from plateloom.stages.report_records import provenance_of, versions_of
 
     record = {
         "status": "done",
@@ -1661,10 +1661,10 @@ def test_code_settings_and_results_of_the_records_stand_on_the_page():
         "maps": [record | {"status": "failed"}],
         "classes": [],
     }
-    table = _provenance(records)
+    table = provenance_of(records)
     assert table["stage"].tolist() == ["conversion", "features"]
     assert set(table["code"]) == {"c0de"} and table["result"].tolist()[1] == "f1" and len(table["result"][0]) == 32
-    assert _versions(records) == {"numpy": "2.4, 2.5", "odd": "1"}
+    assert versions_of(records) == {"numpy": "2.4, 2.5", "odd": "1"}
     html = render_plate(small_plate(stages=table, origin={"config": "digest d1635"}))
     section = section_of(html, "reproduce")
     assert "c0de" in section and "5e77" in section and "digest d1635" in section and "<details>" in section
@@ -1725,7 +1725,7 @@ def test_a_pixel_of_one_micrometer_in_the_config_is_doubted_and_one_in_the_files
 
 
 def test_the_classifier_and_the_autoencoder_say_what_they_were_trained_and_tested_on(tmp_path, monkeypatch):
-    from plateloom.stages.report import _classifier
+    from plateloom.stages.report_classifier import describe_classifier
 
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "results/screen/models/classifier"
@@ -1744,7 +1744,7 @@ def test_the_classifier_and_the_autoencoder_say_what_they_were_trained_and_teste
         "balanced_accuracy_high": None,
     }
     (folder / "model.json").write_text(json.dumps({"card": {"metrics": metrics}}))
-    found = _classifier([{"status": "done"}], {})
+    found = describe_classifier([{"status": "done"}], {})
     assert list(found.per_class) == ["class", "precision", "recall", "f1", "cells", "wells"]
     assert found.scheme.startswith(
         "Tested by cross-validation in 2 folds on 1,400 cells of 30 wells; all cells of a well"
@@ -1781,7 +1781,7 @@ def test_the_table_of_shares_has_no_column_on_the_scale_of_the_test():
 
 
 def test_the_screen_shows_no_cells_of_wells_that_a_plate_has_left_out():
-    from plateloom.stages.report import _counted
+    from plateloom.stages.screen_report import _counted
 
     wells = pd.DataFrame({"Metadata_Well": ["A01", "A02"], "Metadata_CellCount": [5, 0]})
     reported = [{"plate": "P1", "facts": {"uncounted": ["A02"]}}, {"plate": "P2", "facts": {}}]

@@ -195,7 +195,8 @@ def test_a_step_that_cannot_be_tested_says_why():
 
 def test_a_shifted_plate_is_warned_of_on_its_page_and_in_the_list_of_the_screen(tmp_path, monkeypatch):
     from plateloom.stages.profiling import controls_shift
-    from plateloom.stages.report import _shift_notice, _shift_table
+    from plateloom.stages.report import _shift_notice
+    from plateloom.stages.screen_report import _shift_table
     from plateloom.store.layout import plate_folder
     from plateloom.store.provenance import recipe
     from plateloom.store.tables import write_table
@@ -223,7 +224,7 @@ def test_a_shifted_plate_is_warned_of_on_its_page_and_in_the_list_of_the_screen(
 
 def test_plates_that_cannot_be_judged_are_no_alarm_and_show_why_and_no_dashes():
     from plateloom.report.screen import shift_section
-    from plateloom.stages.report import _shift_table
+    from plateloom.stages.screen_report import _shift_table
 
     values, plates, _ = controls(0, plates=2)
     shown = str(shift_section(_shift_table(find_shift(values, plates))))

@@ -1,0 +1,156 @@
+"""The classifier's section of the screen's page."""
+
+import numpy as np
+import pandas as pd
+
+from plateloom import report
+from plateloom.classification.splits import SCHEMES
+from plateloom.stages.explanation import describe_explanation
+from plateloom.stages.report_readouts import to_number
+from plateloom.store.layout import model_folder
+from plateloom.store.provenance import read_json
+
+LITTLE = 0.01  # a gain in balanced accuracy below this is not worth more labels
+
+
+def describe_classifier(records, notes, settings=None):
+    """What the page says of the classifier.
+
+    Parameters
+    ----------
+    records : list of dict
+        Of the classifier; empty where the config does not ask for one.
+    notes : dict of str to str
+        Gets why there is nothing to show.
+    settings : dict, optional
+        Of the page; without them there are no pictures.
+
+    Returns
+    -------
+    ClassifierReport, RegressionReport or None
+    """
+    if not records or records[0]["status"] != "done":
+        notes["classifier"] = records[0]["reason"] if records else "No labels were given (classification.labels)."
+        return None
+    described = read_json(model_folder("classifier") / "model.json")
+    card, tuned = described["card"], ""
+    found = card["metrics"]
+    unit = found["scheme"]
+    units = SCHEMES[unit]
+    if card.get("tuned"):
+        tuned = f"; settings were searched by other {units} of each fold's training part"
+    scheme = (
+        f"Tested by cross-validation in {len(found['folds'])} folds on {found['n_cells']:,} cells of {found['n_groups']:,} "
+        f"{units}; all cells of a {unit} are in the same fold, so that no {unit} is tested by a model that has seen it{tuned}"
+    )
+    if "classes" not in found:
+        return _regression(found, scheme, units)
+    columns = [
+        "precision",
+        "recall",
+        "f1",
+        "false_positives",
+        "false_negatives",
+        "average_precision",
+        "support",
+        "groups",
+    ]
+    renamed = {"groups": units, "support": "cells", "average_precision": "average precision"}
+    renamed |= {"false_positives": "false positives", "false_negatives": "false negatives"}
+    per_class = pd.DataFrame(found["per_class"])
+    per_class = per_class[["class", *(name for name in columns if name in per_class)]].rename(columns=renamed)
+    return report.ClassifierReport(
+        classes=found["classes"],
+        confusion=np.array(found["confusion"]),
+        per_class=per_class,
+        balanced_accuracy=to_number(found["balanced_accuracy"]),
+        low=to_number(found["balanced_accuracy_low"]),
+        high=to_number(found["balanced_accuracy_high"]),
+        scheme=scheme,
+        explanation=describe_explanation(described, settings),
+        **_classifier_details(found, units),
+    )
+
+
+def _classifier_details(found, units):
+    """Curves, calibration, sets, doubted labels and subgroups, of a test that has them."""
+    if "calibration" not in found:
+        return {}
+    sets, noise, learning, calibration = (found[name] for name in ("sets", "noise", "learning", "calibration"))
+    lacking = [name for name, limit in zip(found["classes"], sets["limits"], strict=True) if limit is None]
+    words = (
+        f"A class is excluded for a cell only where that is wrong for at most {100 * (1 - sets['coverage']):.0f} % of the cells of that "
+        f"class in new {units}. In the test the classes that were left held the true one for {100 * sets['covered']:.0f} % of the "
+        f"cells, and were one class only for {100 * sets['single']:.0f} %; on the others the classifier abstains (Set_size is not 1)."
+    )
+    if lacking:
+        words = (
+            f"{', '.join(lacking)} cannot be excluded for any cell: {sets['groups_needed']} {units} of a class are needed for "
+            f"{100 * sets['coverage']:.0f} % (classification.coverage)."
+        )
+    if learning["gain"] is not None and learning["gain_low"] is not None:
+        low, gain, high = (learning[name] for name in ("gain_low", "gain", "gain_high"))
+        verdict = "so more labels would help" if low > 0 else "which may be chance"
+        verdict = f"so more of the same labels would hardly help (below {LITTLE})" if high < LITTLE else verdict
+        learned = (
+            f"Learning from all {units} instead of half of them changes the balanced accuracy by {gain:+.3f} (95 % interval {low:+.3f} "
+            f"to {high:+.3f}), {verdict}."
+        )
+    else:
+        learned = f"Too few {units} to tell whether more labels would help."
+    weighed = "" if found["balance"] == "none" else " Classes count alike, however many of their cells are labeled."
+    suspects = pd.DataFrame(noise["suspects"])
+    if len(suspects):
+        suspects = suspects[["plate", "well", "field", "object", "label", "looks_like", "probability"]]
+        suspects = suspects.rename(columns={"looks_like": "looks like"})
+    subgroups = pd.DataFrame(found["subgroups"])
+    if len(subgroups):
+        order = ["by", "part", "cells", "groups", "classes", "error", "balanced_accuracy", "low", "high"]
+        subgroups = subgroups[order].rename(columns={"groups": units, "balanced_accuracy": "balanced accuracy"})
+    return {
+        "error": found["error"],
+        "calibration": pd.DataFrame(calibration["reliability"]),
+        "uncalibrated": pd.DataFrame(calibration["before"]),
+        "calibration_note": (
+            f"Brier score {calibration['brier']:.3f} (before calibration {calibration['brier_before']:.3f}), expected calibration "
+            f"error {calibration['expected_calibration_error']:.3f} ({calibration['expected_calibration_error_before']:.3f}), "
+            f"temperature {calibration['temperature']:.2f}.{weighed}"
+        ),
+        "precision_recall": {row["class"]: row["curve"] for row in found["per_class"]},
+        "learning": pd.DataFrame(learning["steps"]),
+        "learning_note": learned,
+        "sets_note": words,
+        "suspects": suspects,
+        "suspects_note": (
+            f"{100 * noise['share']:.1f} % of the labels are of cells that models of other {units} take for another class. The clearest are "
+            "listed; where whole wells are labeled, cells that the treatment left as they were are among them."
+        ),
+        "subgroups": subgroups,
+        "graded": _graded(found.get("graded", ())),
+        "units": units,
+    }
+
+
+def _graded(rows):
+    """Table of `grade_transfer`'s rows."""
+    table = pd.DataFrame(rows)
+    if len(table):
+        numbers = {name: table[name].astype(float) for name in ("balanced_accuracy", "low", "high")}
+        table = table.assign(**numbers)[["tested_on", *numbers, "cells", "reason"]]
+        table = table.rename(columns={"tested_on": "tested on", "balanced_accuracy": "balanced accuracy"})
+    return table
+
+
+def _regression(found, scheme, units):
+    """What the page says of a model of numbers."""
+    points = pd.DataFrame(found["points"])
+    width = found["half_width"]
+    words = (
+        f"R² {found['r2']:.3f} of cells ({found['group_r2']:.3f} of the means of {units}), Spearman's correlation "
+        f"{to_number(found['spearman']):.3f} ({to_number(found['group_spearman']):.3f}); mean error {found['mean_error']:.3g}."
+    )
+    if width is not None:
+        words += (
+            f" A prediction is within {width:.3g} of the truth for {found['coverage']:.0%} of the cells of new {units}."
+        )
+    return report.RegressionReport(points=points, words=words, scheme=scheme, units=units)

@@ -1,0 +1,126 @@
+"""Pictures of fields on a plate's page."""
+
+import numpy as np
+
+from plateloom import report
+from plateloom.stages.illumination import read_corrected, tile_window, usable_tiles
+from plateloom.stages.sampling import choose_wells
+from plateloom.store import plate as store
+from plateloom.store.layout import plate_folder, plate_store
+
+MONTAGE_PX = 480
+
+
+def describe_montage(plate, wells, settings, exclusions, flagged, length_unit):
+    """Pictures of some fields with the outlines of nuclei and cells, and the colors of their channels.
+
+    Parameters
+    ----------
+    plate : str
+    wells : DataFrame
+        `Metadata_CellCount` is NaN where it is not known.
+    settings : dict
+        Of the page.
+    exclusions, flagged : DataFrame
+        Fields that are lost, and that quality control has flagged.
+    length_unit : str
+        Of the scale bar: 'px' where the pixel size is doubted.
+
+    Returns
+    -------
+    list of Tile
+        Empty if no field can be shown.
+    dict of str to str
+        Color of each channel.
+    """
+    channels = settings["channels"]
+    names = settings["report"]["composite"] or list(channels)[:3]
+    colors = {name: f"#{channels[name]['color'].lstrip('#')}" for name in names}
+    images = usable_tiles(plate, list(wells["Metadata_Well"]))
+    first = flagged.drop_duplicates(["Metadata_Well", "Metadata_Field"])
+    bad = {(well, field) for well, field in first[["Metadata_Well", "Metadata_Field"]].itertuples(index=False)}
+    failed = exclusions[exclusions["what"].isin(["failed", "unlike the plate", "not segmented"])]
+    columns = ["Metadata_Well", "Metadata_Field"]
+    chosen = report.choose_tiles(
+        wells,
+        settings["report"]["montage_wells"],
+        flagged=list(first[[*columns, "Reason"]].itertuples(index=False, name=None)),
+        failed=list(failed[[*columns, "reason"]].itertuples(index=False, name=None)),
+        order=[well for _, well in choose_wells([("", well) for well in wells["Metadata_Well"]], len(wells))],
+    )
+    known = wells.set_index("Metadata_Well", drop=False)
+    shown = []
+    for name, field, why in chosen:
+        fields = {other: image for (well, other), image in images.items() if well == name}
+        if field is None:
+            better = [other for other in fields if (name, other) not in bad] or list(fields)
+            field = next(
+                (other for other in better if _is_segmented(plate, name, fields[other])), better[0] if better else None
+            )
+        if field is None:
+            continue
+        crop = _crop(plate, name, fields[field], field, names) if field in fields else None
+        shown.append((known.loc[name], field, why, crop))
+    clean = [crop["image"] for well, field, _, crop in shown if crop and (well["Metadata_Well"], field) not in bad]
+    clean = clean or [crop["image"] for *_, crop in shown if crop]
+    if not clean:
+        return [], {}
+    windows = [tuple(np.percentile([image[i] for image in clean], [1, 99.7])) for i in range(len(names))]
+    tiles = []
+    for well, field, why, crop in shown:
+        picture = outlines = None
+        if crop:
+            picture = report.composite_image(crop["image"], list(colors.values()), windows)
+            outlines = report.outline_layer(crop["labels"]) if crop["labels"] else None
+        tiles.append(
+            report.Tile(
+                well=well["Metadata_Well"],
+                picture=picture,
+                outlines=outlines,
+                treatment=well["Metadata_Treatment"] or "",
+                dose=float(well["Metadata_Dose"]),
+                unit=well["Metadata_Unit"] or "",
+                cells=int(well["Metadata_CellCount"]) if np.isfinite(well["Metadata_CellCount"]) else None,
+                control=well["Metadata_Control"],
+                caption=f"field {field}" + (f", {crop['part']}" if crop else ""),
+                why=why,
+                width_um=crop["width_um"] if crop else float("nan"),
+                length_unit=length_unit,
+            )
+        )
+    return tiles, colors
+
+
+def _is_segmented(plate, well, field):
+    return store.read_group(store.field_path(plate_store(plate), well, field) / "labels") is not None
+
+
+def _crop(plate, well, image, field, channels):
+    """The central part of a field: pixels, labels (empty if it was not segmented), what part it is, and its width [µm]."""
+    path = store.field_path(plate_store(plate), well, image)
+    spans = [
+        part.indices(size)[:2]
+        for part, size in zip(tile_window(path, field), store.image_shape(path)[-2:], strict=True)
+    ]
+    shape = [last - first for first, last in spans]
+    window = tuple(
+        slice(max(first, (first + last - MONTAGE_PX) // 2), min((first + last + MONTAGE_PX) // 2, last))
+        for first, last in spans
+    )
+    height, width = (part.stop - part.start for part in window)
+    labels = {}
+    if _is_segmented(plate, well, image):
+        labels = {kind: store.read_labels(path, kind, window=window) for kind in ("Nuclei", "Cells")}
+    whole = [height, width] == shape
+    return {
+        "image": _pixels(plate, well, image, channels, window),
+        "labels": labels,
+        "part": f"all {width} × {height} px" if whole else f"central {width} × {height} of {shape[1]} × {shape[0]} px",
+        "width_um": width * store.describe_image(path)["pixel_size_um"],
+    }
+
+
+def _pixels(plate, well, field, channels, window):
+    """Corrected pixels of a window; a channel that the field lacks is black."""
+    flatfield = store.read_group(plate_folder(plate) / "illumination.zarr")["plateloom"]["fingerprint"]
+    return read_corrected(plate, well, field, flatfield, channels=channels, window=window)
