@@ -73,6 +73,7 @@ from plateloom.report.charts import (
 from plateloom.report.exclusions import count_exclusions
 from plateloom.report.montage import outline_mask, scale_bar
 from plateloom.report.page import FOLD, color_legend, local_address
+from plateloom.store.tables import write_table
 
 VOID = {"meta", "img", "input", "br", "hr", "link"}
 HOSTILE = "<script>alert('x')</script>"
@@ -1221,6 +1222,29 @@ def test_a_map_of_cells_says_which_cells_it_shows(plates, most, says, tmp_path, 
         shares = (" (41% of the variance)", " (20% of the variance)") if axis == "PCA" else ("", "")
         assert (cells.title, cells.axes) == (f"Cells, {axis}", (f"{axis} 1{shares[0]}", f"{axis} 2{shares[1]}"))
         assert cells.note.endswith("No UMAP: 3 rows.") == bool(reason)
+
+
+@pytest.mark.parametrize(
+    "status, classes, colored", [("done", ["a", "b"], True), ("failed", ["a", "b"], False), ("done", [], False)]
+)
+def test_a_map_is_colored_by_classes_of_this_classifier_and_not_by_what_an_earlier_one_has_left(
+    status, classes, colored, tmp_path, monkeypatch
+):
+    from plateloom.stages import report_embeddings as stage
+    from plateloom.store.provenance import write_json
+
+    monkeypatch.chdir(tmp_path)
+    keys = {"Metadata_Plate": ["P1"], "Metadata_Well": "A01"}
+    wells = {"P1": pd.DataFrame(keys | {"Metadata_Treatment": "x", "Metadata_Control": "", "Metadata_Batch": "b"})}
+    for kind, columns in (("maps", {"Map_1": 1.0, "Map_2": 0.0}), ("classes", {"Class": "a" if classes else ""})):
+        made = {"fingerprint": kind}
+        cells = pd.DataFrame(keys | {"Metadata_Field": 1, "Metadata_ObjectNumber": 1} | columns)
+        write_table(stage.well_table("P1", kind, "A01"), cells, made)
+    write_json(stage.model_folder("map") / "map.json", {"config": {"method": "umap", "reason": "", "explained": []}})
+    write_json(stage.model_folder("classifier") / "model.json", {"card": {"classes": classes}, "wells": []})
+    records = {"mapped": [{"status": "done", "facts": {}}], "classified": [{"status": status, "reason": "no labels"}]}
+    ((cells,), _) = stage.list_cell_maps(wells, records)
+    assert ("class" in cells.colorings) == colored
 
 
 def test_a_map_says_which_wells_the_classifier_has_learned_from(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import yaml
 from conftest import ROOT, simulate
 from in_process import run_stages
 
+from plateloom.planning import STAGES
 from plateloom.segmentation.matching import match_objects
 from plateloom.store import plate as store
 from plateloom.store.provenance import read_json
@@ -18,7 +19,7 @@ from plateloom.store.tables import read_table, read_tables
 
 @pytest.fixture(scope="module")
 def screen(tmp_path_factory):
-    """One plate of 32 wells, classified; no network, which has tests of its own."""
+    """One plate of 32 wells, classified; no network, no maps and no pages, which have tests of their own."""
     folder = simulate(
         tmp_path_factory.mktemp("truth") / "screen", rows=4, columns=8, size_px=384, cells_per_field=28.0, seed=5
     )
@@ -27,7 +28,7 @@ def screen(tmp_path_factory):
     settings["latent"] = {"autoencoder": {"enabled": False}, "maps": {"method": "pca", "cells": 500}}
     settings["illumination"] = {"fields": 32}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    run_stages(folder)
+    run_stages(folder, set(STAGES) - {"map", "maps", "comparison", "report", "screen_report"})
     return folder
 
 

@@ -4,7 +4,7 @@ import pandas as pd
 
 from plateloom import report
 from plateloom.stages.clusters import read_clusters
-from plateloom.stages.report_classes import learned_note
+from plateloom.stages.report_classes import done_classifier, learned_note
 from plateloom.stages.sampling import choose_wells, sample_rows
 from plateloom.store.layout import model_folder, well_table
 from plateloom.store.provenance import read_json
@@ -34,6 +34,7 @@ def list_cell_maps(wells, inputs):
     reasons = [record["reason"] for record in inputs["mapped"] if record["status"] != "done"]
     if reasons or not inputs["mapped"] or not every:
         return [], {"cell_maps": reasons[0] if reasons else "There is no map of cells."}
+    card = done_classifier(inputs["classified"])
     of_clusters = ["Cluster"] if read_clusters(inputs["mapped"]) else []
     chosen = choose_wells(every, MAP_WELLS)
     quota = -(-MAP_CELLS // len(chosen))
@@ -42,7 +43,7 @@ def list_cell_maps(wells, inputs):
         if not well_table(plate, "maps", well).exists():
             continue
         table = read_table(well_table(plate, "maps", well), [*KEYS, "Map_1", "Map_2", *of_clusters])
-        if inputs["classified"] and well_table(plate, "classes", well).exists():
+        if card and card["classes"] and well_table(plate, "classes", well).exists():
             classes = read_table(well_table(plate, "classes", well), [*KEYS, "Class"])
             table = table.merge(classes, on=list(KEYS), how="left").fillna({"Class": ""})
         parts.append(table.iloc[sample_rows(f"{plate}/{well}", len(table), quota)])
