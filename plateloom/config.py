@@ -283,7 +283,7 @@ class Comparison(Section):
 
 
 class Classification(Section):
-    """Classes of cells, learned from labelled wells or cells."""
+    """Classes of cells, learned from labeled wells or cells."""
 
     labels: str = Field(
         "",
@@ -327,7 +327,7 @@ class Classification(Section):
         ge=0.5,
         le=0.99,
         description="How often the set of classes that cannot be excluded (`Set_size`) shall hold the true one, in wells not seen; "
-        "0.9 needs 9 labelled wells of each class.",
+        "0.9 needs 9 labeled wells of each class.",
     )
     cells: int = Field(20000, ge=100, description="Cells that it is trained on at most, drawn evenly over wells.")
 

@@ -256,7 +256,7 @@ def _identify(arrival, names, config):
 
     fallback, fault = None, None
     wanted = {channel.source for channel in config.channels.values()}
-    guesses = [load_reader(name).recognise(arrival.source, sorted(names)) for name in READERS]
+    guesses = [load_reader(name).recognize(arrival.source, sorted(names)) for name in READERS]
     guesses = sorted(filter(None, guesses), key=lambda guess: -guess["share"])
     # The screen's own settings come first: what is configured is no guess.
     order = dict.fromkeys([*config.readers, *(guess["reader"] for guess in guesses)])

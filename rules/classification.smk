@@ -1,4 +1,4 @@
-# Classification: labelled wells or cells -> classifier -> class of every cell.
+# Classification: labeled wells or cells -> classifier -> class of every cell.
 
 
 rule train_classifier:

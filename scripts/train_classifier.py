@@ -1,4 +1,4 @@
-"""Train the classifier on labelled wells or cells."""
+"""Train the classifier on labeled wells or cells."""
 
 from plateloom.engine.parts import start_job
 from plateloom.stages.classification import train_screen

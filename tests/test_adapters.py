@@ -417,7 +417,7 @@ def screen(tmp_path):
     return folder
 
 
-def test_check_names_the_weights_the_package_and_the_licence(screen, monkeypatch):
+def test_check_names_the_weights_the_package_and_the_license(screen, monkeypatch):
     problems, notes = find_problems(screen, files=False)
     assert "config.yaml: segmentation.parameters: no weights at 'models/mine'; nothing is downloaded" in problems
     assert any("warning: cellpose: the weights" in note and "non-commercial" in note for note in notes)

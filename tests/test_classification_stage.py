@@ -137,7 +137,7 @@ def test_batches_without_names_are_refused(screen):
         path = plate_folder(plate) / "profiles.parquet"
         write_table(path, read_table(path).assign(Metadata_Batch=""), recipe("test", parameters={}, code="", inputs={}))
     found, _, _ = run(scheme="batch")
-    assert found["status"] == "failed" and "needs the batch of every labelled plate" in found["reason"]
+    assert found["status"] == "failed" and "needs the batch of every labeled plate" in found["reason"]
 
 
 def test_numbers_of_a_table_are_predicted(screen):

@@ -375,7 +375,7 @@ def test_labels_are_checked_against_plates_and_wells(screen):
     path = screen / "labels.tsv"
     path.write_text("plate\twell\tclass\tfield\nP1\tA01\tnormal\t\nP1\tQ01\tnormal\t\n")
     _, notes = find_problems(screen, files=True)
-    assert "P1: warning: 1 labelled well without an image: Q01 (labels.tsv:3)" in notes
+    assert "P1: warning: 1 labeled well without an image: Q01 (labels.tsv:3)" in notes
     append(path, "P9\tA01\tnormal\t\nP1\tA99\tnormal\t\nP1\tA02\t\t\nP1\tA03\tnormal\tx\n")
     problems, _ = find_problems(screen, files=True)
     assert [problem.removeprefix(f"{path}:")[:9] for problem in problems] == [
@@ -397,7 +397,7 @@ def test_labels_are_checked_against_plates_and_wells(screen):
     [
         ({}, "P1\tA01\tnormal\nP1\tA02\tnormal\n", "Found the classes ['normal']. At least 2 are needed"),
         ({}, "P1\tA01\tnormal\nP1\tA03\tnormal\nP1\tA02\tother\n", "fewer than 2 wells: 'other' in 1"),
-        ({}, "", "no well is labelled (labels.tsv)"),
+        ({}, "", "no well is labeled (labels.tsv)"),
         (
             {"target": "number", "method": "ridge"},
             None,
@@ -407,7 +407,7 @@ def test_labels_are_checked_against_plates_and_wells(screen):
         (
             {"scheme": "batch"},
             "P2\tA01\tnormal\n",
-            "needs the batch of every labelled plate in plates.tsv; it is not there of P2",
+            "needs the batch of every labeled plate in plates.tsv; it is not there of P2",
         ),
         ({"folds": 50}, None, "9 wells for 50 folds. Use 2 to 9 folds"),
         ({"labels": "controls"}, None, "controls: no well of the plate maps is a positive control"),

@@ -37,7 +37,7 @@ FAMILY_COLUMNS = {
 # Overlap, K, Manders, RWC and Costes of all are 0 and not NaN (tests/test_features_correlation.py).
 _CIRCLE = "whether a pixel on the circle counts is up to rounding; tests/test_features_zernike.py bounds it"
 EXCEPTIONS = {
-    "relabelling": {},
+    "relabeling": {},
     "splitting": {
         "Correlation_RWC_": "ranks are taken over all objects",
         "Neighbors_": "the other objects are gone",
@@ -263,14 +263,14 @@ def test_an_image_without_cells_gives_an_empty_table_with_all_columns(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_relabelling_changes_no_value(family):
+def test_relabeling_changes_no_value(family):
     labels = blobs()
     numbers = np.unique(labels)[1:]
     # Gaps, more than 16 bits, more than a table could hold, and another order.
     for renamed in (numbers + 70_000, 3 * numbers[::-1], (numbers + 1) << 34):
         lookup = dict(zip([0, *numbers], [0, *renamed], strict=True))
-        relabelled = np.vectorize(lookup.get, otypes=[np.int64])(labels)
-        before, after = measure_one(noise(), labels, family), measure_one(noise(), relabelled, family)
+        relabeled = np.vectorize(lookup.get, otypes=[np.int64])(labels)
+        before, after = measure_one(noise(), labels, family), measure_one(noise(), relabeled, family)
         assert_array_equal(after.index, np.sort(renamed))
         after = after.loc[renamed]
         for column in before:

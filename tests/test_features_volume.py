@@ -180,7 +180,7 @@ def test_a_volume_of_one_plane_has_the_values_of_the_plane():
 # --- wherever and however
 
 
-def test_relabelling_changes_no_value():
+def test_relabeling_changes_no_value():
     labels = blobs()
     before, numbers = measure_one(noise(), labels), np.unique(labels)[1:]
     # More than 16 bits, more than a table could hold, and another order.

@@ -43,17 +43,17 @@ def constructed(request, tmp_path):
     folder = tmp_path / "plate"
     folder.mkdir()
     layout.write(folder, laid_out, pixel_size_um=0.65, positions={1: (0.0, -7.8), 2: (0.0, 7.8)})
-    found = load_reader(request.param).recognise(folder, [name for name, _ in list_files(folder, ("",))])
-    assert found, f"{request.param} does not recognise its own layout"
+    found = load_reader(request.param).recognize(folder, [name for name, _ in list_files(folder, ("",))])
+    assert found, f"{request.param} does not recognize its own layout"
     module = load_reader(found["reader"])
     return request.param, module, folder, module.Params(**found["params"]), laid_out
 
 
-def test_a_reader_recognises_its_own_layout_and_no_other_does(constructed):
+def test_a_reader_recognizes_its_own_layout_and_no_other_does(constructed):
     name, module, folder, _, _ = constructed
     assert module is load_reader(name)
     names = [name for name, _ in list_files(folder, ("",))]
-    shares = {other: (load_reader(other).recognise(folder, names) or {}).get("share", 0) for other in READERS}
+    shares = {other: (load_reader(other).recognize(folder, names) or {}).get("share", 0) for other in READERS}
     assert max(shares, key=shares.get) == name and sorted(shares.values())[-2] < shares[name]
 
 
@@ -106,7 +106,7 @@ def test_scanning_reads_no_pixel(constructed, monkeypatch):
 @pytest.mark.parametrize("name", READERS)
 def test_an_empty_folder_is_a_layout_error_or_an_empty_table(name, tmp_path):
     module = load_reader(name)
-    assert module.recognise(tmp_path, []) is None
+    assert module.recognize(tmp_path, []) is None
     with contextlib.suppress(PlateLayoutError):
         assert module.scan(tmp_path, module.Params()).images == []
 
@@ -204,14 +204,14 @@ def test_an_empty_file_is_unreadable(tmp_path):
         pattern.load(tmp_path, image_of(tmp_path / "A01_s1_w1.tif"))
 
 
-def test_bbbc013_and_cytation_are_recognised(data):
+def test_bbbc013_and_cytation_are_recognized(data):
     for folder, layout, wells, channels in (
         ("bbbc013_sbs_rows_ABEF", "bbbc013", 48, {"1", "2"}),
         ("nf1_cytation_5wells/Plate_2_images", "cytation", 5, {"DAPI", "GFP", "RFP"}),
     ):
         source = data / folder
         names = [name for name, _ in list_files(source)]
-        found = pattern.recognise(source, names)
+        found = pattern.recognize(source, names)
         assert found["layout"] == layout and found["share"] == 1
         images = pattern.scan(source, pattern.Params(**found["params"])).images
         assert len({image.well for image in images}) == wells

@@ -187,7 +187,7 @@ def test_a_missing_plugin_is_named(tmp_path, name, plugin):
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(PlateLayoutError, match=f"reads '{name}': pip install bioio {plugin}"):
         bioio.scan(tmp_path, Params())
-    assert bioio.recognise(tmp_path, [name])["reader"] == "bioio"
+    assert bioio.recognize(tmp_path, [name])["reader"] == "bioio"
 
 
 @pytest.mark.parametrize(("name", "package"), [("A01.ND2", "nd2"), ("A01.lif", "liffile")])
@@ -196,7 +196,7 @@ def test_a_missing_package_is_named(tmp_path, name, package, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(PlateLayoutError, match=f"reading '{name}' needs a package .* pip install {package}$"):
         bioio.scan(tmp_path, Params())
-    assert bioio.recognise(tmp_path, [name])["reader"] == "bioio"
+    assert bioio.recognize(tmp_path, [name])["reader"] == "bioio"
 
 
 def test_a_missing_bioio_is_named(tmp_path, monkeypatch):
@@ -206,12 +206,12 @@ def test_a_missing_bioio_is_named(tmp_path, monkeypatch):
         PlateLayoutError, match="'A01.czi' needs a package that is not installed: pip install bioio bioio-czi"
     ):
         bioio.scan(tmp_path, Params())
-    assert bioio.recognise(tmp_path, ["A01.czi"])["layout"] == ".czi by bioio"
+    assert bioio.recognize(tmp_path, ["A01.czi"])["layout"] == ".czi by bioio"
 
 
 def test_bioio_is_imported_only_when_it_is_used():
     code = (
-        "import sys; from plateloom.readers import bioio; bioio.Params(); bioio.recognise('x', ['A01.tif', 'A01.czi']);"
+        "import sys; from plateloom.readers import bioio; bioio.Params(); bioio.recognize('x', ['A01.tif', 'A01.czi']);"
         "print(sorted({'bioio', 'numpy', 'dask'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -229,8 +229,8 @@ def test_bioio_is_imported_only_when_it_is_used():
         ([], None),
     ],
 )
-def test_files_are_recognised_by_their_suffix(names, expected):
-    found = bioio.recognise("nowhere", names)
+def test_files_are_recognized_by_their_suffix(names, expected):
+    found = bioio.recognize("nowhere", names)
     assert (found and found["params"].get("names", "file")) == expected
     if found:
         assert found["share"] > 0.5 and Params(**found["params"])

@@ -106,10 +106,10 @@ def test_positions_of_the_real_sample_are_where_its_pixels_overlap(data):
     assert (plain[1].x_um - plain[0].x_um) / one.pixel_size_um == pytest.approx(1080)
 
 
-def test_the_real_sample_is_recognised_and_its_files_decoded(data):
+def test_the_real_sample_is_recognized_and_its_files_decoded(data):
     folder = data / "operetta_harmony_ball"
     names = [name for name, _ in list_files(folder, (".tiff", ".xml"))]
-    assert harmony.recognise(folder, names) == {"reader": "harmony", "params": {}, "layout": "harmony", "share": 1.0}
+    assert harmony.recognize(folder, names) == {"reader": "harmony", "params": {}, "layout": "harmony", "share": 1.0}
     (image, _) = harmony.scan(folder / "Images", PARAMS).images
     plane, content = harmony.load(folder / "Images", image)
     assert plane.shape == (1080, 1080) and plane.dtype == np.uint16 and content
@@ -169,7 +169,7 @@ def test_namespaces_do_not_matter(plate, namespace):
 def test_the_index_may_be_spelled_in_several_ways(plate, name):
     folder = plate(index=name)
     assert len(harmony.scan(folder, PARAMS).images) == 4
-    assert harmony.recognise(folder, [f"Images/{name}"])["share"] == 1.0
+    assert harmony.recognize(folder, [f"Images/{name}"])["share"] == 1.0
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -202,7 +202,7 @@ def test_an_archive_keeps_index_and_wells_in_folders(plate):
         path.rename(folder / "images" / path.name[:6] / path.name)
     source = harmony.scan(folder, PARAMS)
     assert source.images[0].file == "images/r01c01/r01c01f01p01-ch1sk1fk1fl1.tiff" and source.notes == []
-    assert harmony.recognise(folder, ["index/7b0b.xml"])
+    assert harmony.recognize(folder, ["index/7b0b.xml"])
 
 
 def test_two_files_that_may_be_meant_are_refused(plate):
@@ -666,11 +666,11 @@ def test_a_listing_names_wells_and_notices_changes_of_planes_and_index(plate):
 
 
 @pytest.mark.parametrize("text", ["<MetaXpress/>", "", "no xml", "<EvaluationInputData", "<!DOCTYPE a><a/>"])
-def test_an_index_of_another_kind_is_not_recognised(tmp_path, text):
+def test_an_index_of_another_kind_is_not_recognized(tmp_path, text):
     (tmp_path / "Index.xml").write_text(text)
-    assert harmony.recognise(tmp_path, ["Index.xml"]) is None
-    assert harmony.recognise(tmp_path, ["absent/Index.xml", "r01c01f01p01-ch1sk1fk1fl1.tiff"]) is None
-    assert harmony.recognise(tmp_path, []) is None
+    assert harmony.recognize(tmp_path, ["Index.xml"]) is None
+    assert harmony.recognize(tmp_path, ["absent/Index.xml", "r01c01f01p01-ch1sk1fk1fl1.tiff"]) is None
+    assert harmony.recognize(tmp_path, []) is None
 
 
 def test_unknown_parameters_are_refused():

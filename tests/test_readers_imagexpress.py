@@ -107,17 +107,17 @@ def test_of_the_real_mixed_plate_the_projections_can_count(data):
     ("folder", "layout"),
     [("imagexpress_htd_3434", "MetaXpress export"), ("imagexpress_projection_mix", "MetaXpress database")],
 )
-def test_real_plates_are_recognised_from_the_names_of_their_images(data, folder, layout):
+def test_real_plates_are_recognized_from_the_names_of_their_images(data, folder, layout):
     names = [name for name, _ in list_files(data / folder)]
-    found = imagexpress.recognise(data / folder, names)
+    found = imagexpress.recognize(data / folder, names)
     assert found == {"reader": "imagexpress", "params": {}, "layout": layout, "share": 1.0}
 
 
-def test_no_other_real_plate_is_recognised(data):
+def test_no_other_real_plate_is_recognized(data):
     for folder in data.iterdir():
         if folder.is_dir() and not folder.name.startswith("imagexpress"):
             names = [name for name, _ in itertools.islice(list_files(folder), 5000)]
-            assert imagexpress.recognise(folder, names) is None, folder.name
+            assert imagexpress.recognize(folder, names) is None, folder.name
 
 
 @pytest.mark.parametrize("layout", ["export", "database"])
@@ -164,7 +164,7 @@ def test_every_plane_reads_back(tmp_path, layout, axes, options):
         assert image.z_um == ((image.z - 1) * 2.5 if stacked else None)
         assert image.wavelength_nm == 400 + 50 * int(image.channel)
     assert source.notes == []
-    assert imagexpress.recognise(tmp_path, [name for name, _ in list_files(tmp_path)])["share"] == 1.0
+    assert imagexpress.recognize(tmp_path, [name for name, _ in list_files(tmp_path)])["share"] == 1.0
 
 
 def test_positions_come_from_the_stage_where_tags_know_no_well(tmp_path):
@@ -704,10 +704,10 @@ def test_a_late_well_changes_no_other(tmp_path):
         ["TimePoint_1/P_B02_s1_w1.TIF", "a.tif", "b.tif", "c.tif"],
     ],
 )
-def test_folders_of_others_are_not_recognised(tmp_path, names):
+def test_folders_of_others_are_not_recognized(tmp_path, names):
     for name in names:
         touch(tmp_path / name)
-    assert imagexpress.recognise(tmp_path, names) is None
+    assert imagexpress.recognize(tmp_path, names) is None
 
 
 def test_an_htd_makes_sure_and_one_that_is_none_does_not(tmp_path):
@@ -715,21 +715,21 @@ def test_an_htd_makes_sure_and_one_that_is_none_does_not(tmp_path):
     touch(tmp_path / "other.tif")
     names = ["P_B02_s1_w1.TIF", "other.tif"]
     (tmp_path / "P.HTD").write_bytes(b"hello")
-    assert imagexpress.recognise(tmp_path, names) is None
-    assert imagexpress.recognise(tmp_path, [*names, "P.HTD"]) is None
+    assert imagexpress.recognize(tmp_path, names) is None
+    assert imagexpress.recognize(tmp_path, [*names, "P.HTD"]) is None
     (tmp_path / "P.HTD").write_bytes(b'"HTSInfoFile", Version 1.0\r\n')
-    assert imagexpress.recognise(tmp_path, [*names, "P.HTD"])["share"] == 1.0
+    assert imagexpress.recognize(tmp_path, [*names, "P.HTD"])["share"] == 1.0
 
 
 def test_what_a_tiff_says_of_itself_makes_sure(tmp_path):
     write(tmp_path, make_planes(), times=False, index=False)
     names = [name for name, _ in list_files(tmp_path)]
-    assert imagexpress.recognise(tmp_path, names)["layout"] == "MetaXpress export"
+    assert imagexpress.recognize(tmp_path, names)["layout"] == "MetaXpress export"
 
 
 def test_names_that_are_not_there_any_more_are_judged_by_names_alone(tmp_path):
-    assert imagexpress.recognise(tmp_path / "gone", ["P_B02_s1_w1.TIF"]) is None
-    assert imagexpress.recognise(tmp_path / "gone", ["P/TimePoint_1/P_B02_s1_w1.TIF"])["share"] == 1.0
+    assert imagexpress.recognize(tmp_path / "gone", ["P_B02_s1_w1.TIF"]) is None
+    assert imagexpress.recognize(tmp_path / "gone", ["P/TimePoint_1/P_B02_s1_w1.TIF"])["share"] == 1.0
 
 
 def test_the_pattern_reader_agrees_on_a_plain_plate(tmp_path):

@@ -66,13 +66,13 @@ def test_a_plate_reads_back_wherever_its_metadata_stand(tmp_path, per, xml):
     found = check(tmp_path, planes)
     assert found.shape == (8, 12) and found.finished is None
     names = [name for name, _ in list_files(tmp_path, ("",))]
-    assert ome_tiff.recognise(tmp_path, names) == {
+    assert ome_tiff.recognize(tmp_path, names) == {
         "reader": "ome_tiff",
         "params": {},
         "layout": "OME-TIFF",
         "share": 1.0,
     }
-    other = pattern.recognise(tmp_path, names)
+    other = pattern.recognize(tmp_path, names)
     assert other is None or other["share"] < 1
 
 
@@ -176,7 +176,7 @@ def test_without_a_plate_names_of_files_say_the_well(tmp_path, per, xml):
     check(tmp_path, planes, Params(pattern=NAMES))
     names = [name for name, _ in list_files(tmp_path, ("",))]
     if xml != "companion":
-        found = ome_tiff.recognise(tmp_path, names)
+        found = ome_tiff.recognize(tmp_path, names)
         assert found["share"] == 1
         check(tmp_path, planes, Params(**found["params"]))
 
@@ -184,7 +184,7 @@ def test_without_a_plate_names_of_files_say_the_well(tmp_path, per, xml):
 def test_without_a_plate_names_of_images_say_the_well(tmp_path):
     planes = planes_of()
     layout.write(tmp_path, planes, per="plate", xml="own", plate=False, positions=PLACES)
-    found = ome_tiff.recognise(tmp_path, ["plate.ome.tif"])
+    found = ome_tiff.recognize(tmp_path, ["plate.ome.tif"])
     assert found["params"]["names"] == "image" and found["share"] == 1
     check(tmp_path, planes, Params(**found["params"]))
     params = Params(pattern=r"(?P<well>[A-H]\d\d) field (?P<field>\d+)", names="image")
@@ -228,7 +228,7 @@ def test_names_may_say_channel_z_and_t_as_well(tmp_path):
 )
 def test_a_pattern_is_proposed_for_usual_names(tmp_path, name, expected):
     layout.write(tmp_path, planes_of(wells=("A01",), fields=(1,)), xml="own", plate=False, name=name)
-    found = ome_tiff.recognise(tmp_path, [name])
+    found = ome_tiff.recognize(tmp_path, [name])
     match = pattern.matcher(pattern.Params(**found["params"]))(name)
     assert match["field"] == expected[1] and match["well"].replace("A1", "A01") == expected[0]
 
@@ -236,7 +236,7 @@ def test_a_pattern_is_proposed_for_usual_names(tmp_path, name, expected):
 def test_tiffs_without_ome_xml_are_none_of_ours(tmp_path):
     for name in ("A01.ome.tif", "A02.tif"):
         tifffile.imwrite(tmp_path / name, np.zeros((4, 4), np.uint16), ome=False)
-        assert ome_tiff.recognise(tmp_path, [name]) is None
+        assert ome_tiff.recognize(tmp_path, [name]) is None
     with pytest.raises(PlateLayoutError, match="no OME-XML"):
         ome_tiff.scan(tmp_path, ALL)
 
@@ -244,12 +244,12 @@ def test_tiffs_without_ome_xml_are_none_of_ours(tmp_path):
 def test_vendors_folders_are_none_of_ours(data):
     for folder in ("imagexpress_htd_3434", "operetta_harmony_ball", "yokogawa_cv7000_metadata", "nf1_cytation_5wells"):
         names = [name for name, _ in list_files(data / folder, ("",))]
-        assert ome_tiff.recognise(data / folder, names) is None
+        assert ome_tiff.recognize(data / folder, names) is None
 
 
 def test_metadata_without_any_tiff_are_none_of_ours(tmp_path):
     layout.write(tmp_path, planes_of())
-    assert ome_tiff.recognise(tmp_path, ["plate.companion.ome", ".zattrs", "A/1/0/.zattrs"]) is None
+    assert ome_tiff.recognize(tmp_path, ["plate.companion.ome", ".zattrs", "A/1/0/.zattrs"]) is None
 
 
 def test_several_acquisitions_need_a_choice(tmp_path):
@@ -540,7 +540,7 @@ def test_an_entity_bomb_is_refused_in_a_file_and_in_a_header(tmp_path):
         tifffile.imwrite(tmp_path / "A01.ome.tif", np.zeros((4, 4), np.uint16), description=text, metadata=None)
         with pytest.raises(PlateLayoutError, match="document type"):
             ome_tiff.scan(tmp_path, ALL)
-        assert ome_tiff.recognise(tmp_path, ["A01.ome.tif"]) is None
+        assert ome_tiff.recognize(tmp_path, ["A01.ome.tif"]) is None
 
 
 @pytest.mark.parametrize(

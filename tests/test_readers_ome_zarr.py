@@ -68,7 +68,7 @@ def test_a_plate_of_any_version_and_axes_reads_back(tmp_path, version, axes):
     assert found.channels == {
         name: {"name": name, "color": colors[name]} for name in (colors if "c" in axes else ["DNA"])
     }
-    assert ome_zarr.recognise(tmp_path / "P.zarr", []) == {
+    assert ome_zarr.recognize(tmp_path / "P.zarr", []) == {
         "reader": "ome_zarr",
         "params": {},
         "layout": "OME-Zarr",
@@ -291,7 +291,7 @@ def test_other_stores_are_refused_clearly(tmp_path):
             ome_zarr.scan(source, Params())
     with pytest.raises(PlateLayoutError, match="no OME-Zarr group"):
         ome_zarr.scan(tmp_path, Params())
-    assert ome_zarr.recognise(tmp_path, []) is None
+    assert ome_zarr.recognize(tmp_path, []) is None
     one_field(tmp_path / "P.zarr")
     with pytest.raises(PlateLayoutError, match="single image"):
         ome_zarr.scan(tmp_path / "P.zarr/A/1/1", Params())

@@ -47,11 +47,11 @@ def names_of(source):
 
 
 @pytest.mark.parametrize("name", layout.NAMES)
-def test_every_known_layout_is_recognised_and_reads_back(tmp_path, name):
+def test_every_known_layout_is_recognized_and_reads_back(tmp_path, name):
     without = WITHOUT.get(name, "")
     planes = planes_of(without)
     layout.write(tmp_path, planes, layout=name)
-    found = pattern.recognise(tmp_path, names_of(tmp_path))
+    found = pattern.recognize(tmp_path, names_of(tmp_path))
     assert found["layout"] == name and 0.9 < found["share"] <= 1
     images = pattern.scan(tmp_path, pattern.Params(**found["params"])).images
     assert len(images) == len(planes)
@@ -110,9 +110,9 @@ def test_every_known_layout_is_recognised_and_reads_back(tmp_path, name):
         ("scanr", "A1--W00001--P00001--Z00000--T00000--Alexa 488.tif", ("A01", 1, "Alexa 488", 0, 0)),
     ],
 )
-def test_a_name_is_understood_and_its_layout_recognised(tmp_path, name, file, expected):
+def test_a_name_is_understood_and_its_layout_recognized(tmp_path, name, file, expected):
     (tmp_path / file).touch()
-    assert pattern.recognise(tmp_path, [file])["layout"] == name
+    assert pattern.recognize(tmp_path, [file])["layout"] == name
     (image,) = pattern.scan(tmp_path, pattern.Params(pattern=pattern.KNOWN[name])).images
     assert image[:5] == expected
 
@@ -129,14 +129,14 @@ def test_a_name_is_understood_and_its_layout_recognised(tmp_path, name, file, ex
     ],
 )
 def test_what_is_no_plane_of_a_known_layout_matches_none(name):
-    assert pattern.recognise("nowhere", [name]) is None
+    assert pattern.recognize("nowhere", [name]) is None
 
 
 def test_the_specific_layout_goes_before_the_guess(tmp_path):
     # Every one of these names fits `generic` too, and more of them do.
     names = [f"A{i:02d}_01_1_1_DAPI_001.tif" for i in range(1, 4)] + ["A04_f1_DAPI.tif"]
-    assert pattern.recognise(tmp_path, names)["layout"] == "cytation"
-    assert pattern.recognise(tmp_path, ["A04_f1_DAPI.tif", "A04_f1_GFP.tif"])["share"] < 1
+    assert pattern.recognize(tmp_path, names)["layout"] == "cytation"
+    assert pattern.recognize(tmp_path, ["A04_f1_DAPI.tif", "A04_f1_GFP.tif"])["share"] < 1
 
 
 @pytest.mark.parametrize(
@@ -144,11 +144,11 @@ def test_the_specific_layout_goes_before_the_guess(tmp_path):
 )
 def test_a_vendors_metadata_file_lets_its_own_reader_go_before(tmp_path, file):
     names = ["Images/A01_s1_w1.tif"]
-    assert pattern.recognise(tmp_path, names)["share"] == 1
-    assert 0.9 < pattern.recognise(tmp_path, [*names, file])["share"] < 1
+    assert pattern.recognize(tmp_path, names)["share"] == 1
+    assert 0.9 < pattern.recognize(tmp_path, [*names, file])["share"] < 1
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).touch()
-    assert 0.9 < pattern.recognise(tmp_path, names)["share"] < 1
+    assert 0.9 < pattern.recognize(tmp_path, names)["share"] < 1
 
 
 @pytest.mark.parametrize(
@@ -163,14 +163,14 @@ def test_a_vendors_metadata_file_lets_its_own_reader_go_before(tmp_path, file):
 )
 def test_a_guess_takes_no_site_for_a_channel(tmp_path, file, expected):
     (tmp_path / file).touch()
-    found = pattern.recognise(tmp_path, [file])
+    found = pattern.recognize(tmp_path, [file])
     (image,) = pattern.scan(tmp_path, pattern.Params(**found["params"])).images
     assert found["layout"] == "generic" and image[:3] == expected
 
 
 def test_names_that_another_reader_knows_better_are_left_to_it():
     for name in ("r01c01f01p01-ch1sk1fk1fl1.tiff", "x_B03_T0001F001L01A01Z01C01.png", "exp_A02_s2_w1.TIF"):
-        assert 0.9 < pattern.recognise("nowhere", [name])["share"] < 1
+        assert 0.9 < pattern.recognize("nowhere", [name])["share"] < 1
 
 
 def test_the_real_harmony_and_yokogawa_names_are_read_as_plain_names(data):
@@ -230,7 +230,7 @@ def test_a_pattern_may_match_folders(tmp_path):
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.text(min_size=1, max_size=40), max_size=6))
 def test_no_name_makes_recognition_stumble(names):
-    found = pattern.recognise("nowhere", names)
+    found = pattern.recognize("nowhere", names)
     assert found is None or 0 < found["share"] <= 1
 
 
@@ -244,7 +244,7 @@ def test_a_hundred_thousand_names_take_seconds():
         for k in range(1, 7)
     ]
     start = time.perf_counter()
-    assert pattern.recognise("nowhere", names)["layout"] == "harmony"
+    assert pattern.recognize("nowhere", names)["layout"] == "harmony"
     assert len(names) > 100_000 and time.perf_counter() - start < 20
 
 

@@ -599,13 +599,13 @@ def test_a_listing_notices_each_file_that_matters_and_its_wells(tmp_path):
         before = after
 
 
-def test_a_plate_is_recognised_by_its_metadata_or_by_all_of_its_names(tmp_path):
+def test_a_plate_is_recognized_by_its_metadata_or_by_all_of_its_names(tmp_path):
     layout.write(tmp_path, make_planes(("A01",)), corrections=True)
     images = [name for name, _ in list_files(tmp_path)]
     expected = {"reader": "yokogawa", "params": {}, "layout": "CellVoyager", "share": 1.0}
-    assert yokogawa.recognise(tmp_path, images) == yokogawa.recognise(tmp_path, []) == expected
-    assert yokogawa.recognise(tmp_path / "nowhere", images) == expected
-    assert yokogawa.recognise(tmp_path / "nowhere", ["sub/MeasurementData.mlf"]) == expected
+    assert yokogawa.recognize(tmp_path, images) == yokogawa.recognize(tmp_path, []) == expected
+    assert yokogawa.recognize(tmp_path / "nowhere", images) == expected
+    assert yokogawa.recognize(tmp_path / "nowhere", ["sub/MeasurementData.mlf"]) == expected
 
 
 @pytest.mark.parametrize(
@@ -620,15 +620,15 @@ def test_a_plate_is_recognised_by_its_metadata_or_by_all_of_its_names(tmp_path):
         "SC_BP445-45_20x_M10_CH01.tif",
     ],
 )
-def test_folders_of_other_microscopes_are_not_recognised(tmp_path, name):
-    assert yokogawa.recognise(tmp_path, [name]) is None
-    assert yokogawa.recognise(tmp_path, []) is None
+def test_folders_of_other_microscopes_are_not_recognized(tmp_path, name):
+    assert yokogawa.recognize(tmp_path, [name]) is None
+    assert yokogawa.recognize(tmp_path, []) is None
 
 
 def test_the_real_png_layout_reads(data):
     folder = data / "yokogawa_cv7000_metadata/png_layout"
     names = [name for name, _ in list_files(folder)]
-    assert yokogawa.recognise(folder, names)["share"] == 1
+    assert yokogawa.recognize(folder, names)["share"] == 1
     source = scan(folder)
     assert keys_of(source) == [("B03", field, 1, z, 2) for field in (1, 2) for z in (1, 2)]
     assert source.notes == [] and source.shape == (8, 12) and source.finished is True
@@ -671,7 +671,7 @@ def test_the_real_metadata_make_tables_without_images(data):
             scan(folder, records=name)
 
 
-def test_folders_of_other_microscopes_in_the_real_data_are_not_recognised(data):
+def test_folders_of_other_microscopes_in_the_real_data_are_not_recognized(data):
     for folder in ("bbbc013_sbs_rows_ABEF", "nf1_cytation_5wells/Plate_2_images", "operetta_harmony_ball"):
         names = [name for name, _ in list_files(data / folder)]
-        assert yokogawa.recognise(data / folder, names) is None
+        assert yokogawa.recognize(data / folder, names) is None

@@ -34,12 +34,12 @@ CHANNELS = ["ER", "DNA"]
 WANTED = {"nuclei_channel": "DNA", "cells_channel": "ER", "nucleus_diameter_um": 10.0}
 
 
-def draw_cells(shape, centres, *, radius=5.0, brightness=0.1, background=0.01, noise=0.001, seed=0):
+def draw_cells(shape, centers, *, radius=5.0, brightness=0.1, background=0.01, noise=0.001, seed=0):
     """Draw textured nuclei of uneven size and brightness with cell bodies: image (2, Y, X) and true nuclei."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: shape[0], : shape[1]]
     nuclei, truth, bodies = np.zeros(shape), np.zeros(shape, np.uint32), np.zeros(shape)
-    for label, (cy, cx) in enumerate(centres, start=1):
+    for label, (cy, cx) in enumerate(centers, start=1):
         size, stretch, angle = radius * rng.uniform(0.8, 1.2), rng.uniform(0.8, 1.0), rng.uniform(0, np.pi)
         dy, dx = y - cy, x - cx
         along, across = dy * np.cos(angle) + dx * np.sin(angle), dx * np.cos(angle) - dy * np.sin(angle)
@@ -53,19 +53,19 @@ def draw_cells(shape, centres, *, radius=5.0, brightness=0.1, background=0.01, n
 
 
 def scatter(shape, count, *, seed=0, spacing=7.0):
-    """Centres at random but no nearer than the spacing."""
-    rng, centres = np.random.default_rng(seed), []
+    """Centers at random but no nearer than the spacing."""
+    rng, centers = np.random.default_rng(seed), []
     for _ in range(200 * count):
-        centre = rng.uniform(0, shape)
-        if all(np.hypot(*(centre - other)) >= spacing for other in centres):
-            centres.append(centre)
-        if len(centres) == count:
+        center = rng.uniform(0, shape)
+        if all(np.hypot(*(center - other)) >= spacing for other in centers):
+            centers.append(center)
+        if len(centers) == count:
             break
-    return centres
+    return centers
 
 
 def lattice(shape, spacing):
-    """Centres on a square lattice, so that with a narrow spacing all nuclei are one connected component."""
+    """Centers on a square lattice, so that with a narrow spacing all nuclei are one connected component."""
     return [(y, x) for y in np.arange(3, shape[0], spacing) for x in np.arange(3, shape[1], spacing)]
 
 
@@ -161,7 +161,7 @@ def test_an_empty_field_under_uneven_light_has_no_objects(method):
 
 @every_method
 @pytest.mark.parametrize("rate", [0.005, 0.1, 1.0])
-def test_an_empty_field_of_few_grey_levels_has_no_objects(method, rate):
+def test_an_empty_field_of_few_gray_levels_has_no_objects(method, rate):
     counts = np.random.default_rng(3).poisson(rate, (2, 400, 400))
     assert segment(counts / 255, method)["Nuclei"].max() == 0
 
@@ -175,9 +175,9 @@ def test_hot_pixels_are_no_nuclei(method):
 
 
 @every_method
-@pytest.mark.parametrize("centre", [(60, 70), (0, 0), (119, 40)])
-def test_one_cell_is_one_object(method, centre):
-    image, truth = draw_cells((120, 130), [centre], noise=0.0005)
+@pytest.mark.parametrize("center", [(60, 70), (0, 0), (119, 40)])
+def test_one_cell_is_one_object(method, center):
+    image, truth = draw_cells((120, 130), [center], noise=0.0005)
     found = segment(image, method)
     assert_contract(found, (120, 130))
     assert match_objects(found["Nuclei"], truth) == (1, 0, 0)
@@ -547,7 +547,7 @@ def _growth(name, shape=(90, 110)):
         return truth, image[0] > 0.02, image[0], 0.05
     image = {
         "flat": np.zeros(shape),
-        "few grey levels": rng.integers(0, 3, shape) / 255,
+        "few gray levels": rng.integers(0, 3, shape) / 255,
         "noise": rng.normal(size=shape),
     }
     seeds = np.zeros(shape, np.uint32)
@@ -556,7 +556,7 @@ def _growth(name, shape=(90, 110)):
     return seeds, rng.uniform(size=shape) < 0.85, image[name].astype(np.float32), {"noise": 2.0}.get(name, 0.01)
 
 
-GROWTHS = ("cells", "flat", "few grey levels", "noise")
+GROWTHS = ("cells", "flat", "few gray levels", "noise")
 
 
 @pytest.mark.parametrize("name", GROWTHS)
@@ -574,7 +574,7 @@ def test_cells_grow_exactly_as_centrosome_grows_them(name):
     np.testing.assert_array_equal(found, np.where(reached <= bound, expected, 0))
 
 
-@pytest.mark.parametrize("name", ["flat", "few grey levels"])
+@pytest.mark.parametrize("name", ["flat", "few gray levels"])
 def test_ties_fall_as_from_a_sorted_queue_of_cost_label_and_pixel(name):
     seeds, allowed, image, weight = _growth(name, shape=(40, 50))
     # Labels in any order; centrosome's own queue begins unsorted then, so that its ties depend on seeds far away.

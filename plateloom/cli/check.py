@@ -91,9 +91,9 @@ def find_problems(folder, *, files, decode=True):
     if config and plates and config.classification.labels:
         batches = {name: plate.batch for name, (_, plate) in plates.items()}
         if config.classification.labels != "controls":
-            labelled = _check_labels(folder, config.classification.labels, list(plates), imaged, problems, notes)
-            asked = files and labelled is not None
-            if asked and (reason := explain_untrainable(config.classification, labelled, batches)):
+            labeled = _check_labels(folder, config.classification.labels, list(plates), imaged, problems, notes)
+            asked = files and labeled is not None
+            if asked and (reason := explain_untrainable(config.classification, labeled, batches)):
                 problems.append(f"config.yaml: classification: {reason}")
         elif files and all(maps[name] is not None or not plate.plate_map for name, (_, plate) in plates.items()):
             _check_controls(config.classification, maps, batches, problems, notes)
@@ -248,7 +248,7 @@ def _check_labels(folder, labels, plates, imaged, problems, notes):
             )
         held[place] = line, row["class"]
     notes += [
-        f"{name}: warning: {counted(len(wells), 'labelled well')} without an image: "
+        f"{name}: warning: {counted(len(wells), 'labeled well')} without an image: "
         + _some([f"{well} ({path.name}:{line})" for well, line in wells.items()])
         for name, wells in unseen.items()
     ]
@@ -258,28 +258,28 @@ def _check_labels(folder, labels, plates, imaged, problems, notes):
 def _check_controls(settings, maps, batches, problems, notes):
     """Ask whether there are controls to learn from; more of them may come with more plates."""
     kinds = ("negative", "positive")
-    labelled = [
+    labeled = [
         (plate, well, row["control"])
         for plate, wells in maps.items()
         for well, row in (wells or {}).items()
         if row["control"] in kinds
     ]
-    if lacking := [kind for kind in kinds if kind not in {control for _, _, control in labelled}]:
+    if lacking := [kind for kind in kinds if kind not in {control for _, _, control in labeled}]:
         problems.append(
             f"config.yaml: classification.labels: controls: no well of the plate maps is a {' or a '.join(lacking)} control "
             "(column control); name a table of labels, or leave it empty"
         )
-    elif reason := explain_untrainable(settings, labelled, batches):
+    elif reason := explain_untrainable(settings, labeled, batches):
         notes.append(f"config.yaml: warning: classification: {reason}")
 
 
-def explain_untrainable(settings, labelled, batches):
+def explain_untrainable(settings, labeled, batches):
     """Why labels can in no case be learned from, however many cells they have; empty where nothing speaks against it.
 
     Parameters
     ----------
     settings : Classification
-    labelled : list of (str, str, str)
+    labeled : list of (str, str, str)
         Plate, well and class.
     batches : dict of str to str
         By plate.
@@ -289,15 +289,15 @@ def explain_untrainable(settings, labelled, batches):
     from plateloom.classification.splits import check_groups
     from plateloom.stages.classification import group_of
 
-    if not labelled:
-        return f"no well is labelled ({settings.labels})"
-    without = sorted({plate for plate, _, _ in labelled if not batches[plate]})
+    if not labeled:
+        return f"no well is labeled ({settings.labels})"
+    without = sorted({plate for plate, _, _ in labeled if not batches[plate]})
     if settings.scheme == "batch" and without:
         return (
-            f"scheme: batch needs the batch of every labelled plate in plates.tsv; it is not there of {_some(without)}"
+            f"scheme: batch needs the batch of every labeled plate in plates.tsv; it is not there of {_some(without)}"
         )
-    classes = [name for _, _, name in labelled]
-    groups = [group_of(settings.scheme, plate, well, batches) for plate, well, _ in labelled]
+    classes = [name for _, _, name in labeled]
+    groups = [group_of(settings.scheme, plate, well, batches) for plate, well, _ in labeled]
     options = {"folds": settings.folds, "scheme": settings.scheme}
     cells = [[0.0]] * len(classes)
     try:

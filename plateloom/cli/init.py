@@ -34,7 +34,7 @@ NUCLEI = ("dna", "dapi", "hoechst", "draq", "nuclei", "nucleus")
     type=click.Path(path_type=Path),
     help="A plate's folder of images; once per plate.",
 )
-@click.option("--pattern", default=None, help="Regular expression of file names, where the layout is not recognised.")
+@click.option("--pattern", default=None, help="Regular expression of file names, where the layout is not recognized.")
 def command(folder, sources, pattern):
     """Look at image folders, guess reader, channels and pattern, and write a screen's files into FOLDER.
 
@@ -96,7 +96,7 @@ def _write_screen(folder, found):
 
 
 def look(sources, pattern=None):
-    """Recognise the layout of plates' folders.
+    """Recognize the layout of plates' folders.
 
     Returns
     -------
@@ -114,7 +114,7 @@ def look(sources, pattern=None):
 
     plates, layouts, notes, scans = [], [], [], []
     for source in sources:
-        best = recognise_folder(source, pattern)
+        best = recognize_folder(source, pattern)
         module = load_reader(best["reader"])
         found = module.scan(source, module.Params(**best["params"]))
         if not found.images:
@@ -153,7 +153,7 @@ def look(sources, pattern=None):
     }
 
 
-def recognise_folder(source, pattern):
+def recognize_folder(source, pattern):
     """Find the reader of a folder.
 
     Returns
@@ -185,7 +185,7 @@ def recognise_folder(source, pattern):
         except ValidationError as error:
             raise ConfigError(explain(error, model, prefix="--")) from None
         return {"reader": "pattern", "params": {"pattern": pattern}, "layout": "your pattern", "share": 1.0}
-    guesses = [load_reader(name).recognise(source, names) for name in READERS]
+    guesses = [load_reader(name).recognize(source, names) for name in READERS]
     best = max((guess for guess in guesses if guess), key=lambda guess: guess["share"], default=None)
     if best is None:
         shown = "\n".join(f"  {name}" for name in names[:5]) or "  (no file at all)"

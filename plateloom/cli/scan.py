@@ -11,7 +11,7 @@ from plateloom.errors import ConfigError
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--reader", default=None, help="Name of the reader; default: the one that recognises the folder.")
+@click.option("--reader", default=None, help="Name of the reader; default: the one that recognizes the folder.")
 @click.option("--set", "parameters", multiple=True, metavar="NAME=VALUE", help="A parameter of the reader, as YAML.")
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write here, not to the screen."
@@ -28,11 +28,11 @@ def command(source, reader, parameters, out):
     import yaml
     from pydantic import ValidationError
 
-    from plateloom.cli.init import recognise_folder
+    from plateloom.cli.init import recognize_folder
     from plateloom.config import explain
     from plateloom.readers import SourceImage, load_reader
 
-    found = {"reader": reader, "params": {}} if reader else recognise_folder(source, None)
+    found = {"reader": reader, "params": {}} if reader else recognize_folder(source, None)
     for text in parameters:
         name, equals, value = text.partition("=")
         if not equals:

@@ -7,7 +7,7 @@ The contract of a reader's module:
 - ``listing(source, params)``: yields (well, line) of each file that a scan depends on, in one directory listing, since
   it is called for every plate at every start; the well is empty where the file matters to all of them;
 - ``load(source, image) -> (ndarray of uint8 or uint16, shape (Y, X); digest of its content)``;
-- ``recognise(source, names) -> dict or None``: `reader`, `params`, `layout`, `share` (of the image files that it would
+- ``recognize(source, names) -> dict or None``: `reader`, `params`, `layout`, `share` (of the image files that it would
   read) for `plateloom init`.
 
 What is wrong with a plate raises `PlateLayoutError`, what is wrong with one file `UnreadableImageError`.

@@ -173,8 +173,8 @@ def load(source, image):
     return plane, plane_digest(plane)
 
 
-def recognise(source, names):
-    """See `plateloom.readers.pattern.recognise`; by suffixes alone, since without bioio no file can be opened."""
+def recognize(source, names):
+    """See `plateloom.readers.pattern.recognize`; by suffixes alone, since without bioio no file can be opened."""
     files = sorted(name for name in names if name.lower().endswith(SUFFIXES))
     images = [name for name in names if name.lower().endswith((".tif", ".tiff", ".png", ".jpg", ".jpeg"))]
     if not files or len(files) < len(images):

@@ -37,7 +37,7 @@ from plateloom.readers.markup import elements
 from plateloom.readers.planes import load_plane as load
 from plateloom.wells import well_name
 
-__all__ = ["Params", "listing", "load", "recognise", "scan"]
+__all__ = ["Params", "listing", "load", "recognize", "scan"]
 
 # In the order of preference, where a folder has several.
 INDEXES = ("index.idx.xml", "index.xml", "index.ref.xml", "imageindex.columbusidx.xml")
@@ -189,7 +189,7 @@ def listing(source, params):
     return list_changes(source, SUFFIXES, well_of)
 
 
-def recognise(source, names):
+def recognize(source, names):
     """Find an index of Harmony below a folder.
 
     Parameters

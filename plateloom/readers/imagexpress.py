@@ -41,7 +41,7 @@ from plateloom.readers.folders import list_files, sort_planes
 from plateloom.readers.planes import load_plane as load
 from plateloom.wells import parse_well, well_name
 
-__all__ = ["Params", "listing", "load", "recognise", "scan"]
+__all__ = ["Params", "listing", "load", "recognize", "scan"]
 
 SUFFIXES = (".tif", ".tiff", ".htd")
 INDEX_LIMIT = 1 << 20  # bytes of an .HTD; that of 1536 wells has 20 kB
@@ -168,10 +168,10 @@ def listing(source, params):
             yield "", line
 
 
-def recognise(source, names):
+def recognize(source, names):
     """Find a MetaXpress plate: by its .HTD, by GUIDs or TimePoint and ZStep folders, or by what a TIFF says of itself.
 
-    See `plateloom.readers.pattern.recognise`.
+    See `plateloom.readers.pattern.recognize`.
     """
     files = [name.rpartition("/") for name in names if name.lower().endswith(SUFFIXES[:2])]
     found = [(folder, NAME.fullmatch(stem)) for folder, _, stem in files if not stem.startswith(".")]

@@ -30,7 +30,7 @@ from plateloom.readers.markup import elements
 from plateloom.readers.planes import load_plane as load
 from plateloom.wells import parse_well, well_name
 
-__all__ = ["Params", "distinct_names", "inside", "listing", "load", "recognise", "scan"]
+__all__ = ["Params", "distinct_names", "inside", "listing", "load", "recognize", "scan"]
 
 COMPANIONS = (".companion.ome", ".ome.xml")
 OME_TIFFS = (".ome.tif", ".ome.tiff", ".ome.btf", ".ome.tf2", ".ome.tf8")
@@ -249,8 +249,8 @@ def listing(source, params):
     return list_changes(source, TIFFS + COMPANIONS, well_of)
 
 
-def recognise(source, names):
-    """See `plateloom.readers.pattern.recognise`; metadata files are read, or the header of one TIFF."""
+def recognize(source, names):
+    """See `plateloom.readers.pattern.recognize`; metadata files are read, or the header of one TIFF."""
     images = [name for name in names if name.lower().endswith((*TIFFS, ".png", ".jpg", ".jpeg"))]
     tiffs = sorted(name for name in images if name.lower().endswith(OME_TIFFS))
     found = {"reader": "ome_tiff", "params": {}, "layout": "OME-TIFF", "share": 1.0}

@@ -174,8 +174,8 @@ def load(source, image):
     return plane, plane_digest(plane)
 
 
-def recognise(source, names):
-    """See `plateloom.readers.pattern.recognise`; the plate's own metadata decide."""
+def recognize(source, names):
+    """See `plateloom.readers.pattern.recognize`; the plate's own metadata decide."""
     try:
         _read_plate(Path(source))
     except (PlateLayoutError, OSError):

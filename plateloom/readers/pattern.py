@@ -35,7 +35,7 @@ from plateloom.readers.folders import IMAGES, compile_expression, list_changes, 
 from plateloom.readers.planes import load_plane as load
 from plateloom.wells import row_name
 
-__all__ = ["KNOWN", "Params", "group_number", "listing", "load", "matcher", "recognise", "said", "scan", "well_text"]
+__all__ = ["KNOWN", "Params", "group_number", "listing", "load", "matcher", "recognize", "said", "scan", "well_text"]
 
 GROUPS = {"well", "row", "column", "field", "channel", "z", "t"}
 
@@ -145,7 +145,7 @@ def listing(source, params):
     return list_changes(source, IMAGES, well_of)
 
 
-def recognise(source, names):
+def recognize(source, names):
     """Find the layout of a folder from its file names: the most specific one that half of its images match.
 
     Parameters

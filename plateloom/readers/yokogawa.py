@@ -206,8 +206,8 @@ def load(source, image):
     return load_plane(source, image)
 
 
-def recognise(source, names):
-    """See `plateloom.readers.pattern.recognise`; sure where the .mlf or the .mrf is there, else by file names."""
+def recognize(source, names):
+    """See `plateloom.readers.pattern.recognize`; sure where the .mlf or the .mrf is there, else by file names."""
     folders = {""} | {name.rpartition("/")[0] for name in names}
     wanted = ("MeasurementData.mlf", "MeasurementDetail.mrf")
     if any(name.rpartition("/")[2].lower() in (RECORDS, DETAIL) for name in names) or any(

@@ -159,7 +159,7 @@ class Embedding:
         Positions; not finite ones are left out.
     colorings : mapping of str to array, shape (N,)
         Name of the coloring (``"treatment"``, ``"plate"``, ``"class"``) to one text per point (the ten most frequent
-        get a color, the rest is grey) or one number per point (viridis).
+        get a color, the rest is gray) or one number per point (viridis).
     labels : sequence of str, shape (N,), optional
         Shown when the pointer rests on a point; only where there are at most 2000 points.
     axes : tuple of str, optional

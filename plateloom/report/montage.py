@@ -38,7 +38,7 @@ class Tile:
     width_um : float, optional
         Width of what is shown [µm], for the scale bar; NaN: unknown.
     length_unit : str, optional
-        What the scale bar is labelled in: ``px`` where the pixel size is only a stand-in of 1.
+        What the scale bar is labeled in: ``px`` where the pixel size is only a stand-in of 1.
     """
 
     well: str

@@ -92,7 +92,7 @@ def notices(params):
     """What to know before using it."""
     return [
         "cellpose: the weights that are published as Cellpose-SAM (cpsam, cpsam_v2) learned from images under "
-        "non-commercial licences (CC BY-NC): do not use them for commercial work; weights that you trained yourself from "
+        "non-commercial licenses (CC BY-NC): do not use them for commercial work; weights that you trained yourself from "
         "them inherit that"
     ]
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from plateloom.compilation import kernel
 
-_NEAR = 4e-16  # of a cost: what differs by less may be a tie, two neighbouring floats among them
+_NEAR = 4e-16  # of a cost: what differs by less may be a tie, two neighboring floats among them
 
 
 def propagate_labels(seeds, allowed, image, weight, max_cost):
@@ -25,7 +25,7 @@ def propagate_labels(seeds, allowed, image, weight, max_cost):
     image : ndarray of float, shape (Y, X)
         Intensities.
     weight : float
-        Cost of a step to a direct neighbour where the image is flat; above 0.
+        Cost of a step to a direct neighbor where the image is flat; above 0.
     max_cost : float
         Labels grow no farther than this.
 

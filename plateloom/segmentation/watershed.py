@@ -223,7 +223,7 @@ class Watershed:
         -------
         dict of str to ndarray of int64, shape (4, B)
             For ``nuclei``, and ``cells`` where they have a channel: histograms of the smoothed intensities, of their
-            differences at a distance, of second differences between direct neighbours, and of the intensities as they
+            differences at a distance, of second differences between direct neighbors, and of the intensities as they
             came. They add up over tiles.
         """
         self._check(view, origin, core, "measure")
@@ -277,7 +277,7 @@ class Watershed:
             # Uneven light widens the background, but so do the gaps of a crowd: it is held to some times the noise.
             spread = max(min(spread, 5 * noise) if noise > 0 else spread, noise, background / 1024)
             if raw[0] > 0.5 * raw.sum():
-                # The camera's zero was cut off and the noise with it: what is left is as coarse as one grey level.
+                # The camera's zero was cut off and the noise with it: what is left is as coarse as one gray level.
                 raw[0] = 0
                 spread = max(spread, 0.2 * quantile(raw, values, 0.05))
             correction = params.threshold_correction if name == "nuclei" else params.cells_threshold_correction

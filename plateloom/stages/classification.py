@@ -1,4 +1,4 @@
-"""Labelled wells or cells of the screen -> classifier; every cell -> class, probabilities, novelty, well by well."""
+"""Labeled wells or cells of the screen -> classifier; every cell -> class, probabilities, novelty, well by well."""
 
 import contextlib
 import functools
@@ -71,12 +71,12 @@ def train_screen(*, plates, labels, settings, code, measured, profiled, flagged,
         known = [
             found["plate"] for found in inputs["profiled"] if found["status"] == "done" and found["plate"] in plates
         ]
-        wells = _labelled_wells(settings["labels"], known)
+        wells = _labeled_wells(settings["labels"], known)
         wells = {key: rows for key, rows in sorted(wells.items()) if key in cells}
         held = {(plate, well) for plate in {plate for plate, _ in wells} for well in quarantined_wells(plate)}
         wells = {key: rows for key, rows in wells.items() if key not in held}
         if not wells:
-            raise PlateLayoutError(f"no well of a complete plate is labelled ({settings['labels']})")
+            raise PlateLayoutError(f"no well of a complete plate is labeled ({settings['labels']})")
         bad = {plate: flagged_fields(plate) for plate in {plate for plate, _ in wells}}
         excluded = {(p, w): sorted(field for other, field in bad[p] if other == w) for p, w in wells}
         places = _describe_places(wells)
@@ -96,7 +96,7 @@ def train_screen(*, plates, labels, settings, code, measured, profiled, flagged,
     )
 
 
-def _labelled_wells(labels, plates):
+def _labeled_wells(labels, plates):
     """Labels by (plate, well): lists of `short_row`; field and object are None for a whole well."""
     found = {}
     if labels == "controls":
@@ -137,7 +137,7 @@ def _describe_places(wells):
 
 
 def _train(folder, wells, excluded, places, settings, made):
-    """Draw labelled cells through Dask, test, train, save; the unit of `train_screen`."""
+    """Draw labeled cells through Dask, test, train, save; the unit of `train_screen`."""
     from plateloom import classification
     from plateloom.classification.evaluation import check_labels
     from plateloom.classification.model import dumps, file_name, train
@@ -158,9 +158,7 @@ def _train(folder, wells, excluded, places, settings, made):
         wells = {(plate, well): rows for (plate, well), rows in wells.items() if plate not in left_out}
         cutting = {"crop_um": params.crop_um, "out_px": params.out_px, "channels": features, "folder": str(work)}
     quota = -(-settings["cells"] // len(wells))
-    drawn = yield [
-        (draw_labelled, p, w, rows, excluded[p, w], quota, source, cutting) for (p, w), rows in wells.items()
-    ]
+    drawn = yield [(draw_labeled, p, w, rows, excluded[p, w], quota, source, cutting) for (p, w), rows in wells.items()]
     tables, lost = [table for table, _ in drawn], sum(gone for _, gone in drawn)
     if lost:
         log.warning("left out: %d labels of cells that the present segmentation does not have", lost)
@@ -168,14 +166,14 @@ def _train(folder, wells, excluded, places, settings, made):
     if source != "crops":
         features = input_columns(cells.drop(columns=["Label", "Metadata_CellsOfWell"]), source)
     if not len(cells):
-        raise PlateLayoutError("none of the labelled wells has a cell")
+        raise PlateLayoutError("none of the labeled wells has a cell")
     keys = list(zip(cells["Metadata_Plate"], cells["Metadata_Well"], strict=True))
     learned = sorted({f"{plate}/{well}" for plate, well in keys})
     encoder = one_encoder(sorted(set(keys))) if source == "latent" else ""
     batches = {plate: places[plate, well]["batch"] for plate, well in keys}
     if settings["scheme"] == "batch" and not all(batches.values()):
-        raise PlateLayoutError("classification.scheme: batch needs the batch of every labelled plate in plates.tsv")
-    # A cell whose well lies in the training folds would be recognised by its well: whole wells, plates or batches are kept together.
+        raise PlateLayoutError("classification.scheme: batch needs the batch of every labeled plate in plates.tsv")
+    # A cell whose well lies in the training folds would be recognized by its well: whole wells, plates or batches are kept together.
     groups = np.array([group_of(settings["scheme"], plate, well, batches) for plate, well in keys], dtype=str)
     X = read_crops([crop_file(work, *key) for key in wells], len(cells)) if cutting else cells[features].to_numpy(float)
     y = cells["Label"].to_numpy(str)
@@ -370,7 +368,7 @@ def group_of(scheme, plate, well, batches):
 
 
 def crop_file(folder, plate, well):
-    """Where the crops of a well's labelled cells lie while the classifier is trained."""
+    """Where the crops of a well's labeled cells lie while the classifier is trained."""
     return Path(folder) / f"{plate}-{well}.npy"
 
 
@@ -385,12 +383,12 @@ def read_crops(files, count):
     return crops
 
 
-def draw_labelled(plate, well, rows, excluded, quota, source, cutting):
-    """What `labelled_cells` gives, with what is learned from and `Metadata_CellsOfWell`; runs in a worker.
+def draw_labeled(plate, well, rows, excluded, quota, source, cutting):
+    """What `labeled_cells` gives, with what is learned from and `Metadata_CellsOfWell`; runs in a worker.
 
     Of crops only the keys; the crops lie in a file, in the same order.
     """
-    table, lost = labelled_cells(plate, well, rows, excluded, quota)
+    table, lost = labeled_cells(plate, well, rows, excluded, quota)
     crowd = len(read_table(well_table(plate, "features", well), ["Metadata_Well"]))
     if source == "crops":
         options = dict(cutting)
@@ -410,8 +408,8 @@ def draw_labelled(plate, well, rows, excluded, quota, source, cutting):
     return table.assign(Metadata_CellsOfWell=crowd), lost
 
 
-def labelled_cells(plate, well, rows, excluded, quota):
-    """Labelled cells of a well, with their class as `Label`, and how many labels have no cell any more; runs in a worker."""
+def labeled_cells(plate, well, rows, excluded, quota):
+    """Labeled cells of a well, with their class as `Label`, and how many labels have no cell any more; runs in a worker."""
     table = read_table(well_table(plate, "features", well))
     table = table[~table["Metadata_SourceField"].isin(excluded)]
     held, lost = assign_labels(plate, well, table, rows)

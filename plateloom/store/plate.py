@@ -829,7 +829,7 @@ class _Highest:
 
 
 def _label_colors(count):
-    """NGFF's colors of the labels 1 … count: hues far apart for neighbouring numbers."""
+    """NGFF's colors of the labels 1 … count: hues far apart for neighboring numbers."""
     golden = (5**0.5 - 1) / 2
     colors = [colorsys.hsv_to_rgb(label * golden % 1, 0.75, 1.0) for label in range(1, count + 1)]
     return [
