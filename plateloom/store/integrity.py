@@ -160,7 +160,7 @@ class VouchedStore(Store):
     def __init__(self, root, arrays=None):
         super().__init__(read_only=arrays is not None)
         self.root = Path(root)
-        self._held, self._metadata, self._files, self._indexes = {}, {}, {}, {}
+        self._held, self._metadata, self._files, self._indexes, self._offsets = {}, {}, {}, {}, {}
         self._sizes, self._checksums = {}, {}
         self._arrays = {} if arrays is None else arrays
         self._is_open, self._closed = True, False
@@ -243,6 +243,45 @@ class VouchedStore(Store):
             self._changed.wait_for(lambda: not self._writing)
         super().close()
 
+    def read_chunks(self, key, chunks):
+        """Some chunks of a shard, checked, as they are stored.
+
+        Parameters
+        ----------
+        key : str
+        chunks : sequence of int
+            Their numbers in the shard, in C order.
+
+        Yields
+        ------
+        int
+            The chunk's number.
+        bytes or None
+            None where it was never stored.
+
+        Raises
+        ------
+        CorruptStoreError
+        """
+        name, number = self._locate(key)
+        path, size = f"{self.root}/{key}", self._files[name].index_bytes
+        try:
+            with open(path, "rb") as file:
+                if key not in self._offsets:
+                    file.seek(max(-size, -os.fstat(file.fileno()).st_size), os.SEEK_END)
+                    self._check_index(path, key, name, number, file.read())
+                for chunk in chunks:
+                    start, length = self._offsets[key][chunk]
+                    if start == ABSENT:
+                        yield chunk, None
+                        continue
+                    file.seek(start)
+                    data = file.read(length)
+                    self._check_chunk(path, name, number, chunk, data)
+                    yield chunk, data
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise CorruptStoreError(path, "is missing") from None
+
     def _locate(self, key):
         """Array, file number within it, of a key; number None for its metadata, both None for what nothing vouches for."""
         name, _, rest = key.partition("/")
@@ -303,6 +342,7 @@ class VouchedStore(Store):
         if _checksum(data) != self._checksums[name][number, 0]:
             raise CorruptStoreError(path, "has a damaged index, or is another file")
         offsets = np.frombuffer(data[:-4], "<u8").reshape(-1, 2).tolist()
+        self._offsets[key] = offsets
         self._indexes[key] = {(start, start + length): chunk for chunk, (start, length) in enumerate(offsets)}
         return offsets
 
