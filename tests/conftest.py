@@ -35,7 +35,6 @@ SLOW_FIRST = (
     "test_workflow",
     "test_export",
     "test_verify",
-    "test_truth",
     "test_layouts_of_plates",
     "test_plate",
     "test_cli",
@@ -77,18 +76,23 @@ WITHOUT_GFP, TRUNCATED = "B02", "C03"
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
-    """Make a folder in the first test process that asks for it: ``once(name, make)`` calls ``make(folder)``; copy it."""
+    """Make a folder in the first test process that asks for it: ``once(name, make)`` calls ``make(folder)``; copy it.
+
+    Every such folder is called "screen", as copies of it are: pages name the folder that they were made in.
+    """
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     def get(name, make):
+        folder = base / name / "screen"
         with FileLock(base / f"{name}.lock"):
             done = base / f"{name}.done"
             if not done.exists():
-                shutil.rmtree(base / name, ignore_errors=True)
-                make(base / name)
+                shutil.rmtree(folder.parent, ignore_errors=True)
+                folder.parent.mkdir()
+                make(folder)
                 done.touch()
-        return base / name
+        return folder
 
     return get
 

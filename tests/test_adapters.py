@@ -282,6 +282,7 @@ def test_labels_keep_the_contract_and_tiles_change_nothing(name, which, stand_in
     assert nothing["Cells"].max() == 0
 
 
+@pytest.mark.slow
 @each_adapter
 def test_what_is_normalized_by_the_whole_image_is_what_the_network_sees(name, stand_ins):
     notes, paths = stand_ins

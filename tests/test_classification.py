@@ -85,7 +85,7 @@ def test_a_screen_without_signal_is_at_chance_by_group_where_a_random_split_clai
         ("linear_svm", False),
         ("logistic", False),
         ("nearest_neighbors", False),
-        ("linear_svm", True),
+        pytest.param("linear_svm", True, marks=pytest.mark.slow),
         pytest.param("gradient_boosting", False, marks=pytest.mark.slow),
     ],
 )

@@ -16,20 +16,23 @@ from plateloom.store import plate as store
 from plateloom.store.provenance import read_json
 from plateloom.store.tables import read_table, read_tables
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
-def screen(tmp_path_factory):
+def screen(once):
     """One plate of 32 wells, classified; no network, no maps and no pages, which have tests of their own."""
-    folder = simulate(
-        tmp_path_factory.mktemp("truth") / "screen", rows=4, columns=8, size_px=384, cells_per_field=28.0, seed=5
-    )
+    return once("truth", run_screen)
+
+
+def run_screen(folder):
+    simulate(folder, rows=4, columns=8, size_px=384, cells_per_field=28.0, seed=5)
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     settings["features"] = {"families": ["AreaShape", "Location", "Intensity", "Correlation", "Neighbors"]}
     settings["latent"] = {"autoencoder": {"enabled": False}, "maps": {"method": "pca", "cells": 500}}
     settings["illumination"] = {"fields": 32}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     run_stages(folder, set(STAGES) - {"map", "maps", "comparison", "report", "screen_report"})
-    return folder
 
 
 def labels_of(screen, well, kind):
@@ -146,7 +149,6 @@ def run_bbbc013(folder, source):
     run_stages(folder)
 
 
-@pytest.mark.slow
 def test_translocation_rises_with_the_dose_of_both_drugs(bbbc013):
     table = read_table(bbbc013 / "results/plates/BBBC013/aggregates.parquet")
     for drug in ("Wortmannin", "LY294002"):
@@ -157,7 +159,6 @@ def test_translocation_rises_with_the_dose_of_both_drugs(bbbc013):
         assert means.iloc[-3:].mean() > 4 * means.iloc[:2].mean()
 
 
-@pytest.mark.slow
 def test_the_controls_of_the_real_plate_are_apart(bbbc013):
     facts = read_json(bbbc013 / "results/plates/BBBC013/records/profiling/part-0.json")["facts"]
     assert facts["assay"]["n_negative"] == 6 and facts["assay"]["n_positive"] == 4, "E12 and F12 are no controls"
@@ -165,7 +166,6 @@ def test_the_controls_of_the_real_plate_are_apart(bbbc013):
     assert "robust Z" in (bbbc013 / "results/plates/BBBC013/report.html").read_text()
 
 
-@pytest.mark.slow
 def test_cells_of_the_controls_are_told_apart_by_well(bbbc013):
     card = read_json(bbbc013 / "results/screen/models/classifier/model.json")["card"]
     assert card["metrics"]["scheme"] == "well" and card["metrics"]["n_groups"] == 10
