@@ -623,11 +623,11 @@ def test_a_wrong_order_of_diameters_is_refused():
 def test_training_learns_to_find_simulated_nuclei(fields):
     images, labels = fields
     params = TrainingParams(
-        widths=(8, 16, 16), diameter_px=10.0, steps=150, batch_size=4, validate_every=75, learning_rate=0.01,
+        widths=(8, 16, 16), diameter_px=10.0, steps=240, batch_size=4, validate_every=120, learning_rate=0.01,
         average=0.95, device="cpu", mixed_precision=False,
     )  # fmt: skip
     trained = train(images, labels, params=params)
-    assert [row["step"] for row in trained.history] == [75, 150]
+    assert [row["step"] for row in trained.history] == [120, 240]
     assert trained.history[-1]["loss"] < 0.8 * trained.history[0]["loss"]
     assert max(row["f1"] for row in trained.history) > 0.8
     assert trained.facts["held_out"]["images"] == 1
