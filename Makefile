@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 INSTALL := install --quiet --disable-pip-version-check --no-compile # on one core; compileall takes all
 
-.PHONY: install demo test slow slurm bbbc013 lint format lock napari czi nd2 lif cp_measure cellpose instanseg stardist docs clean
+.PHONY: install demo test slow long slurm bbbc013 lint format lock napari czi nd2 lif cp_measure cellpose instanseg stardist docs clean
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Plateloom needs Python 3.11 or newer, found ' + sys.version)"
@@ -28,7 +28,11 @@ test: $(READY)
 
 # The tests that `make test` leaves out to stay below ten minutes.
 slow: $(READY)
-	$(BIN)/python -m pytest -q -n 3 --dist worksteal --ignore tests/slurm -m slow tests
+	$(BIN)/python -m pytest -q -n 3 --dist worksteal --ignore tests/slurm -m "slow and not long" tests
+
+# What takes minutes and measures what a benchmark measures too: before a release, and after a change of what it is about.
+long: $(READY)
+	$(BIN)/python -m pytest -q -n 2 -m long tests
 
 # The tests that need a Slurm: root on Debian or Ubuntu gets one on the loopback, and it is stopped again in the end.
 slurm: $(READY)

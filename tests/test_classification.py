@@ -86,7 +86,7 @@ def test_a_screen_without_signal_is_at_chance_by_group_where_a_random_split_clai
         ("logistic", False),
         ("nearest_neighbors", False),
         pytest.param("linear_svm", True, marks=pytest.mark.slow),
-        pytest.param("gradient_boosting", False, marks=pytest.mark.slow),
+        pytest.param("gradient_boosting", False, marks=[pytest.mark.slow, pytest.mark.long]),
     ],
 )
 def test_a_screen_without_signal_is_at_chance_for_every_method_tuned_or_not(method, tune):

@@ -86,6 +86,7 @@ def run_features(learning, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_three_phenotypes_are_found_the_rare_one_among_them_and_the_novel_one_is_flagged(learning, screen):
     cells, count = learning.add_truth(learning.read_cells(screen), screen)
     assert (cells["Truth"] != "").sum() > 0.9 * count
@@ -101,6 +102,7 @@ def test_three_phenotypes_are_found_the_rare_one_among_them_and_the_novel_one_is
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_plate_that_was_stained_differently_is_alarmed_and_no_other(screen):
     facts = read_json(screen / "results/screen/records/profiles.json")["facts"]["shift"]
     alarmed = {row["plate"]: row for row in facts if row["alarm"]}

@@ -318,6 +318,7 @@ def call_peer(rows):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_graph_and_curve_are_those_of_umap_learn():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -347,6 +348,7 @@ def kept_neighbors(rows, places, count=15):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_layout_keeps_neighbors_as_well_as_umap_learn():
     random = np.random.default_rng(0)
     hidden = random.normal(0, 3, (8, 6))[random.integers(0, 8, 1500)] + random.normal(size=(1500, 6))

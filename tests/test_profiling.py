@@ -499,6 +499,7 @@ def test_a_screen_without_wells_gives_an_empty_hit_table():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_normalization_reaches_the_published_accuracy_on_bbbc021():
     folder = DATA / "bbbc021_ljosa_profiles"
     if not folder.is_dir():
