@@ -16,7 +16,7 @@ from pathlib import Path
 
 import google_crc32c  # zarr needs it too
 import numpy as np
-from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import default_buffer_prototype
 
 from plateloom.errors import CorruptStoreError
@@ -160,7 +160,7 @@ class VouchedStore(Store):
     def __init__(self, root, arrays=None):
         super().__init__(read_only=arrays is not None)
         self.root = Path(root)
-        self._held, self._metadata, self._files, self._indexes, self._offsets = {}, {}, {}, {}, {}
+        self._held, self._metadata, self._files, self._offsets = {}, {}, {}, {}
         self._sizes, self._checksums = {}, {}
         self._arrays = {} if arrays is None else arrays
         self._is_open, self._closed = True, False
@@ -234,7 +234,8 @@ class VouchedStore(Store):
         if deep:
             self._read(key, None)
         elif self._files[name].inner:
-            self._read(key, SuffixByteRequest(self._files[name].index_bytes))
+            self._offsets.pop(key, None)
+            list(self.read_chunks(key, ()))
 
     def close(self):
         """Refuse further writes, and wait for those under way: zarr abandons them when one of several fails."""
@@ -269,7 +270,7 @@ class VouchedStore(Store):
             with open(path, "rb") as file:
                 if key not in self._offsets:
                     file.seek(max(-size, -os.fstat(file.fileno()).st_size), os.SEEK_END)
-                    self._check_index(path, key, name, number, file.read())
+                    self._offsets[key] = self._check_index(path, name, number, file.read())
                 for chunk in chunks:
                     start, length = self._offsets[key][chunk]
                     if start == ABSENT:
@@ -302,14 +303,10 @@ class VouchedStore(Store):
         if self._sizes[name][number] is None:
             return None  # being written, and this file has not been yet
         path, files = f"{self.root}/{key}", self._files[name]
-        if files.inner and byte_range is not None:
-            data = self._read_part(path, key, name, number, byte_range)
-            if data is not None:
-                return data
         data = _read_file(path)
         if files.inner:
             view = memoryview(data)
-            offsets = self._check_index(path, key, name, number, view[-files.index_bytes :])
+            offsets = self._check_index(path, name, number, view[-files.index_bytes :])
             for chunk, (start, length) in enumerate(offsets):
                 if start != ABSENT:
                     self._check_chunk(path, name, number, chunk, view[start : start + length])
@@ -317,34 +314,11 @@ class VouchedStore(Store):
             self._check_chunk(path, name, number, None, data)
         return data if byte_range is None else _cut(data, byte_range)
 
-    def _read_part(self, path, key, name, number, byte_range):
-        """Read a shard's index or whole chunks of it; None where the range is something else."""
-        files = self._files[name]
-        if isinstance(byte_range, SuffixByteRequest):
-            if byte_range.suffix != files.index_bytes:
-                return None
-            data = _read_file(path, -files.index_bytes)
-            self._check_index(path, key, name, number, data)
-            return data
-        if not isinstance(byte_range, RangeByteRequest):
-            return None
-        if key not in self._indexes:
-            self._check_index(path, key, name, number, _read_file(path, -files.index_bytes))
-        chunk = self._indexes[key].get((byte_range.start, byte_range.end))
-        if chunk is None:
-            return None
-        data = _read_file(path, byte_range.start, byte_range.end)
-        self._check_chunk(path, name, number, chunk, data)
-        return data
-
-    def _check_index(self, path, key, name, number, data):
+    def _check_index(self, path, name, number, data):
         """Offset and length of each chunk of a shard, after their checksum."""
         if _checksum(data) != self._checksums[name][number, 0]:
             raise CorruptStoreError(path, "has a damaged index, or is another file")
-        offsets = np.frombuffer(data[:-4], "<u8").reshape(-1, 2).tolist()
-        self._offsets[key] = offsets
-        self._indexes[key] = {(start, start + length): chunk for chunk, (start, length) in enumerate(offsets)}
-        return offsets
+        return np.frombuffer(data[:-4], "<u8").reshape(-1, 2).tolist()
 
     def _check_chunk(self, path, name, number, chunk, data):
         if _checksum(data) == self._checksums[name][number, 0 if chunk is None else chunk + 1]:
@@ -451,13 +425,11 @@ def read_json_strictly(path):
     return found
 
 
-def _read_file(path, start=0, end=None):
-    """Bytes of a file, or a part of it; a negative start counts from its end."""
+def _read_file(path):
+    """Bytes of a file."""
     try:
         with open(path, "rb") as file:
-            if start:
-                file.seek(start if start >= 0 else max(start, -os.fstat(file.fileno()).st_size), 0 if start >= 0 else 2)
-            return file.read() if end is None else file.read(end - start)
+            return file.read()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise CorruptStoreError(path, "is missing") from None
 

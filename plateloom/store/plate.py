@@ -24,7 +24,7 @@ from zarr.core.buffer import default_buffer_prototype
 from plateloom.errors import CorruptStoreError, PlateLayoutError
 from plateloom.store.integrity import SEAL, VouchedStore, broken_seal, read_json_strictly, seal
 from plateloom.store.provenance import FULL, room_left, write_bytes
-from plateloom.store.shards import ShardedArray, Shards
+from plateloom.store.shards import sharded
 from plateloom.wells import parse_well, row_name
 
 UNIT = "micrometer"
@@ -625,9 +625,7 @@ def _open_vouched(path, attributes, name):
     if store.metadata(name) is None:
         raise PlateLayoutError(f"no array {name!r} in {str(path)!r}")
     version = 3 if group_version(path) == "0.5" else 2
-    array = zarr.open_array(store, path=name, mode="r", zarr_format=version)
-    shards = Shards.of(array)
-    return array if shards is None else ShardedArray(array, shards)
+    return sharded(zarr.open_array(store, path=name, mode="r", zarr_format=version))
 
 
 def _write_sealed(path, attributes, ngff, arrays=None):
@@ -698,13 +696,12 @@ def _write_levels(store, image, axes, levels, shrink, format):
         chunk, shard = _chunk_and_shard(size, format)
         ones = (1,) * len(leading)
         piece = (leading if format.shard_px is None else ones) + tuple(shard)
-        layout = _layout(leading + tuple(size), dtype, ones + tuple(chunk), piece, format, axes)
-        for name, data in layout.metadata.to_buffer_dict(default_buffer_prototype()).items():
-            store.hold(f"{level}/{name}", data.to_bytes())
+        layout, files = _layout(leading + tuple(size), dtype, ones + tuple(chunk), piece, format, axes)
+        for name, data in files.items():
+            store.hold(f"{level}/{name}", data)
         path = zarr.storage.StorePath(store, str(level))
-        array = zarr.Array(zarr.AsyncArray(layout.metadata, path, layout.config))
-        write = _shard_writer(store, array) if format.ngff == "0.5" else array.__setitem__
-        source = _fill(array, source, piece, shrink if level else None, write)
+        array = sharded(zarr.Array(zarr.AsyncArray(layout.metadata, path, layout.config)))
+        source = _fill(array, source, piece, shrink if level else None)
     return store.finish()
 
 
@@ -717,8 +714,8 @@ def _sides(path, attributes):
 
 @functools.lru_cache(maxsize=64)
 def _layout(shape, dtype, chunks, piece, format, axes):
-    """An array that is stored like this. To make one takes zarr as long as to compress a small plane; fields are alike."""
-    return zarr.create_array(
+    """An array that is stored like this, and its metadata's files. To make one takes zarr as long as to compress a small plane."""
+    array = zarr.create_array(
         zarr.storage.MemoryStore(),
         shape=shape,
         dtype=dtype,
@@ -727,6 +724,8 @@ def _layout(shape, dtype, chunks, piece, format, axes):
         config={"write_empty_chunks": True},
         **_encoding(format, axes, piece),
     )
+    files = array.metadata.to_buffer_dict(default_buffer_prototype())
+    return array, {name: data.to_bytes() for name, data in files.items()}
 
 
 def _encoding(format, axes, shard):
@@ -744,18 +743,7 @@ def _encoding(format, axes, shard):
     return {"zarr_format": 3, "compressors": codecs, "shards": shard, "dimension_names": list(axes)}
 
 
-def _shard_writer(store, array):
-    """Make a function that writes a shard, given its region and pixels."""
-    shards = Shards.of(array)
-
-    def write(region, block):
-        place = [part.start // n for part, n in zip(region, shards.shard, strict=True)]
-        store.write(f"{array.path}/c/{'/'.join(map(str, place))}", memoryview(shards.encode(block)))
-
-    return write
-
-
-def _fill(array, source, piece, shrink, write):
+def _fill(array, source, piece, shrink):
     """Write an array piece by piece; returns what the next level is made from.
 
     A piece is a shard, or a whole number of chunks where there are none, so no file is touched twice. The next level is made
@@ -770,7 +758,7 @@ def _fill(array, source, piece, shrink, write):
         position = np.unravel_index(number, [len(part) for part in parts])
         region = tuple(part[i] for part, i in zip(parts, position, strict=True))
         block = np.asarray(source[region]) if shrink is None else _shrunk(source, region, shrink, array.dtype)
-        write(region, block)
+        array[region] = block
     return block if count == 1 else array
 
 
