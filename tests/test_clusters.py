@@ -354,7 +354,7 @@ def test_every_cell_of_a_screen_has_a_cluster_and_the_pages_show_them(profiled):
 
 def test_cells_of_flagged_fields_are_counted_only_where_they_are_used(profiled):
     from plateloom.stages.clusters import count_clusters
-    from plateloom.stages.profiling import flagged_fields
+    from plateloom.stages.fields import flagged_fields
 
     configure(profiled)
     run_stages(profiled, TO_PAGES[:-2])

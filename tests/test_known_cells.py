@@ -7,7 +7,8 @@ from conftest import TRUNCATED, edit
 from in_process import run_stages
 
 from plateloom.errors import PlateLayoutError
-from plateloom.stages.profiling import check_segmented, count_fields, empty_fields
+from plateloom.stages.fields import count_fields, empty_fields
+from plateloom.stages.profiling import check_segmented
 from plateloom.store.provenance import read_json
 from plateloom.store.tables import read_record, read_table, write_table
 

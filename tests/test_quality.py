@@ -353,7 +353,7 @@ def test_wells_of_few_fields_or_few_cells_say_nothing_of_their_counts():
 
 
 def test_fields_unlike_the_others_are_told_but_for_those_that_are_flagged_anyway():
-    from plateloom.stages.profiling import unlike_fields
+    from plateloom.stages.fields import unlike_fields
     from plateloom.stages.report import _unlike_notice
 
     objects = counted(wells=4, mean=80).rename(columns={"Count": "Count_Nuclei"}).assign(Status="done")

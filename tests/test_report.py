@@ -793,7 +793,6 @@ def test_nothing_is_drawn_and_nothing_invented_where_no_field_was_read():
 def write_quarantined(folder, *, status="failed"):
     """Records and tables of a plate whose assembly failed; returns what `report_plate` is called with."""
     from plateloom.store.provenance import write_json
-    from plateloom.store.tables import write_table
 
     plate = folder / "results/plates/P1"
     record = {
@@ -980,6 +979,8 @@ def a_plate_with_an_empty_well(tmp_path, monkeypatch):
             "Metadata_Unit": ["", "uM", ""],
             "Metadata_Control": ["negative", "", "empty"],
             "Metadata_CellCount": [5, 6, 0],
+            "Metadata_FieldCount": 1,
+            "Metadata_CellsPerField": [5.0, 6.0, 0.0],
         }
     )
     quality = pd.DataFrame(
@@ -1035,7 +1036,8 @@ def test_cells_of_wells_whose_fields_are_left_out_are_no_value_and_not_zero(tmp_
 
     arguments, given = a_plate_with_an_empty_well(tmp_path, monkeypatch), []
     tables = {name: stage.read_table(Path(name)) for name in ("aggregates.parquet", "qc.parquet")}
-    tables["aggregates.parquet"].loc[1, "Metadata_CellCount"] = 0
+    lost = ["Metadata_CellCount", "Metadata_FieldCount", "Metadata_CellsPerField"]
+    tables["aggregates.parquet"].loc[1, lost] = [0, 0, NAN]
     tables["qc.parquet"].loc[1, "Reason"] = "debris: 2 times"
     monkeypatch.setattr(stage, "describe_montage", lambda _, wells, *__: given.append(wells) or ([], {}))
     described, _ = stage._describe_plate(*arguments)
@@ -1044,6 +1046,7 @@ def test_cells_of_wells_whose_fields_are_left_out_are_no_value_and_not_zero(tmp_
     html = render_plate(described)
     assert "A02: no value · x · 1 µM · all fields left out: debris" in html and "A02: 0 cells" not in html
     tables["qc.parquet"].loc[1, "Reason"] = "empty: contrast 1.2 of the noise"  # dead cells have gone: a result
+    tables["aggregates.parquet"].loc[1, lost] = [0, 1, 0.0]
     described, _ = stage._describe_plate(*arguments)
     np.testing.assert_array_equal(described.wells["cells"], [5, 0, 0])
     assert "A02: 0 cells · x · 1 µM · all fields left out: empty" in render_plate(described)
@@ -1054,11 +1057,13 @@ def test_cells_of_wells_whose_fields_are_left_out_are_no_value_and_not_zero(tmp_
 def test_a_stitched_well_that_was_not_segmented_has_no_number_of_cells():
     from plateloom.stages.report import _count_fields
 
-    wells = pd.DataFrame({"Metadata_Well": ["A01", "A02"], "Metadata_CellCount": [0, 7]})
+    wells = pd.DataFrame({"Metadata_Well": ["A01", "A02"], "Metadata_CellCount": [0, 7], "Metadata_FieldCount": [0, 2]})
     fields = pd.DataFrame({"Metadata_Well": ["A01"] * 2 + ["A02"] * 2, "Metadata_Field": 1, "SourceField": [1, 2] * 2})
     lost = [("A01", 1, "not segmented", "too large"), ("A02", 1, "channel missing", "no file")]
     exclusions = pd.DataFrame(lost, columns=["Metadata_Well", "Metadata_Field", "what", "reason"])
-    np.testing.assert_array_equal(_count_fields(wells, fields, exclusions)["cells"], [NAN, 7])
+    shown = _count_fields(wells, fields, exclusions)
+    np.testing.assert_array_equal(shown["cells"], [NAN, 7])
+    assert list(shown["reason"]) == ["all fields left out: not segmented", ""]
 
 
 @pytest.mark.parametrize("doubted, unit", [(True, "px"), (False, "µm")])
@@ -1804,11 +1809,9 @@ def test_the_table_of_shares_has_no_column_on_the_scale_of_the_test():
     assert shown == ["change", "share", "control share", "q"] and "enriched" in page.text
 
 
-def test_the_screen_shows_no_cells_of_wells_that_a_plate_has_left_out():
-    from plateloom.stages.screen_report import _counted
+def test_no_cells_are_shown_of_wells_whose_fields_are_left_out():
+    from plateloom.stages.fields import known_cells
 
     wells = pd.DataFrame({"Metadata_Well": ["A01", "A02"], "Metadata_CellCount": [5, 0]})
-    reported = [{"plate": "P1", "facts": {"uncounted": ["A02"]}}, {"plate": "P2", "facts": {}}]
-    found = _counted({"P1": wells, "P2": wells}, reported)
-    np.testing.assert_array_equal(found["P1"]["cells"], [5, NAN])
-    np.testing.assert_array_equal(found["P2"]["cells"], [5, 0])
+    np.testing.assert_array_equal(known_cells(wells.assign(Metadata_FieldCount=[1, 0])), [5, NAN])
+    np.testing.assert_array_equal(known_cells(wells.assign(Metadata_FieldCount=[1, 1])), [5, 0])

@@ -21,8 +21,8 @@ from plateloom.registry import load_method
 from plateloom.report.annotation import AnnotationPage, render_annotation
 from plateloom.stages.cell_labels import assign_labels, find_nuclei, short_row
 from plateloom.stages.classification import group_of
+from plateloom.stages.fields import flagged_fields, quarantined_wells
 from plateloom.stages.illumination import read_corrected
-from plateloom.stages.profiling import flagged_fields, quarantined_wells
 from plateloom.stages.sampling import sample_rows, wells_to_learn_from
 from plateloom.store import plate as store
 from plateloom.store.cell_labels import TABLE, append_cell_labels, read_cell_labels

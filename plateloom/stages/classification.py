@@ -21,8 +21,8 @@ from plateloom.engine.parts import Outcome, Unit, remover, run_job
 from plateloom.errors import ConfigError, DataFault, LabelError, ModelMismatchError, PlateLayoutError
 from plateloom.stages.cell_crops import States, alike_plates, cut_cells, cut_picture, shared_channels
 from plateloom.stages.cell_labels import assign_labels, short_row
+from plateloom.stages.fields import flagged_fields, quarantined_wells
 from plateloom.stages.latent_tables import input_columns, join_latents, one_encoder
-from plateloom.stages.profiling import flagged_fields, quarantined_wells
 from plateloom.stages.sampling import sample_rows
 from plateloom.store import plate as store
 from plateloom.store.cell_labels import read_cell_labels

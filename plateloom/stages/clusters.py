@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 
 from plateloom.stages.cell_crops import cut_picture
-from plateloom.stages.profiling import flagged_fields
-from plateloom.store.layout import model_folder, plate_folder, well_table
+from plateloom.stages.fields import count_by_well
+from plateloom.store.layout import model_folder, well_table
 from plateloom.store.provenance import read_json
-from plateloom.store.tables import KEYS, read_metadata, read_table
+from plateloom.store.tables import KEYS, read_table
 
 log = logging.getLogger(__name__)
 
@@ -48,21 +48,15 @@ def count_clusters(plate, number, exclude_flagged):
     DataFrame
         One row per well: what it holds, `cells` that have a place on the map, and ``cluster 0``, ``cluster 1`` ….
     """
-    bad = flagged_fields(plate) if exclude_flagged else set()
-    wells = read_metadata(plate_folder(plate) / "aggregates.parquet")
-    rows = []
-    for well in wells["Metadata_Well"]:
-        cells = read_table(well_table(plate, "maps", well), [*KEYS, "PCA_1", "Cluster"])
-        excluded = {field for other, field in bad if other == well}
-        if excluded:
-            fields = read_table(well_table(plate, "features", well), [*KEYS, "Metadata_SourceField"])
-            cells = cells.merge(fields, on=list(KEYS), validate="one_to_one")
-            cells = cells[~cells["Metadata_SourceField"].isin(excluded)]
-        counts = np.bincount(cells.loc[cells["Cluster"] >= 0, "Cluster"], minlength=number)
-        rows.append([int(cells["PCA_1"].notna().sum()), *counts])
-    counted = pd.DataFrame(rows, columns=["cells", *(f"cluster {i}" for i in range(number))])
-    known = [f"Metadata_{name}" for name in ("Plate", "Well", "Treatment", "Dose", "Unit", "Control")]
-    return pd.concat([wells[known].reset_index(drop=True), counted.astype(int)], axis=1)
+
+    def count(cells):
+        return [
+            int(cells["PCA_1"].notna().sum()),
+            *np.bincount(cells.loc[cells["Cluster"] >= 0, "Cluster"], minlength=number),
+        ]
+
+    names = ["cells", *(f"cluster {i}" for i in range(number))]
+    return count_by_well(plate, "maps", ["PCA_1", "Cluster"], count, names, exclude_flagged)
 
 
 def share_clusters(plate, wells, number):

@@ -8,15 +8,17 @@ import pandas as pd
 from plateloom import comparison, mixing, profiling
 from plateloom.engine.parts import Outcome, Unit, run_job
 from plateloom.errors import PlateLayoutError
+from plateloom.stages.fields import flagged_fields, unlike_fields_of, without_fields
 from plateloom.stages.illumination import wells_of
 from plateloom.stages.latent_tables import latent_columns, one_encoder
 from plateloom.stages.novelty import ERROR, limit_of_error
-from plateloom.stages.profiling import flagged_fields, left_out, plain, unlike_fields_of, usable_plates
+from plateloom.stages.profiling import READOUT, left_out, plain, usable_plates
 from plateloom.store.layout import plate_folder, screen_folder, well_table
 from plateloom.store.provenance import file_digest, recipe, write_json
-from plateloom.store.tables import KEYS, read_metadata, read_table, write_table
+from plateloom.store.tables import read_metadata, read_table, write_table
 
 FEATURES = "features"
+OF_FEATURES = ("Metadata_CellCount", "Metadata_FieldCount", "Metadata_CellsPerField", READOUT)  # not of latents
 CORRECTIONS = ("none", "normalized", "sphered")
 ALPHA = 0.05  # false discoveries among treatments whose replicates are said to find each other
 ANNOTATION = ("Plate", "Batch", "Well", "Treatment", "Dose", "Unit", "Control")
@@ -66,12 +68,7 @@ def profile_latents(*, plate, settings, code, profiled, encoded, record):
                 )
                 for well in wells
             ]
-            keys = [
-                name
-                for name in known
-                if name
-                not in ("Metadata_CellCount", "Metadata_FieldCount", "Metadata_CellsPerField", "Metadata_Readout")
-            ]
+            keys = [name for name in known if name not in OF_FEATURES]
             aggregates = known[keys].merge(pd.DataFrame(rows), on="Metadata_Well", validate="one_to_one")
             profiles, normalization = profiling.normalize_profiles(aggregates, params)
             write_table(plate_folder(plate) / "latent_aggregates.parquet", aggregates, made)
@@ -93,10 +90,7 @@ def profile_latents(*, plate, settings, code, profiled, encoded, record):
 def aggregate_latents(plate, well, excluded, statistic, limit=math.nan):
     """One row of a well's cells, without those of some fields and those restored worse than the limit; runs in a worker."""
     cells = read_table(well_table(plate, "latent", well))
-    if excluded:
-        fields = read_table(well_table(plate, "features", well), [*KEYS, "Metadata_SourceField"])
-        cells = cells.merge(fields, on=list(KEYS), validate="one_to_one")
-        cells = cells[~cells["Metadata_SourceField"].isin(excluded)]
+    cells = without_fields(cells, plate, well, excluded)
     if math.isfinite(limit):
         cells = cells[~(cells[ERROR] > limit)]
     return {"Metadata_Well": well} | profiling.aggregate_well(cells, latent_columns(cells), statistic=statistic)

@@ -10,15 +10,14 @@ from plateloom import profiling
 from plateloom.classification.shift import find_shift
 from plateloom.engine.parts import FAILED, Outcome, Unit, run_job
 from plateloom.errors import PlateLayoutError
-from plateloom.quality import FLAGS, find_unlike_counts
 from plateloom.registry import load_method
+from plateloom.stages.fields import count_fields, empty_fields, fields_of, flagged_wells, unlike_fields
 from plateloom.stages.illumination import wells_of
 from plateloom.stages.novelty import ERROR, limit_of_error, read_errors
 from plateloom.store.layout import plate_folder, screen_folder, well_table
 from plateloom.store.provenance import file_digest, recipe
 from plateloom.store.sheets import read_plate_map
 from plateloom.store.tables import KEYS, read_metadata, read_table, read_tables, write_table
-from plateloom.wells import QUARANTINED
 
 READOUT = "Metadata_Readout"
 
@@ -66,8 +65,9 @@ def profile_plate(*, plate, batch, plate_map, max_failed_fields, settings, code,
 
         def work():
             judged = read_table(plate_folder(plate) / "qc.parquet")
-            bad = {field for field in flagged_fields(plate) if field[0] in wells and settings["exclude_flagged"]}
-            unlike = unlike_fields_of(plate, sorted(wells)) if settings["exclude_unlike_counts"] else set()
+            bad = judged[judged["Metadata_Well"].isin(wells) & (judged["Reason"] != "") & settings["exclude_flagged"]]
+            bad = fields_of(bad, "SourceField")
+            unlike = fields_of(unlike_fields(segmented, judged)) if settings["exclude_unlike_counts"] else set()
             limit = limit_of_error(settings["error_limit"]) if inputs["encoded"] else math.nan
             rows = yield [
                 (
@@ -141,44 +141,6 @@ def check_segmented(segmented, max_failed_fields):
         )
 
 
-def empty_fields(quality):
-    """Fields of a plate's source that are flagged as empty and as nothing else: set of (well, field).
-
-    Their cells are known: there are none.
-    """
-    other = [name for name in FLAGS if name != "Flag_Empty"]
-    flagged = quality[quality["Reason"] != ""]
-    only = flagged["Flag_Empty"] & ~flagged[other].any(axis=1)
-    only = only.groupby([flagged["Metadata_Well"], flagged["SourceField"]]).all()
-    return {(well, int(field)) for well, field in only.index[only]}
-
-
-def count_fields(segmented, quality, left_out):
-    """Number of fields of each well whose cells are known: those that were segmented, but those left out.
-
-    Parameters
-    ----------
-    segmented : DataFrame
-        A row per image: ``Metadata_Well``, ``Metadata_Field`` and ``Status``.
-    quality : DataFrame
-        A row per field and channel: ``Metadata_Well``, ``Metadata_Field`` (its image) and ``SourceField``.
-    left_out : set of (str, int)
-        Well and source field.
-
-    Returns
-    -------
-    Series of int
-        By well; wells without any are missing.
-    """
-    keys = ["Metadata_Well", "Metadata_Field"]
-    fields = quality[[*keys, "SourceField"]].drop_duplicates()
-    fields = fields.merge(segmented.loc[segmented["Status"] != FAILED, keys], on=keys)
-    fields = fields[
-        [field not in left_out for field in zip(fields["Metadata_Well"], fields["SourceField"], strict=True)]
-    ]
-    return fields.groupby("Metadata_Well").size()
-
-
 def aggregate_well(plate, well, excluded, statistic, limit=math.nan):
     """One row of a well's cells, and how many are left out as their error lies beyond the limit; runs in a worker."""
     cells = read_table(well_table(plate, "features", well))
@@ -199,65 +161,6 @@ def readout_of(aggregates, params):
         return profiling.compute_readout(aggregates, params)
     except ValueError as error:
         raise PlateLayoutError(f"profiling.parameters: {error}") from None
-
-
-def flagged_fields(plate):
-    """Fields of a plate's source that QC has flagged in any channel, or a person with their well: set of (well, field)."""
-    table = read_table(plate_folder(plate) / "qc.parquet", ["Metadata_Well", "SourceField", "Reason"])
-    table = table[table["Reason"] != ""]
-    return set(zip(table["Metadata_Well"], table["SourceField"].astype(int), strict=True))
-
-
-def flagged_wells(profiled):
-    """Wells that plates' profiles leave out since all of their fields are flagged: set of (plate, well)."""
-    found = set()
-    for plate in (record["plate"] for record in profiled if record["facts"].get("flagged_fields")):
-        table = read_table(plate_folder(plate) / "qc.parquet", ["Metadata_Well", "SourceField", "Reason"])
-        bad = (table["Reason"] != "").groupby([table["Metadata_Well"], table["SourceField"]]).any()
-        whole = bad.groupby("Metadata_Well").all()
-        found |= {(plate, well) for well in whole.index[whole]}
-    return found
-
-
-def unlike_fields(objects, quality):
-    """Find the fields that no flag keeps out and that have far fewer or more nuclei than the others of their well.
-
-    Parameters
-    ----------
-    objects : DataFrame
-        One row per field: ``Metadata_Well``, ``Metadata_Field``, ``Status`` and ``Count_Nuclei``.
-    quality : DataFrame
-        One row per field and channel: ``Metadata_Well``, ``Metadata_Field`` and ``Reason``.
-
-    Returns
-    -------
-    DataFrame
-        ``Metadata_Well``, ``Metadata_Field``, ``Count`` and ``Usual``. A stitched well is one field, and so has none.
-    """
-    keys = ["Metadata_Well", "Metadata_Field"]
-    if not len(objects):
-        return pd.DataFrame(columns=[*keys, "Count", "Usual"])
-    flagged = quality.loc[quality["Reason"] != "", keys].apply(tuple, axis=1)
-    counts = objects.loc[objects["Status"] == "done", [*keys, "Count_Nuclei"]]
-    counts = counts[~counts[keys].apply(tuple, axis=1).isin(set(flagged))]
-    return find_unlike_counts(counts.rename(columns={"Count_Nuclei": "Count"}))
-
-
-def unlike_fields_of(plate, wells):
-    """What `unlike_fields` finds on a plate: set of (well, field)."""
-    objects = read_tables([well_table(plate, "segmentation", well) for well in wells])
-    quality = read_table(plate_folder(plate) / "qc.parquet", ["Metadata_Well", "Metadata_Field", "Reason"])
-    found = unlike_fields(objects, quality)
-    return set(zip(found["Metadata_Well"], found["Metadata_Field"].astype(int), strict=True))
-
-
-def quarantined_wells(plate):
-    """Wells of a plate that a person has taken out, as far as they have images: set of str."""
-    path = plate_folder(plate) / "qc.parquet"
-    if not path.exists():
-        return set()
-    table = read_table(path, ["Metadata_Well", "Reason"])
-    return set(table.loc[table["Reason"] == QUARANTINED, "Metadata_Well"])
 
 
 def profile_screen(*, plates, missing, settings, code, profiled, record):

@@ -14,8 +14,9 @@ from plateloom.registry import load_method
 from plateloom.report.notices import name_some
 from plateloom.report.plate import name_flags
 from plateloom.stages.clusters import read_clusters
+from plateloom.stages.fields import known_cells, unlike_fields
 from plateloom.stages.illumination import usable_fields
-from plateloom.stages.profiling import READOUT, unlike_fields
+from plateloom.stages.profiling import READOUT
 from plateloom.stages.report_classes import done_classifier, estimate_class_shares
 from plateloom.stages.report_embeddings import list_cell_maps
 from plateloom.stages.report_montage import describe_montage
@@ -90,7 +91,6 @@ def report_plate(
             facts["class_shares"] = described.class_shares is not None
             facts["classified"] = done_classifier(inputs["classified"]) is not None
             facts["clustered"] = bool(read_clusters(inputs["mapped"]))
-            facts["uncounted"] = list(described.wells.loc[described.wells["cells"].isna(), "Metadata_Well"])
             return Outcome(recipe=made, facts=facts)
 
         return [Unit("report", plate_folder(plate) / "report.html", None, work, current=False)]
@@ -158,7 +158,7 @@ def _describe_plate(plate, batch, source, settings, inputs):
     notes, curves, assay = {}, [], None
     gone = set(unlike[["Metadata_Well", "Metadata_Field"]].itertuples(index=False, name=None)) if without else set()
     used = quality[[key not in gone for key in zip(quality["Metadata_Well"], quality["Metadata_Field"], strict=True)]]
-    effects = find_effects(_with_times(wells, fields), _values_by_well(wells, used, kept))
+    effects = find_effects(_with_times(wells, fields), _values_by_well(wells, used))
     if said := list(effects.loc[effects["found"], "text"]):
         text = f"The position on the plate shows: {'; '.join(said)}."
         notices.append(report.Notice(kind="position", text=text, section="position"))
@@ -260,10 +260,7 @@ def _flagged_note(quality, kept):
 
 
 def _count_fields(wells, fields, exclusions):
-    """Wells with their keys, numbers of fields and cells, and whether any of their fields is usable.
-
-    Cells of a well without a field that counts are NaN: not known, and not 0, which would be read as toxic. Empty fields count.
-    """
+    """Wells with their keys, numbers of fields and cells, and whether any of their fields is usable."""
     number = "SourceField" if "SourceField" in fields else "Metadata_Field"
     gone = exclusions[exclusions["what"].isin(["failed", "unlike the plate", "hole"])]
     total = fields.groupby("Metadata_Well")[number].nunique()
@@ -274,7 +271,7 @@ def _count_fields(wells, fields, exclusions):
     shown = wells[keyed].assign(
         fields=wells["Metadata_Well"].map(total).fillna(0).astype(int),
         failed_fields=wells["Metadata_Well"].map(failed).fillna(0).astype(int),
-        cells=wells["Metadata_CellCount"],
+        cells=known_cells(wells),
     )
     lost = (shown["fields"] > 0) & (shown["fields"] == shown["failed_fields"])
     reasons = gone.drop_duplicates("Metadata_Well").set_index("Metadata_Well")["reason"]
@@ -282,17 +279,13 @@ def _count_fields(wells, fields, exclusions):
     shown["reason"] = shown["Metadata_Well"].map(reasons).where(lost, "").fillna("")
     images = fields.groupby("Metadata_Well")["Metadata_Field"].nunique()  # fewer than fields where wells are stitched
     bare = unused[unused["what"] == "not segmented"].groupby("Metadata_Well")["Metadata_Field"].nunique()
-    uncounted = shown["Metadata_Well"].map(unused_fields) == shown["fields"]
-    uncounted |= shown["Metadata_Well"].map(bare) == shown["Metadata_Well"].map(images)
-    shown["cells"] = shown["cells"].astype(float)
-    for i in shown.index[uncounted]:
+    whole = shown["Metadata_Well"].map(unused_fields) == shown["fields"]
+    whole |= shown["Metadata_Well"].map(bare) == shown["Metadata_Well"].map(images)
+    for i in shown.index[whole & ~lost]:
         own = unused[unused["Metadata_Well"] == shown.at[i, "Metadata_Well"]]
         flags = own["what"] == "flagged"
         kinds = dict.fromkeys([*own.loc[~flags, "what"], *name_flags(own.loc[flags, "reason"])])
-        if set(kinds) != {"empty"}:
-            shown.at[i, "cells"] = np.nan
-        if not lost[i]:
-            shown.at[i, "reason"] = f"all fields left out: {', '.join(kinds)}"
+        shown.at[i, "reason"] = f"all fields left out: {', '.join(kinds)}"
     return shown
 
 
@@ -303,12 +296,11 @@ def _with_times(wells, fields):
     return wells.assign(Seconds=wells["Metadata_Well"].map(fields.groupby("Metadata_Well")["Seconds"].median()))
 
 
-def _values_by_well(wells, quality, kept):
-    """What effects of the position are looked for in: cells per field used, background and focus of every channel."""
+def _values_by_well(wells, quality):
+    """What effects of the position are looked for in: cells per field, background and focus of every channel."""
     bad = quality.loc[quality["Reason"] != "", ["Metadata_Well", "SourceField"]].apply(tuple, axis=1)
     good = quality[~quality[["Metadata_Well", "SourceField"]].apply(tuple, axis=1).isin(set(bad))]
-    fields = (quality if kept else good).groupby("Metadata_Well")["SourceField"].nunique()
-    values = {"cells": wells["Metadata_CellCount"] / wells["Metadata_Well"].map(fields)}
+    values = {"cells": wells["Metadata_CellsPerField"]}
     for quantity, metric in (("background", "background"), ("focus", "focus_laplacian")):
         for channel, part in good.groupby("Channel", sort=False):
             values[f"{quantity} {channel}"] = wells["Metadata_Well"].map(part.groupby("Metadata_Well")[metric].median())

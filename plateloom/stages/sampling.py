@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from plateloom.stages.profiling import flagged_fields, quarantined_wells
+from plateloom.stages.fields import flagged_fields, quarantined_wells
 
 
 def choose_wells(wells, count):

@@ -11,7 +11,8 @@ from plateloom.classification.shift import name_others
 from plateloom.engine.parts import Outcome, Unit, run_job
 from plateloom.errors import ConfigError
 from plateloom.stages.clusters import count_clusters, read_clusters, sort_examples
-from plateloom.stages.profiling import READOUT, flagged_fields, left_out, quarantined_wells
+from plateloom.stages.fields import count_by_well, known_cells, quarantined_wells
+from plateloom.stages.profiling import READOUT, left_out
 from plateloom.stages.report_autoencoder import describe_autoencoder
 from plateloom.stages.report_classifier import describe_classifier
 from plateloom.stages.report_clusters import cut_clusters, describe_clusters
@@ -32,7 +33,7 @@ from plateloom.stages.report_records import fingerprints_of, provenance_of, vers
 from plateloom.store.layout import model_folder, plate_folder, screen_folder, well_table
 from plateloom.store.provenance import digest, read_json, recipe, write_bytes
 from plateloom.store.sheets import read_plate_map
-from plateloom.store.tables import KEYS, read_metadata, read_table, read_tables, write_table
+from plateloom.store.tables import read_metadata, read_table, read_tables, write_table
 from plateloom.wells import plate_format
 
 SCALES = {"mad_robustize": "median and MAD", "standardize": "mean and SD", "robustize": "median and quartiles"}
@@ -132,21 +133,11 @@ def _write_held(plate, why, settings):
 
 def count_plate(plate, exclude_flagged):
     """What `count_kinds` finds in each well of a plate, with what is in it; runs in a worker."""
-    card = read_json(model_folder("classifier") / "model.json")["card"]
-    bad = flagged_fields(plate) if exclude_flagged else set()
-    wells = read_metadata(plate_folder(plate) / "aggregates.parquet")
-    rows = []
-    for well in wells["Metadata_Well"]:
-        cells = read_table(well_table(plate, "classes", well), [*KEYS, "Class", "Novelty"])
-        excluded = {field for other, field in bad if other == well}
-        if excluded:
-            fields = read_table(well_table(plate, "features", well), [*KEYS, "Metadata_SourceField"])
-            cells = cells.merge(fields, on=list(KEYS), validate="one_to_one")
-            cells = cells[~cells["Metadata_SourceField"].isin(excluded)]
-        rows.append(count_kinds(cells, card["classes"]))
-    counted = pd.DataFrame(rows, columns=["cells", "novel", *(f"class {name}" for name in card["classes"])])
-    known = [f"Metadata_{name}" for name in ("Plate", "Well", "Treatment", "Dose", "Unit", "Control")]
-    return pd.concat([wells[known].reset_index(drop=True), counted], axis=1)
+    classes = read_json(model_folder("classifier") / "model.json")["card"]["classes"]
+    names = ["cells", "novel", *(f"class {name}" for name in classes)]
+    return count_by_well(
+        plate, "classes", ["Class", "Novelty"], lambda cells: count_kinds(cells, classes), names, exclude_flagged
+    )
 
 
 def _shift_table(rows):
@@ -186,7 +177,7 @@ def _describe_screen(plates, missing, settings, inputs, enrichment=None, grouped
     notices = _shared_notices(plates, wells, inputs)
     notes, maps = {}, []
     if wells:
-        counted = _counted(wells, inputs["reported"])
+        counted = {plate: table.assign(cells=known_cells(table)) for plate, table in wells.items()}
         maps.append(_screen_map("Cells per well", counted, "cells", unit="cells"))
     else:
         notes["heat_maps"] = "No plate is complete."
@@ -367,15 +358,6 @@ def _rawness(plates, raw, params):
     reference = "the negative control wells" if params.normalize_to == "negative" else "all wells"
     text = f"Features are normalized to {reference} of each plate ({SCALES[params.method]})."
     return f"{text} Only normalized plates are shown; without {', '.join(raw)}." if raw else text
-
-
-def _counted(wells, reported):
-    """Wells of each plate with their number of `cells`: NaN where the plate's page shows none (see `report._count_fields`)."""
-    uncounted = {found["plate"]: found["facts"].get("uncounted", ()) for found in reported}
-    return {
-        plate: table.assign(cells=table["Metadata_CellCount"].mask(table["Metadata_Well"].isin(uncounted[plate])))
-        for plate, table in wells.items()
-    }
 
 
 def _screen_map(title, wells, column, note="", unit=""):
