@@ -31,6 +31,11 @@ def of_latents(settings):
     settings["classification"] = {"labels": "controls", "inputs": "latent", "tune": False}
 
 
+def without_latents(settings):
+    settings["latent"] = {"autoencoder": {"enabled": False}}
+    settings["classification"] = {"labels": ""}
+
+
 def second_phase(folder, on=True):
     """Say that only complete plates are worked on, as the second phase does, or that all are."""
     edit(folder, lambda settings: settings.update(complete_only=on))
@@ -183,7 +188,9 @@ def test_what_fails_in_the_second_phase_is_left_out_of_another(crashed, tmp_path
 
 
 def test_three_plates_of_which_one_has_no_images_and_one_no_latents_end_with_the_pages_of_the_third(tmp_path):
-    """The first phase never comes to train; the latents of P2 fail in the second, and the third finishes P1."""
+    """The first phase never comes to train; the latents of P2 fail in the second, and the third finishes P1. Once P3 has images,
+    a run without latents finishes all.
+    """
     folder = simulate(tmp_path / "screen", plates=("P1", "P2", "P3"), **DESIGN)
     edit(folder, of_latents)
     for plate, kind in (("P2", "latent"), ("P3", "fields")):  # what should be a folder is a file
@@ -197,3 +204,12 @@ def test_three_plates_of_which_one_has_no_images_and_one_no_latents_end_with_the
     assert page.count("not complete") >= 2
     causes = {cause.stage: cause.plates for cause in status.find_causes(status.read_screen(folder))}
     assert causes == {"latent": ["P2"], "conversion": ["P3"]}
+    assert not (folder / "results/plates/P3/records/segmentation").exists(), "what follows from it is not tried"
+
+    (folder / "results/plates/P3/fields").unlink()
+    edit(folder, without_latents)  # P2 has none yet
+    snakemake(folder)
+    for plate in ("P1", "P2", "P3"):
+        assert read_json(folder / record_path(plate, "report"))["status"] == "done", plate
+    assert "not complete" not in (folder / SCREEN / "report.html").read_text()
+    assert "Nothing to be done" in snakemake(folder, "--dry-run").stdout
