@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from conftest import ROOT
 
 from plateloom import planning, status
 from plateloom.cli import main, run
+from plateloom.cli.check import find_problems
 from plateloom.config import read_config
 from plateloom.engine import locks
 from plateloom.errors import INTERRUPTION, ConfigError, PlateloomError
@@ -100,6 +102,23 @@ def test_what_check_refuses_does_not_run(screen):
     code, text = plateloom("run", screen)
     assert code == 2 and "P1" in text and "nothing was started" in text
     assert not {".snakemake", "results"} & {path.name for path in screen.iterdir()}
+
+
+def test_warnings_of_check_are_told_before_a_run_where_somebody_reads_them(screen, monkeypatch):
+    monkeypatch.setattr(run, "run_group", lambda arguments: 0)
+    monkeypatch.setattr(run, "SHOWN", 1)
+    sheet = screen / "plates.tsv"
+    head, row = sheet.read_text().splitlines()
+    shutil.copytree(screen / "raw/P1", screen / "raw/P2")
+    row = row.replace("maps/P1.tsv", "")
+    sheet.write_text("\n".join([head, row, row.replace("P1", "P2"), ""]))
+    _, text = plateloom("run", screen)
+    assert "P1: warning: no plate map" in text and "P2: warning: no plate map" not in text
+    told = [note for note in find_problems(screen, files=True, decode=False)[1] if "warning: " in note]
+    assert f"\n{len(told) - 1} more: plateloom check {screen}\n" in text and "P2: warning: no plate map" in "".join(
+        told
+    )
+    assert "warning: " not in plateloom("run", screen, "--unattended")[1]
 
 
 def test_only_plates_that_were_never_converted_need_their_source(screen, records):

@@ -16,6 +16,7 @@ from plateloom.errors import INTERRUPTION, ConfigError, LockedError, SchedulerEr
 SNAKEFILE = Path(__file__).resolve().parents[2] / "Snakefile"
 PROFILES = sorted(path.parent.name for path in SNAKEFILE.parent.glob("profiles/*/profile.yaml"))
 REPORT = "results/screen/report.html"
+SHOWN = 10  # warnings; a screen of hundreds of plates may have one of each
 AHEAD = 0.3  # [s] by which Snakemake is told to end before its jobs are
 GRACE = 5.0  # [s] for jobs to end after Snakemake has
 
@@ -63,7 +64,11 @@ def command(folder, profiles, cores, until, dry_run, recompute, unattended, snak
     _check_options(snakemake_options)
     if not dry_run:
         _look_at_lock(folder)
-    check_screen(folder, sources=not unattended)
+    warnings = check_screen(folder, sources=not unattended)
+    for line in warnings[:SHOWN] if not unattended else ():
+        click.echo(line, err=True)
+    if len(warnings) > SHOWN and not unattended:
+        click.echo(f"{len(warnings) - SHOWN} more: plateloom check {shlex.quote(str(folder))}", err=True)
     last = None if until is None else _last_stage(folder, until)
     options += ["--until", STAGES[last].script] if last else []
     if not recompute:
@@ -196,13 +201,18 @@ def check_screen(folder, *, sources=True):
     A plate whose files cannot be decoded is quarantined by the run, and stops no other. Once a plate was converted, all of
     its raw files are its own affair: only a plate that was never converted must have its source folder then, since that
     of others may have been archived. Without `sources` no plate must: nobody is there to mount it, and others can go on.
+
+    Returns
+    -------
+    list of str
+        Warnings of `plateloom check`, as far as it was asked.
     """
     from plateloom.cli.check import find_problems, find_strange_plates
     from plateloom.config import read_config
     from plateloom.planning import list_plates
 
     began = {path.parents[2].name for path in folder.glob("results/plates/*/records/conversion/*.json")}
-    problems, _ = find_problems(folder, files=sources and not began, decode=False)
+    problems, notes = find_problems(folder, files=sources and not began, decode=False)
     if sources and began and not problems:
         config = read_config(folder)
         plates, _ = list_plates(folder / config.plates)
@@ -214,6 +224,7 @@ def check_screen(folder, *, sources=True):
         ]
     if problems:
         raise ConfigError(problems)
+    return [note for note in notes if "warning: " in note]
 
 
 def check_cost(folder, last=None, *, ask=True):
