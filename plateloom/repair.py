@@ -54,6 +54,7 @@ SCREEN_ARTEFACTS = {
     ),
     "screen_report": ("report.html", "enrichment.parquet", "clusters.parquet"),
 }
+SHADINGS = ".sources/shadings.zarr"  # by the first part of conversion, which says so among the facts of its record
 MISSING = "is missing"
 LOST = "is missing, though what was made from its results is there"
 OTHER_RECIPE = "was made from something else than its record says"
@@ -137,6 +138,8 @@ def find_damage(folder, plate, *, deep):
             names = ("class_shares", "enrichment", "clusters")
             facts = {name for record in records for name in names if record["facts"].get(name)}
             files = ("report.html", *(file for file in files if file.removesuffix(".parquet") in facts))
+        if stage == "conversion":
+            found += _check_shadings(base, plate, records, deep)
         if stage == "classifier":  # a network lies in a file of another format; there may be nothing to show
             facts = records[0]["facts"] if records else {}
             own = f"{files[0].rpartition('/')[0]}/{facts['file']}" if facts.get("file") else files[1]
@@ -258,6 +261,16 @@ def _find_faults(paths, fingerprint, deep):
                     yield paths[1], "does not match the digest in its model's card"
 
 
+def _check_shadings(base, plate, records, deep):
+    """Check what conversion keeps of what the source says of its light, if it says anything."""
+    path = base / SHADINGS
+    for fingerprint in filter(None, (record["facts"].get("shadings") for record in records)):
+        problems = [(str(file), reason) for file, reason in _find_faults([path], fingerprint, deep)]
+        problems += [(one.file, one.reason) for one in (check_group(path, deep=deep) if path.exists() else ())]
+        for file, reason in problems:
+            yield Damage(plate, "conversion", "", Path(file).relative_to(base).as_posix(), reason)
+
+
 def _check_images(base, plate, vouched, deep):
     """Check plate.zarr and illumination.zarr, and whether the images and labels that records speak of are there."""
     images, flat = base / "plate.zarr", base / "illumination.zarr"
@@ -335,6 +348,9 @@ def remove_damaged(folder, damages):
     there = [one for one in damages if one.repairable and one.reason != LOST]
     for plate, stage, well in sorted({(one.plate, one.stage, one.well) for one in there}):
         _remove(results_folder(folder, plate), stage, well)
+    for plate in {one.plate for one in there if one.file.startswith(SHADINGS)}:
+        store.remove_group(results_folder(folder, plate) / SHADINGS)
+        (results_folder(folder, plate) / "records/conversion/part-0.json").unlink(missing_ok=True)
 
 
 def _remove(base, stage, well):

@@ -581,7 +581,13 @@ def test_the_cellvoyagers_shading_and_dark_images_are_kept_and_used(tmp_path):
     (copy / "DNA/c/0/0").write_bytes(b"")
     with pytest.raises(PlateLayoutError, match="run again"):
         read_shadings(copy, made)
+    (damage,) = repair.find_damage(folder, "P1", deep=False)
+    assert (damage.stage, damage.file) == ("conversion", ".sources/shadings.zarr/DNA/c/0/0")
+    repair.remove_damaged(folder, [damage])
+    (lost,) = repair.find_damage(folder, "P1", deep=False)
+    assert lost.file == "records/conversion/part-0.json" and not copy.exists()
     run_stages(folder, TO_LIGHT[:1])
+    assert repair.find_damage(folder, "P1", deep=True) == []
     np.testing.assert_array_equal(read_shadings(copy, made)["DNA"]["image"], 9000)
 
 
