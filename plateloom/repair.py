@@ -14,6 +14,7 @@ from plateloom.planning import STAGES, nearest_stages
 from plateloom.status import later
 from plateloom.store import layout
 from plateloom.store import plate as store
+from plateloom.store.flatfields import SHADINGS
 from plateloom.store.provenance import file_digest, read_json
 from plateloom.store.tables import read_table
 from plateloom.store.verification import check_group, table_fault
@@ -54,7 +55,6 @@ SCREEN_ARTEFACTS = {
     ),
     "screen_report": ("report.html", "enrichment.parquet", "clusters.parquet"),
 }
-SHADINGS = ".sources/shadings.zarr"  # by the first part of conversion, which says so among the facts of its record
 MISSING = "is missing"
 LOST = "is missing, though what was made from its results is there"
 OTHER_RECIPE = "was made from something else than its record says"
@@ -265,10 +265,11 @@ def _check_shadings(base, plate, records, deep):
     """Check what conversion keeps of what the source says of its light, if it says anything."""
     path = base / SHADINGS
     for fingerprint in filter(None, (record["facts"].get("shadings") for record in records)):
-        problems = [(str(file), reason) for file, reason in _find_faults([path], fingerprint, deep)]
-        problems += [(one.file, one.reason) for one in (check_group(path, deep=deep) if path.exists() else ())]
-        for file, reason in problems:
-            yield Damage(plate, "conversion", "", Path(file).relative_to(base).as_posix(), reason)
+        for file, reason in _find_faults([path], fingerprint, deep):
+            yield Damage(plate, "conversion", "", file.relative_to(base).as_posix(), reason)
+        for problem in check_group(path, deep=deep) if path.exists() else []:
+            file = Path(problem.file).relative_to(base).as_posix()
+            yield Damage(plate, "conversion", "", file, problem.reason, problem.stray)
 
 
 def _check_images(base, plate, vouched, deep):
@@ -348,7 +349,7 @@ def remove_damaged(folder, damages):
     there = [one for one in damages if one.repairable and one.reason != LOST]
     for plate, stage, well in sorted({(one.plate, one.stage, one.well) for one in there}):
         _remove(results_folder(folder, plate), stage, well)
-    for plate in {one.plate for one in there if one.file.startswith(SHADINGS)}:
+    for plate in {one.plate for one in there if one.file.startswith(SHADINGS.as_posix())}:
         store.remove_group(results_folder(folder, plate) / SHADINGS)
         (results_folder(folder, plate) / "records/conversion/part-0.json").unlink(missing_ok=True)
 

@@ -581,6 +581,14 @@ def test_the_cellvoyagers_shading_and_dark_images_are_kept_and_used(tmp_path):
     (copy / "DNA/c/0/0").write_bytes(b"")
     with pytest.raises(PlateLayoutError, match="run again"):
         read_shadings(copy, made)
+    run_stages(folder, TO_LIGHT[:1])
+    np.testing.assert_array_equal(read_shadings(copy, made)["DNA"]["image"], 9000)
+    # So it does where `verify` has removed one; what somebody else put there is not removed.
+    (copy / "notes.txt").touch()
+    (stray,) = repair.find_damage(folder, "P1", deep=False)
+    assert stray.stray and not stray.repairable
+    (copy / "notes.txt").unlink()
+    (copy / "DNA/c/0/0").write_bytes(b"")
     (damage,) = repair.find_damage(folder, "P1", deep=False)
     assert (damage.stage, damage.file) == ("conversion", ".sources/shadings.zarr/DNA/c/0/0")
     repair.remove_damaged(folder, [damage])

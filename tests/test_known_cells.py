@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TRUNCATED, edit
+from conftest import TRUNCATED, WITHOUT_GFP, edit
 from in_process import run_stages
 
 from plateloom.errors import PlateLayoutError
@@ -80,3 +80,10 @@ def test_cells_per_field_are_a_readout_that_a_lost_well_has_no_value_of(profiled
     assert known.sum() >= 8
     np.testing.assert_array_equal(wells.loc[known, "Metadata_Readout"], expected[known])
     assert (read_table(profiled / "results/screen/wells.parquet")["Metadata_Readout"].notna().sum()) == known.sum()
+    run_stages(profiled, ("report", "screen_report"))
+    for page in ("plates/P1", "screen"):
+        html = (profiled / "results" / page / "report.html").read_text()
+        assert (
+            f"{TRUNCATED}: 0 cells" not in html
+            and f"{WITHOUT_GFP}: {wells.at[WITHOUT_GFP, 'Metadata_CellCount']} cells" in html
+        )

@@ -83,6 +83,20 @@ class Lazy:
 # Pixels
 
 
+def test_parts_of_an_array_of_shards_are_those_of_numpy_and_only_whole_shards_are_written(tmp_path):
+    image = random_image((2, 70, 53))
+    write_field(tmp_path / "1", image)
+    array = plate.open_array(tmp_path / "1", plate.read_group(tmp_path / "1"), "0")
+    for key in (1, (-1, 3), (..., 7), (slice(None), slice(60, 2000, 3)), (0, slice(5, 2), slice(-4, None, 2))):
+        np.testing.assert_array_equal(array[key], image[key])
+    for key in (2, (0, -71), (0, slice(9, 2, -1))):
+        with pytest.raises(IndexError):
+            array[key]
+    for region in ((slice(0, 2), slice(1, 70), slice(0, 53)), (slice(0, 2), slice(0, 69), slice(0, 53))):
+        with pytest.raises(IndexError, match="no whole shard"):
+            array[region] = image[region]
+
+
 @both_formats
 def test_pixels_and_labels_read_back_also_by_window(tmp_path, format):
     image = random_image((2, 70, 53))

@@ -259,6 +259,7 @@ def _refuse_damaged(screen, plates):
         for plate in [*plates, ""]
         for one in find_damage(screen.folder, plate, deep=not plate)
         if not one.stray and one.stage in screen.stages() and (plate or whole or makes_model(one.stage))
+        if not one.file.startswith(".")  # what conversion keeps of the source is not exported
     ]
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

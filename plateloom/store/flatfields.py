@@ -12,10 +12,12 @@ from plateloom.store.integrity import SEAL, VouchedStore
 from plateloom.store.layout import plate_folder
 from plateloom.store.plate import open_array, read_group, remove_group, write_group
 
+SHADINGS = Path(".sources/shadings.zarr")  # in a plate's folder
+
 
 def shadings_path(plate):
     """Group of what the source says of the light of its channels, kept by conversion."""
-    return plate_folder(plate) / ".sources" / "shadings.zarr"
+    return plate_folder(plate) / SHADINGS
 
 
 def write_flatfields(path, flatfields, record, *, offset=0.0, restoration=()):

@@ -199,4 +199,7 @@ class ShardedArray:
 
     def __setitem__(self, region, block):
         place = [part.start // n for part, n in zip(region, self.shards, strict=True)]
+        ends = [min((i + 1) * n, size) for i, n, size in zip(place, self.shards, self.shape, strict=True)]
+        if any(part != slice(i * n, end) for part, i, n, end in zip(region, place, self.shards, ends, strict=True)):
+            raise IndexError(f"{region} is no whole shard of {self.shards}")
         self._store.write(self._shards.key(self._name, place), memoryview(self._shards.encode(block)))
