@@ -609,6 +609,11 @@ def _check_readout(config):
         if name == "Metadata_CellCount":
             problems.append(
                 f"profiling.parameters.{key}: {name} falls with every field that is left out; write Metadata_CellsPerField"
+                + (", and readout_denominator: null" if given.get("readout_denominator") and key == "readout" else "")
+            )
+        elif name == "Metadata_CellsPerField" and key == "readout" and given.get("readout_denominator"):
+            problems.append(
+                f"profiling.parameters.readout_denominator: {name} is divided by nothing; write readout_denominator: null"
             )
         elif name not in known and name != "Metadata_CellsPerField":
             problems.append(
@@ -707,7 +712,10 @@ def read_config(folder):
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except yaml.YAMLError as error:
-        said = " ".join(str(error).replace("<unicode string>", path.name).split())
+        if mark := getattr(error, "problem_mark", None):
+            said = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+        else:
+            said = " ".join(str(error).split())
         raise ConfigError(f"{path}: not YAML: {said}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text; save it as UTF-8") from None
@@ -780,9 +788,8 @@ def explain(error, model, prefix=""):
                 said = "expected `setting: value` lines"
             if mistake["type"] == "string_pattern_mismatch" and where.endswith("color"):
                 said = "expected six hexadecimal digits RRGGBB, e.g. FF8000"
-            lines.append(
-                f"{where}: {said}" + ("" if mistake["type"] == "value_error" else f"; found {mistake['input']!r}")
-            )
+            found = "nothing" if mistake["input"] is None else repr(mistake["input"])
+            lines.append(f"{where}: {said}" + ("" if mistake["type"] == "value_error" else f"; found {found}"))
     return lines
 
 

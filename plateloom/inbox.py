@@ -82,7 +82,7 @@ def read_registered(folder, config):
     if not path.exists():
         return []
     plates, problems = list_plates(path)
-    problems = [problem for problem in problems if not problem.endswith(": lists no plate")]
+    problems = [problem for problem in problems if ": lists no plate; " not in problem]
     if problems:
         raise ConfigError(problems)
     return plates

@@ -719,5 +719,5 @@ def number_plates(path):
             problems.append(f"{path}:{line}: plate {row['plate']!r} has no source folder")
         plates.append((line, Plate(**row)))
     if not rows and not problems:
-        problems.append(f"{path}: lists no plate")
+        problems.append(f"{path}: lists no plate; each has a line: plate, source, reader, plate_map, batch")
     return plates, problems

@@ -205,6 +205,18 @@ def test_a_misspelt_readout_is_a_mistake_of_the_config():
             "profiling.parameters.readout: Metadata_CellCount falls with every field that is left out; write Metadata_CellsPerField",
         ),
         (
+            {
+                "profiling": {
+                    "parameters": {
+                        "readout": "Metadata_CellsPerField",
+                        "readout_denominator": "Nuclei_Intensity_MeanIntensity_DNA",
+                    }
+                }
+            },
+            "profiling.parameters.readout_denominator: Metadata_CellsPerField is divided by nothing; write readout_denominator: null",
+        ),
+        ({"profiling": None}, "profiling: expected `setting: value` lines; found nothing"),
+        (
             {"profiling": {"parameters": {"readout_denominator": "Nuclei_Intensity_MeanIntensity_DNA"}}},
             "profiling.parameters.readout_denominator: there is no readout to divide by it; name that too, readout: "
             "Nuclei_Intensity_MeanIntensity_…",
@@ -268,6 +280,31 @@ def test_two_files_for_one_plane_stop_everything_before_any_job_and_are_both_nam
         code, text = plateloom(command, screen)
         assert code == 2 and "'A01_s1_w1.tif' and 'more/A01_s1_w1.tif' claim the same plane" in text
     assert not (screen / "results").exists()
+
+
+def test_too_few_negative_controls_with_images_are_a_warning(screen):
+    path = screen / "maps/P1.tsv"
+    head, *rows = path.read_text().splitlines()
+    control = head.split("\t").index("control")
+    rows = [row.split("\t") for row in rows]
+    for row in rows:
+        row[control] = "negative" if row[0] in ("A01", "A02") else ""
+    rows.append([*rows[0]])
+    rows[-1][0] = "H12"  # has no image
+    path.write_text("\n".join([head, *map("\t".join, rows), ""]))
+    told = "\n".join(find_problems(screen, files=True)[1])
+    assert "2 negative and 0 positive controls" in told
+    assert "P1: warning: only 2 wells are negative controls, 3 needed (profiling.parameters.min_controls), so" in told
+    edit(screen, lambda given: given["profiling"]["parameters"].update(min_controls=2))
+    assert "needed (profiling" not in "\n".join(find_problems(screen, files=True)[1])
+
+
+def test_what_is_not_yaml_is_told_in_one_line_with_its_place(screen):
+    (screen / "config.yaml").write_text("channels:\n  DNA: {source: 1\nparts: 2\n")
+    code, text = plateloom("check", screen)
+    assert code == 2 and "config.yaml: not YAML: line 3, column 6: expected ',' or '}', but got ':'" in text
+    assert text.splitlines()[-1] == "1 problem"
+    assert plateloom("run", screen)[1].splitlines()[-1] == "1 problem; nothing was started"
 
 
 def test_two_plates_of_one_folder_or_name_are_refused(screen):
@@ -368,7 +405,9 @@ def test_a_misspelt_column_of_the_plate_list_hides_nothing(screen):
     assert "unknown column 'color'. Columns: acquisition, batch, plate" in problems[0]
     assert "twice: remove one of the lines" in problems[1] and sum("files" in note for note in notes) == 1
     path.write_text("plate\tsource\n")
-    assert find_problems(screen, files=True)[0] == [f"{path}: lists no plate"]
+    assert find_problems(screen, files=True)[0] == [
+        f"{path}: lists no plate; each has a line: plate, source, reader, plate_map, batch"
+    ]
 
 
 def test_labels_are_checked_against_plates_and_wells(screen):

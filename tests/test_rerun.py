@@ -56,6 +56,14 @@ def test_one_well_from_a_stage_on_and_nothing_else(done):
     assert tables() == files, "the same input gives the same bytes"
 
 
+def test_a_well_without_results_is_refused(done):
+    before = forget()
+    for options in (["--well", "H12"], ["--plate", "P1", "--well", "A02", "--well", "H12", "-n"]):
+        with pytest.raises(ConfigError, match="--well: there is no result of H12 on P1"):
+            ask(*options)
+    assert forget() == before
+
+
 def test_one_well_from_its_images_on(done):
     before, files = forget(), tables()
     ask("--plate", "P1", "--well", "B01")
@@ -107,13 +115,13 @@ def test_what_is_not_there_is_refused_and_nothing_is_touched(done):
         with pytest.raises(ConfigError) as refused:
             ask(*options)
         assert said in "\n".join(refused.value.problems)
-    assert "nothing to remove" in ask("--well", "H12", "-n")
+    assert "nothing to remove" in ask("--failed", "--well", "A02", "-n")
     assert forget() == before
 
 
 def test_where_nothing_is_to_be_removed_it_runs_what_is_left(done):
     before = forget()
-    assert "nothing to remove" in ask("--well", "H12")
+    assert "nothing to remove" in ask("--failed", "--well", "A02")
     assert computed(before) == {}
 
 

@@ -35,6 +35,7 @@ COMMANDS = {
     "clean": "List what serves nobody in a screen's folder, and remove it when told to.",
     "config": "Show every setting with default, unit and meaning.",
 }
+LOOKING = {"scan", "check", "status", "trace", "features", "config"}  # which start nothing anyway
 
 
 class Commands(click.Group):
@@ -83,7 +84,9 @@ def main():
     except ConfigError as error:
         for problem in error.problems:
             click.echo(problem, err=True)
-        click.echo(f"{len(error.problems)} problem(s); nothing was started", err=True)
+        number = len(error.problems)
+        started = "" if LOOKING & set(sys.argv[1:2]) else "; nothing was started"
+        click.echo(f"{number} {'problem' if number == 1 else 'problems'}{started}", err=True)
         sys.exit(error.exit_code)
     except PlateloomError as error:
         click.echo(str(error), err=True)

@@ -314,6 +314,7 @@ def explain_untrainable(settings, labeled, batches):
 
 def _check_files(folder, config, plate, wells, problems, notes, decode):
     """List a plate's raw files, compare them with channels and map, and decode a few; returns the wells with images."""
+    from plateloom import profiling
     from plateloom.readers import load_reader
     from plateloom.stages.conversion import describe_source
 
@@ -360,12 +361,13 @@ def _check_files(folder, config, plate, wells, problems, notes, decode):
             _check_sizes(folder, config, plate.plate, pixel_size_um, width, problems, notes)
     imaged = {image.well for image in found.images}
     if wells is not None:
-        notes += [f"{plate.plate}: warning: {line}" for line in _doubtful_map(wells, imaged)]
+        fewest = profiling.Params(**config.profiling.parameters).min_controls
+        notes += [f"{plate.plate}: warning: {line}" for line in _doubtful_map(wells, imaged, fewest)]
         if not imaged & set(wells):
             problems.append(f"{plate.plate}: none of the plate map's wells has an image ({plate.plate_map})")
     controls = ""
     if wells is not None:
-        kinds = [row["control"] for row in wells.values()]
+        kinds = [row["control"] for well, row in wells.items() if well in imaged]
         controls = f", {kinds.count('negative')} negative and {counted(kinds.count('positive'), 'positive control')}"
     notes.append(
         f"{plate.plate}: {counted(len(imaged), 'well')}, {counted(len({(i.well, i.field) for i in images}), 'field')}, "
@@ -433,8 +435,8 @@ def _decode_some(source, module, images):
     return [], doubts, next(iter(shapes))[0][1]
 
 
-def _doubtful_map(wells, imaged):
-    """What is odd about a plate map."""
+def _doubtful_map(wells, imaged, fewest):
+    """What is odd about a plate map; `fewest` negative controls are what profiles need."""
     from plateloom.store.sheets import MAP_COLUMNS
 
     if unmapped := sorted(imaged - set(wells)):
@@ -442,8 +444,13 @@ def _doubtful_map(wells, imaged):
     if unseen := sorted(set(wells) - imaged):
         yield f"{counted(len(unseen), 'well')} of the map without an image: {_some(unseen)}"
     rows = [row for well, row in wells.items() if well in imaged]
-    if rows and not any(row["control"] == "negative" for row in rows):
-        yield "no well is a negative control (column control), so values are not normalized and there are no hits"
+    negative = sum(row["control"] == "negative" for row in rows)
+    if rows and negative < fewest:
+        few = "no well is a negative control (column control)"
+        if negative:
+            wells_are = "well is a negative control" if negative == 1 else "wells are negative controls"
+            few = f"only {negative} {wells_are}, {fewest} needed (profiling.parameters.min_controls)"
+        yield f"{few}, so values are not normalized and there are no hits"
     if rows and not any(row["treatment"] for row in rows):
         yield "no well has a treatment (column treatment)"
     for name in ("treatment", "dose", "unit", "control"):

@@ -72,6 +72,8 @@ def command(folder, plates, as_json):
     shown = ", ".join(f"{name} {size / 1e9:.2g} GB" for name, size in results.items())
     click.echo(f"results: about {sum(results.values()) / 1e9:.2g} GB ({shown}), {files:,} files")
     learned = sum(bool(one.learned) for one in costs)
+    if gpu:
+        click.echo("GPU-hours: what the CPU would take, so at most")
     click.echo(
         f"* by this screen's own jobs ({learned} of {len(costs)} stages); the others by the demo screen on two shared cores: "
         "an order of magnitude"

@@ -56,6 +56,8 @@ def command(folder, failed, plates, wells, first, dry_run, profile, cores):
     if out := [f"--plate: {plate!r} is quarantined {held[plate]}" for plate in plates if plate in held]:
         raise ConfigError([*out, "lift it first: `plateloom quarantine --lift`"])
     chosen = list(plates) or [plate for plate in states["plates"] if plate not in held]
+    if empty := [well for well in wells if not list_made(folder, chosen, wells=[well], shared=False)]:
+        raise ConfigError([f"--well: there is no result of {well} on {', '.join(chosen)}" for well in empty])
     with locks.hold(folder / locks.RUN, wait=False) if not dry_run else contextlib.nullcontext():
         if failed or not (plates or wells or first):
             again = list_failed(folder, chosen, wells=wells, first=first)

@@ -546,7 +546,7 @@ def reproduce_section(report):
     if report.stages is not None and len(report.stages):
         words = (
             "What the records say. Equal digests of code and settings on equal images give equal results; "
-            "The command plateloom status calls a stage stale where its code or settings are no longer these."
+            "the command plateloom status calls a stage stale where its code or settings are no longer these."
         )
         listed = table(report.stages, empty="", sortable=False)
         parts += [paragraph(words, "quiet"), details("Code, settings and results by stage", listed)]
