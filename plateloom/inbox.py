@@ -17,6 +17,7 @@ from plateloom.store.sheets import read_plate_map
 
 STATE = Path(".plateloom/inbox.json")
 COMPLETE, WAITING, SETTLING, REFUSED = "complete", "waiting", "settling", "refused"
+SEEN = "seen for the first time as it is; a second look is needed"
 COLUMNS = ("plate", "source", "reader", "plate_map", "batch", "acquisition")
 AGAIN = re.compile(r"(.+)-acquisition([1-9][0-9]*)")
 
@@ -88,7 +89,7 @@ def read_registered(folder, config):
     return plates
 
 
-def look(folder, config, inboxes, state, *, acquisitions=None, now=None):
+def look(folder, config, inboxes, state, *, acquisitions=None, now=None, ahead=False):
     """Look at every folder of the inboxes that is no plate yet.
 
     Parameters
@@ -103,6 +104,8 @@ def look(folder, config, inboxes, state, *, acquisitions=None, now=None):
         Numbers that a person has given to folders; they are remembered in the state.
     now : float, optional
         [s since 1970].
+    ahead : bool
+        Also say what will be wrong with folders that are seen for the first time; while they are copied, it may be too early.
 
     Returns
     -------
@@ -124,7 +127,7 @@ def look(folder, config, inboxes, state, *, acquisitions=None, now=None):
     arrivals = []
     for source in list_folders(inboxes, config.nightly):
         if source not in taken:
-            arrivals.append(_look_at(source, folder, config, state["folders"].setdefault(str(source), {}), now))
+            arrivals.append(_look_at(source, folder, config, state["folders"].setdefault(str(source), {}), now, ahead))
     seen = {str(arrival.source) for arrival in arrivals}
     state["folders"] = {path: known for path, known in state["folders"].items() if path in seen}
     _refuse_conflicts(arrivals, plates, config.nightly)
@@ -144,7 +147,7 @@ def list_folders(inboxes, settings):
     return sorted(found)
 
 
-def _look_at(source, folder, config, known, now):
+def _look_at(source, folder, config, known, now, ahead):
     """One folder; `known` is what is remembered of it, and is brought up to date."""
     arrival = Arrival(source, since=known.setdefault("since", now), unchanged=now)
     try:
@@ -161,10 +164,12 @@ def _look_at(source, folder, config, known, now):
     try:
         _name(arrival, config.nightly, known)
         reason = _unfinished(arrival, names, config.nightly, now)
-        if not reason and (first or now - arrival.unchanged < 60 * config.nightly.settle_minutes):
-            reason, arrival.state = "seen for the first time as it is; a second look is needed", SETTLING
         if reason:
             arrival.reason = reason
+            return arrival
+        settling = first or now - arrival.unchanged < 60 * config.nightly.settle_minutes
+        if settling and not ahead:
+            arrival.state, arrival.reason = SETTLING, SEEN
             return arrival
         found = _identify(arrival, names, config)
         if config.nightly.barcode:
@@ -189,7 +194,8 @@ def _look_at(source, folder, config, known, now):
     except (DataFault, ConfigError, OSError, KeyError, ValueError) as error:
         arrival.state, arrival.reason = REFUSED, str(error).splitlines()[0]
         return arrival
-    arrival.state = COMPLETE
+    arrival.state = SETTLING if settling else COMPLETE
+    arrival.reason = SEEN if settling else arrival.reason
     return arrival
 
 

@@ -37,7 +37,7 @@ def made_plates(folder, states):
 
 
 def describe_night(
-    folder, config, *, arrivals, registered, told, known, code, over, began, took, hours=None, problems=()
+    folder, config, *, arrivals, registered, told, known, code, over, began, took, hours=None, problems=(), options=()
 ):
     """Collect what the page of a night shows.
 
@@ -61,6 +61,8 @@ def describe_night(
     took, hours : float
         [s]; [h], None: no limit.
     problems : sequence of str
+    options : sequence of str
+        Of `plateloom run`.
 
     Returns
     -------
@@ -122,7 +124,7 @@ def describe_night(
         report="../screen/report.html" if screen_page.exists() else "",
         reproduce=(
             f"plateloom status {shlex.quote(str(folder.resolve()))}   # every plate, every stage, every reason",
-            f"plateloom run {shlex.quote(str(folder.resolve()))}      # what the next night would do, now",
+            f"{shlex.join(['plateloom', 'run', str(folder.resolve()), *options])}      # what the next night would do, now",
         ),
     )
     return report, made, [*dict.fromkeys([*known, *(plate.plate for plate in plates)])]

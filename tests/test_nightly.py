@@ -509,8 +509,11 @@ def test_when_the_time_is_over_the_run_is_ended_and_complete_plates_are_summed_u
 
 
 def test_profile_and_cores_are_handed_on(place, idle):
-    night(place, "--cores", "3", "--profile", "default")
-    assert "--cores 3" in " ".join(idle[0]) and re.search("--workflow-profile .*profiles/default", " ".join(idle[0]))
+    page = night(place, "--cores", "3", "--profile", "default", "--jobs", "500")[-1]
+    assert "--profile default --cores 3 --jobs 500" in page, "what the next night would do"
+    assert "--cores 3 --jobs 500" in " ".join(idle[0]) and re.search(
+        "--workflow-profile .*profiles/default", " ".join(idle[0])
+    )
     code, text, line, page = night(place, "--profile", "defalt")
     assert code == 2 and "Did you mean 'default'?" in text and len(idle) == 1
 
@@ -541,6 +544,28 @@ def test_a_dry_run_says_what_is_there_and_writes_nothing(place):
     code, text = plateloom("nightly", place / "screen", "--inbox", place / "inbox", "--dry-run")
     assert code == 0 and text.count("settling: P") == 3
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
+    (place / "screen/maps/P2.tsv").unlink()  # what a first night would stumble over
+    (place / "inbox/P4").mkdir()
+    (place / "inbox/P4/notes.txt").write_text("no plate")
+    code, text = plateloom("nightly", place / "screen", "--inbox", place / "inbox", "--dry-run")
+    assert code == 0 and text.count("settling: P") == 2
+    assert re.search("^waiting: P2 .*: no plate map 'maps/P2.tsv'", text, re.M)
+    assert re.search("^refused: P4 .*: no reader knows its layout", text, re.M)
+
+
+def test_a_mistake_in_the_config_is_told_in_the_morning(place, idle):
+    change(place / "screen", hook='cat > got.txt; echo "$PLATELOOM_EXIT_CODE" >> got.txt')
+    path = place / "screen/config.yaml"
+    path.write_text(path.read_text() + "profilling: {}\n")
+    code, text, line, page = night(place)
+    assert code == 2 and "unknown setting. Did you mean 'profiling'?" in text and "profilling" in page
+    assert "The configuration is wrong" in line and (place / "screen/got.txt").read_text() == f"{line}2\n"
+    assert not idle and registered(place) == [], "nothing was taken or run"
+    path.write_text("nightly: [\n")
+    code, text, line, page = night(place)
+    assert code == 2 and "not YAML" in page
+    path.unlink()
+    assert night(place)[0] == 2 and len(summaries(place)) == 2, "what is no screen gets no summary"
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ import functools
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from conftest import TO_PROFILES, TRUNCATED, WITHOUT_GFP, call
 from in_process import run_stages
 
-from plateloom.cli import rerun
+from plateloom.cli import rerun, run, verify
 from plateloom.engine import locks
 from plateloom.errors import ConfigError, LockedError
 from plateloom.store.provenance import read_json
@@ -54,6 +55,18 @@ def test_one_well_from_a_stage_on_and_nothing_else(done):
     found = computed(before)
     assert found["segmentation"] == found["features"] == ["A02"] and "conversion" not in found
     assert tables() == files, "the same input gives the same bytes"
+
+
+def test_profiles_and_cores_are_handed_on(done, monkeypatch):
+    given = []
+    monkeypatch.undo()
+    monkeypatch.chdir(done)
+    monkeypatch.setattr(run.command, "main", lambda arguments, **_: given.append(arguments))
+    options = ["--profile", "slurm", "--profile", "mysite", "--cores", "4"]
+    ask("--from", "profiling", *options)
+    (PLATE / "features/A02.parquet").write_bytes(b"")
+    assert CliRunner().invoke(verify.command, [".", "--repair", *options]).exit_code == 3, "nothing ran"
+    assert [arguments[1:] for arguments in given] == [options] * 2
 
 
 def test_a_well_without_results_is_refused(done):

@@ -35,6 +35,12 @@ CLOSING = 0.1  # share of the hours that is kept for the results of the screen
 @click.option("--profile", "profiles", multiple=True, metavar="NAME", help="As of `plateloom run`.")
 @click.option("--cores", default=None, metavar="N", help="As of `plateloom run`.")
 @click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Jobs of a cluster in the queue at once. Default: what the profile says.",
+)
+@click.option(
     "--acquisition",
     "acquisitions",
     multiple=True,
@@ -42,7 +48,7 @@ CLOSING = 0.1  # share of the hours that is kept for the results of the screen
     help="Say once that a folder of the inbox is a plate that was imaged again: its second acquisition, or third …",
 )
 @click.option("--dry-run", "-n", is_flag=True, help="Only show what is found in the inbox.")
-def command(folder, inboxes, hours, profiles, cores, acquisitions, dry_run):
+def command(folder, inboxes, hours, profiles, cores, jobs, acquisitions, dry_run):
     """Take the plates of an inbox that are whole into SCREEN, run it, and write results/nights/DATE.html and .txt.
 
     To be started once a night by cron, a systemd timer or scrontab; docs/nightly.md shows how. A plate is whole when the
@@ -58,12 +64,18 @@ def command(folder, inboxes, hours, profiles, cores, acquisitions, dry_run):
     from plateloom.config import read_config
     from plateloom.engine import locks
 
-    config = read_config(folder)
+    try:
+        config, mistakes = read_config(folder), []
+    except ConfigError as error:
+        if dry_run or not (folder / "config.yaml").exists():
+            raise
+        config, mistakes = _to_tell(folder), error.problems
     numbers = _read_acquisitions(acquisitions, inboxes)
     if dry_run:
         _show(folder, config, inboxes, numbers)
         return
     options = [*(text for name in profiles for text in ("--profile", name)), *(["--cores", cores] if cores else [])]
+    options += ["--jobs", str(jobs)] if jobs else []
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locks.hold(folder / LOCK, wait=False))
@@ -72,10 +84,13 @@ def command(folder, inboxes, hours, profiles, cores, acquisitions, dry_run):
         except OSError as error:
             raise ConfigError(f"{str(folder)!r} cannot be written: {error.strerror or error}") from None
         stack.enter_context(_listening())
-        night = Night(folder, config, hours)
+        night = Night(folder, config, hours, options)
         try:
-            night.take(inboxes, numbers)
-            night.run(options)
+            if mistakes:
+                night.refuse(mistakes)
+            else:
+                night.take(inboxes, numbers)
+                night.run()
         finally:
             # A signal that ends the night leaves time for its summary; one more ends it at once.
             code = night.close()
@@ -92,13 +107,15 @@ class Night:
     config : Config
     hours : float or None
         [h].
+    options : list of str
+        Of `plateloom run`.
     """
 
-    def __init__(self, folder, config, hours):
+    def __init__(self, folder, config, hours, options):
         from plateloom.inbox import read_state
 
         self.folder, self.config, self.hours, self.began = folder, config, hours, time.time()
-        self.state = read_state(folder)
+        self.options, self.state = options, read_state(folder)
         self.arrivals, self.registered, self.problems = [], [], []
         self.code, self.over = 0, False
 
@@ -137,7 +154,12 @@ class Night:
         for one in [*self.registered, *self.arrivals]:
             click.echo(_line(one))
 
-    def run(self, options):
+    def refuse(self, mistakes):
+        """Do nothing, since the config is wrong, but say so in the morning."""
+        self._tell(*mistakes)
+        self.code = 2
+
+    def run(self):
         """Run what is new and what is left; where the hours are over, the screen's results of the complete plates."""
         from plateloom import inbox
         from plateloom.config import read_config
@@ -149,14 +171,14 @@ class Night:
             if not inbox.read_registered(self.folder, self.config):
                 click.echo("no plate yet")
                 return
-            code, self.over = self._run(options, self.left(1 - CLOSING))
+            code, self.over = self._run(self.options, self.left(1 - CLOSING))
             self.code = max(self.code, code) if code != 3 else self.code or 3
             if self.over:
                 click.echo("the time for plates is over")
                 screen = Screen(read_config(self.folder).model_dump(mode="json"), self.folder)
                 left = self.left()
                 if left > 0 and any(map(screen.is_complete, screen.plates)):
-                    self._run([*options, "--config", "complete_only=1"], left)
+                    self._run([*self.options, "--config", "complete_only=1"], left)
                 self.code = 1
 
     def _run(self, options, seconds):
@@ -232,6 +254,7 @@ class Night:
             took=time.time() - self.began,
             hours=self.hours,
             problems=self.problems,
+            options=self.options,
         )
         click.echo(nights.summary_line(report))
         if "told" in self.state:  # else plates.tsv could not be read
@@ -268,6 +291,20 @@ def _listening():
             signal.signal(number, handler)
 
 
+def _to_tell(folder):
+    """A config that serves to tell of mistakes in the screen's own: its section `nightly`, if that is right."""
+    import yaml
+
+    from plateloom.config import load_config
+
+    channels = {"channels": {"DNA": {"source": "none"}}}
+    try:
+        given = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8-sig"))
+        return load_config(channels | {"nightly": given["nightly"]})
+    except (ConfigError, OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return load_config(channels)
+
+
 def _read_acquisitions(texts, inboxes):
     """``FOLDER=NUMBER`` as a dict of Path to int; the folder by its path or by its name in an inbox."""
     numbers, problems = {}, []
@@ -285,12 +322,12 @@ def _read_acquisitions(texts, inboxes):
     return numbers
 
 
-def _look(folder, config, inboxes, state, numbers):
+def _look(folder, config, inboxes, state, numbers, ahead=False):
     """See `inbox.look`; what cannot be listed is said in words."""
     from plateloom import inbox
 
     try:
-        return inbox.look(folder, config, inboxes, state, acquisitions=numbers)
+        return inbox.look(folder, config, inboxes, state, acquisitions=numbers, ahead=ahead)
     except OSError as error:
         raise OSError(
             f"--inbox: {str(error.filename or '')!r} cannot be listed (not mounted?): {error.strerror}"
@@ -302,7 +339,7 @@ def _show(folder, config, inboxes, numbers):
     from plateloom import inbox
 
     try:
-        arrivals = _look(folder, config, inboxes, inbox.read_state(folder), numbers)
+        arrivals = _look(folder, config, inboxes, inbox.read_state(folder), numbers, ahead=True)
     except OSError as error:
         raise ConfigError(str(error)) from None
     for one in arrivals:

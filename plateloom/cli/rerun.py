@@ -20,9 +20,9 @@ from plateloom.errors import ConfigError, did_you_mean
     "--from", "first", metavar="STAGE", help="From this stage on; default: all from the microscope's files on."
 )
 @click.option("--dry-run", "-n", is_flag=True, help="Only show what would be made again.")
-@click.option("--profile", default=None, metavar="NAME", help="As of `plateloom run`.")
+@click.option("--profile", "profiles", multiple=True, metavar="NAME", help="As of `plateloom run`.")
 @click.option("--cores", default=None, metavar="N", help="As of `plateloom run`.")
-def command(folder, failed, plates, wells, first, dry_run, profile, cores):
+def command(folder, failed, plates, wells, first, dry_run, profiles, cores):
     """Make results of SCREEN again and everything that follows from them; the rest is not touched.
 
     What a plain `plateloom run` does by itself needs no rerun: it goes on with what was interrupted, and notices mended
@@ -72,7 +72,7 @@ def command(folder, failed, plates, wells, first, dry_run, profile, cores):
         if dry_run:
             sys.exit(0)
         remove_damaged(folder, again)
-    sys.exit(_run(folder, profile, cores))  # which takes the lock for itself
+    sys.exit(_run(folder, profiles, cores))  # which takes the lock for itself
 
 
 def _quarantined(folder):
@@ -106,12 +106,12 @@ def _lines(again):
         yield f"{plate or 'the screen'}: {stage}{which}: {reason}"
 
 
-def _run(folder, profile, cores):
+def _run(folder, profiles, cores):
     """Run the screen in this process, which so hears every signal; returns the exit code."""
     from plateloom.cli.run import command as run
 
     click.echo(f"plateloom run {shlex.quote(str(folder))}")
-    options = [*(["--profile", profile] if profile else []), *(["--cores", cores] if cores else [])]
+    options = [*(text for name in profiles for text in ("--profile", name)), *(["--cores", cores] if cores else [])]
     try:
         run.main([str(folder), *options], standalone_mode=False)
     except SystemExit as stop:

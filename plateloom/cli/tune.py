@@ -41,8 +41,8 @@ def command(folder):
         click.echo(
             f"  {STAGES[one.stage].script}:  # {one.jobs} jobs, {one.memory_mb:.0f} MB, {one.seconds:.0f} s at most"
         )
-        click.echo(f"    mem_mb: {ask['mem_mb']}")
-        click.echo(f"    runtime: {ask['runtime']}")
+        for name in ("mem_mb", "runtime"):
+            click.echo(f"    {name}: {ask[name]} * attempt")
     parts = propose_parts(screen, observed)
     if parts:
         now = screen.config.parts

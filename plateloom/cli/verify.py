@@ -17,9 +17,9 @@ TAKES = "a screen, a folder of its results, an export, or an OME-Zarr plate"
 @click.option("--plate", "plates", multiple=True, help="Only this plate of a screen or an export; may be repeated.")
 @click.option("--deep", is_flag=True, help="Read and decode every chunk, every table and every model.")
 @click.option("--repair", is_flag=True, help="Make again, from the source, just what is damaged.")
-@click.option("--profile", default=None, metavar="NAME", help="With --repair: as of `plateloom run`.")
+@click.option("--profile", "profiles", multiple=True, metavar="NAME", help="With --repair: as of `plateloom run`.")
 @click.option("--cores", default=None, metavar="N", help="With --repair: as of `plateloom run`.")
-def command(path, plates, deep, repair, profile, cores):
+def command(path, plates, deep, repair, profiles, cores):
     """Check PATH, a screen, a folder of its results, an export, or any OME-Zarr plate: structure, fingerprints, chunks.
 
     Exit code: 0 nothing is wrong, 1 something is, 2 there is nothing to check. With --repair that of the run that makes it
@@ -66,7 +66,7 @@ def command(path, plates, deep, repair, profile, cores):
         remove_damaged(screen, again)
     shown = sorted({f"{one.plate or 'the screen'} {one.well or one.stage}" for one in again})
     click.echo(f"making again: {', '.join(shown)}")
-    code = _run(screen, profile, cores)
+    code = _run(screen, profiles, cores)
     left = find_left(screen, again)
     left += [one for one in reasons if one not in left]
     for one in left:
@@ -74,11 +74,11 @@ def command(path, plates, deep, repair, profile, cores):
     sys.exit(code or (3 if left else 0))
 
 
-def _run(screen, profile, cores):
+def _run(screen, profiles, cores):
     """Run the screen in this process, which so hears every signal; returns the exit code."""
     from plateloom.cli.run import command as run
 
-    options = [*(["--profile", profile] if profile else []), *(["--cores", cores] if cores else [])]
+    options = [*(text for name in profiles for text in ("--profile", name)), *(["--cores", cores] if cores else [])]
     try:
         run.main([str(screen), *options], standalone_mode=False)
     except SystemExit as stop:
