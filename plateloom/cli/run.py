@@ -65,16 +65,16 @@ def command(folder, profiles, cores, until, dry_run, recompute, unattended, snak
     if not dry_run:
         _look_at_lock(folder)
     warnings = check_screen(folder, sources=not unattended)
-    if not unattended:
-        for line in warnings[:SHOWN]:
-            click.echo(line, err=True)
-        if len(warnings) > SHOWN:
-            click.echo(f"{len(warnings) - SHOWN} more: plateloom check {shlex.quote(str(folder))}", err=True)
     last = None if until is None else _last_stage(folder, until)
     options += ["--until", STAGES[last].script] if last else []
     if not recompute:
         check_cost(folder, last, ask=not dry_run)
     _check_writable(folder)
+    if not unattended:
+        for line in warnings[:SHOWN]:
+            click.echo(line, err=True)
+        if len(warnings) > SHOWN:
+            click.echo(f"{len(warnings) - SHOWN} more: plateloom check {shlex.quote(str(folder))}", err=True)
     given, folder = folder, folder.resolve()
     arguments = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(folder)]
     arguments += [*options, *snakemake_options]
