@@ -209,7 +209,7 @@ def test_a_repair_after_which_something_is_damaged_still_does_not_end_with_0(aga
     flip(again / "results/plates/P1/plate.zarr/A/02/1/0/c/0/0/0")
     monkeypatch.setattr(verify, "_run", lambda *_: 0)
     with pytest.raises(SystemExit) as ended:
-        verify.command.callback(path=again, plates=(), deep=True, repair=True, profile=None, cores=None)
+        verify.command.callback(path=again, plates=(), deep=True, repair=True, profiles=(), cores=None)
     assert ended.value.code == 3
     assert "damaged still: P1 A02 conversion: " in (said := capsys.readouterr().err) and "was not made again" in said
 
