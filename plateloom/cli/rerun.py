@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from plateloom.cli.run import run_here as _run
 from plateloom.errors import ConfigError, did_you_mean
 
 
@@ -72,6 +73,7 @@ def command(folder, failed, plates, wells, first, dry_run, profiles, cores):
         if dry_run:
             sys.exit(0)
         remove_damaged(folder, again)
+    click.echo(f"plateloom run {shlex.quote(str(folder))}")
     sys.exit(_run(folder, profiles, cores))  # which takes the lock for itself
 
 
@@ -104,16 +106,3 @@ def _lines(again):
         wells = sorted(filter(None, grouped[plate, stage, reason]))
         which = f" ({len(wells)} wells: {shorten(wells)})" if len(wells) > 1 else f" ({wells[0]})" if wells else ""
         yield f"{plate or 'the screen'}: {stage}{which}: {reason}"
-
-
-def _run(folder, profiles, cores):
-    """Run the screen in this process, which so hears every signal; returns the exit code."""
-    from plateloom.cli.run import command as run
-
-    click.echo(f"plateloom run {shlex.quote(str(folder))}")
-    options = [*(text for name in profiles for text in ("--profile", name)), *(["--cores", cores] if cores else [])]
-    try:
-        run.main([str(folder), *options], standalone_mode=False)
-    except SystemExit as stop:
-        return stop.code or 0
-    return 0

@@ -109,6 +109,16 @@ def command(folder, profiles, cores, until, dry_run, recompute, unattended, snak
     sys.exit(code)
 
 
+def run_here(folder, profiles, cores):
+    """Run a screen for another command in this process, which so hears every signal; returns the exit code."""
+    options = [*(text for name in profiles for text in ("--profile", name)), *(["--cores", cores] if cores else [])]
+    try:
+        command.main([str(folder), *options], standalone_mode=False)
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
+
+
 def _cancel_jobs(folder):
     """Cancel the cluster's jobs that an interrupted Snakemake had no time to cancel; else the next run does."""
     from plateloom.engine import locks, schedulers

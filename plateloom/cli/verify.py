@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from plateloom.cli.run import run_here as _run
 from plateloom.errors import ConfigError, DataFault, did_you_mean
 
 TAKES = "a screen, a folder of its results, an export, or an OME-Zarr plate"
@@ -72,18 +73,6 @@ def command(path, plates, deep, repair, profiles, cores):
     for one in left:
         click.echo(f"damaged still: {one}", err=True)
     sys.exit(code or (3 if left else 0))
-
-
-def _run(screen, profiles, cores):
-    """Run the screen in this process, which so hears every signal; returns the exit code."""
-    from plateloom.cli.run import command as run
-
-    options = [*(text for name in profiles for text in ("--profile", name)), *(["--cores", cores] if cores else [])]
-    try:
-        run.main([str(screen), *options], standalone_mode=False)
-    except SystemExit as stop:
-        return stop.code or 0
-    return 0
 
 
 def _locate(path):
