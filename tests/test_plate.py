@@ -18,7 +18,7 @@ import zarr
 from conftest import ROOT
 
 from plateloom.errors import CorruptStoreError, PlateLayoutError
-from plateloom.store import plate, verification
+from plateloom.store import integrity, plate, verification
 from plateloom.store.integrity import ABSENT, SEAL, VouchedStore
 from plateloom.store.plate import Format
 from plateloom.store.provenance import read_json, write_json
@@ -405,6 +405,21 @@ def test_attributes_may_be_changed_by_reading_and_writing_them(tmp_path, format)
     assert plate.read_group(tmp_path / "1")["plateloom"]["facts"] == {"x": 1}
     np.testing.assert_array_equal(plate.read_image(tmp_path / "1"), image)
     assert verification.check_group(tmp_path / "1", deep=True) == []
+
+
+@both_formats
+def test_what_we_wrote_is_checked_as_it_stands_and_what_another_wrote_alike_by_its_meaning(
+    tmp_path, format, monkeypatch
+):
+    path = tmp_path / "P.zarr/A/01"
+    plate.write_well(tmp_path / "P.zarr", "A01", [1, 2], {"name": "é, \N{MICRO SIGN}m"}, ngff=format.ngff)
+    expected, asked = plate.read_group(path), []
+    digest = integrity.digest
+    monkeypatch.setattr(integrity, "digest", lambda value: asked.append(value) or digest(value))
+    assert plate.read_group(path) == expected and not asked
+    file = path / ("zarr.json" if format.ngff == "0.5" else ".zattrs")
+    file.write_text(json.dumps(read_json(file), indent=2, ensure_ascii=False))
+    assert plate.read_group(path) == expected and len(asked) == 1
 
 
 # What cannot be written

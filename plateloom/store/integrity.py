@@ -20,7 +20,7 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import default_buffer_prototype
 
 from plateloom.errors import CorruptStoreError
-from plateloom.store.provenance import digest, file_digest, write_bytes
+from plateloom.store.provenance import digest, digest_of_text, file_digest, write_bytes
 
 SEAL = "plateloom_integrity"
 ARRAY_METADATA = {2: ".zarray", 3: "zarr.json"}
@@ -49,22 +49,25 @@ def seal(attributes, path, arrays=None):
     return attributes | {SEAL: described | {"digest": digest(attributes | {SEAL: described})}}
 
 
-def broken_seal(attributes, path):
+def broken_seal(attributes, path, text=b""):
     """Say what is wrong with a group's seal; None where it holds, or where the group is not Plateloom's.
 
-    One damaged key cannot make a group look foreign: its record or its seal is still there.
+    One damaged key cannot make a group look foreign: its record or its seal is still there. `text` is the JSON that
+    `attributes` were read from: as we write it, it is what the digest was made of, but for the digest.
     """
     if SEAL not in attributes:
         return "has lost its digest" if "plateloom" in attributes else None
     found = attributes[SEAL]
     if not isinstance(found, dict):
         return "does not match its digest"
-    described = {key: value for key, value in found.items() if key != "digest"}
-    try:
-        if digest(attributes | {SEAL: described}) != found.get("digest"):
+    written = found.get("digest")
+    if digest_of_text(text.replace(b',"digest":"%s"' % str(written).encode(), b"", 1)) != written:
+        described = {key: value for key, value in found.items() if key != "digest"}
+        try:
+            if digest(attributes | {SEAL: described}) != written:
+                return "does not match its digest"
+        except ValueError:  # a damaged number can read as infinite
             return "does not match its digest"
-    except ValueError:  # a damaged number can read as infinite
-        return "does not match its digest"
     here, written = place_in_plate(path), found.get("at")
     if None not in (here, written) and here != written:
         return f"was written for {written!r}"
@@ -73,9 +76,8 @@ def broken_seal(attributes, path):
 
 def place_in_plate(path):
     """Where a group lies within its plate, the last folder named ``*.zarr``: ``A/01/1``; None outside of one."""
-    parts = os.path.abspath(path).split(os.sep)
-    plates = [i for i, part in enumerate(parts) if part.endswith(".zarr")]
-    return "/".join(parts[plates[-1] + 1 :]) if plates else None
+    _, plate, place = (os.path.abspath(path) + "/").rpartition(".zarr/")
+    return place[:-1] if plate else None
 
 
 @dataclass
@@ -404,7 +406,7 @@ class VouchedStore(Store):
 
 
 def read_json_strictly(path):
-    """Read a JSON object; None where there is no such file.
+    """Read a JSON object, and the bytes that it stands in; (None, b"") where there is no such file.
 
     Raises
     ------
@@ -415,14 +417,14 @@ def read_json_strictly(path):
         with open(path, "rb") as file:
             data = file.read()
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return None, b""
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
         raise CorruptStoreError(path, "is no JSON") from None
     if not isinstance(found, dict):
         raise CorruptStoreError(path, "is no JSON object")
-    return found
+    return found, data
 
 
 def _read_file(path):

@@ -35,6 +35,10 @@ OPENED_ARRAYS = 64  # kept open by a process
 _OPENED = {}
 SHARD_PX = 2048  # in NGFF 0.4, which has none: what is in memory at once of large labels
 GROUP_KEYS = {"zarr_format", "node_type", "attributes", "consolidated_metadata"}
+IN_GROUP = (
+    b'{"attributes":',
+    b',"node_type":"group","zarr_format":3}\n',
+)  # around a group's attributes, as we write them
 
 # Threads inside blosc leave the blocks of a chunk in the order in which they finish: other bytes for the same pixels.
 numcodecs.blosc.use_threads = False
@@ -113,21 +117,22 @@ def read_group(path):
     """
     path = os.fspath(path)  # a plate's metadata are hundreds of files: no Path for each
     file = f"{path}/zarr.json"
-    found = read_json_strictly(file)
+    found, text = read_json_strictly(file)
     if found is not None:
+        text = text.removeprefix(IN_GROUP[0]).removesuffix(IN_GROUP[1])
         attributes = found.get("attributes", {})
         if (found.get("zarr_format"), found.get("node_type")) != (3, "group") or not GROUP_KEYS.issuperset(found):
             raise CorruptStoreError(file, "is no group of Zarr 3")
     else:
         file = f"{path}/.zattrs"
-        attributes = read_json_strictly(file)
+        attributes, text = read_json_strictly(file)
         if attributes is None:
             return None
-        if read_json_strictly(f"{path}/.zgroup") != {"zarr_format": 2}:
+        if read_json_strictly(f"{path}/.zgroup")[0] != {"zarr_format": 2}:
             raise CorruptStoreError(f"{path}/.zgroup", "is no group of Zarr 2")
     if not isinstance(attributes, dict):
         raise CorruptStoreError(file, "has no attributes")
-    if reason := broken_seal(attributes, path):
+    if reason := broken_seal(attributes, path, text.removesuffix(b"\n")):
         raise CorruptStoreError(file, reason)
     if found is not None:
         return attributes

@@ -39,7 +39,12 @@ def digest(value):
     True
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return digest_of_text(text.encode())
+
+
+def digest_of_text(text):
+    """`digest` of the value that compact JSON with sorted keys, `text` (bytes), stands for."""
+    return hashlib.sha256(text).hexdigest()[:32]
 
 
 def recipe(stage, *, parameters, code, inputs):
