@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+unexport PYTHONDONTWRITEBYTECODE # what is compiled anew at each start of each job costs more than the job
 INSTALL := install --quiet --disable-pip-version-check --no-compile # on one core; compileall takes all
 
 .PHONY: install demo test slow long slurm bbbc013 lint format lock napari czi nd2 lif cp_measure cellpose instanseg stardist docs clean

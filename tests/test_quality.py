@@ -24,7 +24,7 @@ DESIGN = ScreenDesign(
 
 
 @cache
-def measured(design=DESIGN):
+def measured(design):
     rows = []
     for plate, well, field in all_fields(design):
         image = render_field(design, plate, well, field).image
@@ -36,7 +36,7 @@ def measured(design=DESIGN):
 
 
 @cache
-def flagged(design=DESIGN):
+def flagged(design):
     table = flag_fields(measured(design))
     defects = all_defects(design)
     empty = {row["well"] for row in plate_map(design, "P1") if row["control"] == "empty"}
@@ -91,7 +91,7 @@ def separation(table, kind, metric, sign, channel):
 @pytest.mark.parametrize("channel", DESIGN.channel_names)
 @pytest.mark.parametrize(("kind", "metric", "sign"), SIGNS)
 def test_each_metric_separates_its_defect_from_good_fields(kind, metric, sign, channel):
-    assert separation(flagged(), kind, metric, sign, channel) >= 0.95
+    assert separation(flagged(DESIGN), kind, metric, sign, channel) >= 0.95
 
 
 @pytest.mark.slow
@@ -116,33 +116,33 @@ def test_each_metric_does_so_on_other_screens_with_small_fields(seed):
     [("blurred", FLAGS[0], 0.95), ("saturated", FLAGS[1], 0.95), ("empty", FLAGS[2], 1.0), ("debris", FLAGS[3], 0.95)],
 )
 def test_defective_fields_are_flagged_for_what_they_are(kind, flag, least):
-    table = flagged()
+    table = flagged(DESIGN)
     found = table[table["truth"] == kind].groupby(KEYS[:3])[flag].any()
     assert found.mean() >= least
 
 
-def test_no_more_than_two_percent_of_good_fields_are_flagged():
-    table = flagged()
+def test_no_more_than_two_percent_of_good_fields_are_flagged(DESIGN):
+    table = flagged(DESIGN)
     good = table[table["truth"] == "good"]
     assert good.groupby(KEYS[:3])[list(FLAGS)].any().any(axis=1).mean() <= 0.02
 
 
 def test_a_reason_stands_where_a_flag_stands_and_nowhere_else():
-    table = flagged()
+    table = flagged(DESIGN)
     np.testing.assert_array_equal(table["Reason"] != "", table[list(FLAGS)].any(axis=1))
     assert table.loc[table["Flag_Saturated"], "Reason"].str.contains("saturated: ").all()
     assert table.loc[table["Flag_Blurred"], "Reason"].str.contains("blurred: ").all()
 
 
 def test_flagging_keeps_rows_index_and_metrics_and_leaves_its_input_alone():
-    table = measured().sample(frac=1, random_state=0)
+    table = measured(DESIGN).sample(frac=1, random_state=0)
     before = table.copy()
     found = flag_fields(table)
     pd.testing.assert_frame_equal(table, before)
     pd.testing.assert_frame_equal(found[list(table.columns)], before)
     assert [*table.columns, *FLAGS, "Reason"] == list(found.columns)
     assert all(found[flag].dtype.kind == "b" for flag in FLAGS)
-    pd.testing.assert_frame_equal(found.sort_index(), flag_fields(measured()))
+    pd.testing.assert_frame_equal(found.sort_index(), flag_fields(measured(DESIGN)))
 
 
 def test_fields_are_compared_within_their_plate_and_channel_only():
@@ -302,7 +302,7 @@ def test_the_area_of_an_artefact_is_measured_and_cells_are_none():
 
 
 def test_artefacts_are_where_the_debris_is():
-    table = flagged()
+    table = flagged(DESIGN)
     mean = table.groupby("truth")["artefact_fraction"].mean()
     assert mean["debris"] > 10 * max(mean["good"], mean["blurred"], mean["empty"])
     assert table.loc[table["truth"] == "good", "artefact_fraction"].quantile(0.95) < 0.002

@@ -1,5 +1,6 @@
 """Files that only bioio reads become planes, by the plugins that are here: OME-TIFF's, and in environments of their own CZI, ND2 and LIF."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -17,11 +18,14 @@ from plateloom.readers.bioio import SCENES, Params
 from plateloom.readers.planes import decoded
 from plateloom.readers.scenes import Scene
 
-pytest.importorskip("bioio_ome_tiff", reason="needs bioio and its plugin: pip install bioio bioio-ome-tiff")
-# The plugin calls its own dependency in a way that is going out of use.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning:bioio_ome_tiff", "ignore::DeprecationWarning:ome_types"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("bioio_ome_tiff") is None,
+        reason="needs bioio and its plugin: pip install bioio bioio-ome-tiff",
+    ),
+    # The plugin calls its own dependency in a way that is going out of use.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:bioio_ome_tiff", "ignore::DeprecationWarning:ome_types"),
+]
 
 TIFF = Params(suffixes=[".ome.tif"])
 SCENE = Params(suffixes=[".ome.tif"], names="scene", pattern="Image:" + SCENES["ZEN"])

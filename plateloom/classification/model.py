@@ -2,9 +2,12 @@
 it is given)."""
 
 import hashlib
+import importlib
 import io
 import json
 import re
+import sys
+import threading
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +25,22 @@ from plateloom.errors import ModelMismatchError
 from plateloom.registry import load_method
 from plateloom.schema import schema_hash
 
-# What skops may build beyond its own list of scikit-learn and numpy types; one line per method that needs it.
+# What skops may build beyond numpy's types and scikit-learn's losses: what every pipeline is made of, and what methods need.
 TRUSTED = (
     "numpy.dtype",
-    "sklearn.tree._tree.Tree",  # random_forest
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",  # gradient_boosting
+    "sklearn.pipeline.Pipeline",
+    "sklearn.impute._base.SimpleImputer",
+    "sklearn.preprocessing._data.StandardScaler",
+    "sklearn.linear_model._logistic.LogisticRegression",  # logistic
+    "sklearn.linear_model._ridge.Ridge",  # ridge
+    "sklearn.ensemble._forest.RandomForestClassifier",  # random_forest
+    "sklearn.ensemble._forest.RandomForestRegressor",  # forest_regression
+    "sklearn.tree._classes.DecisionTreeClassifier",
+    "sklearn.tree._classes.DecisionTreeRegressor",
+    "sklearn.tree._tree.Tree",
+    "sklearn.ensemble._hist_gradient_boosting.gradient_boosting.HistGradientBoostingClassifier",  # gradient_boosting
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.preprocessing._label.LabelEncoder",
     "plateloom.classification.estimators.MarginSVM",  # linear_svm
     "plateloom.classification.estimators.VotingNeighbors",  # nearest_neighbors
 )
@@ -36,6 +50,7 @@ BLOCK = 512  # rows per matrix product; always full, so that no row's rounding d
 REFERENCE_CELLS = 2000
 NEIGHBOR = 5
 NOVEL = 0.99
+_IMPORTING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -309,6 +324,24 @@ def input_space(pipeline, X):
     return pipeline["scaler"].transform(pipeline["imputer"].transform(X))
 
 
+def _skops_io():
+    """`skops.io` that trusts no estimator by itself.
+
+    To list those of scikit-learn, it would import every module of it, and torch and dask with them: seconds in each process.
+    """
+    with _IMPORTING:
+        if "skops.io" in sys.modules:
+            return sys.modules["skops.io"]
+        import sklearn.utils
+
+        listed = sklearn.utils.all_estimators
+        sklearn.utils.all_estimators = list
+        try:
+            return importlib.import_module("skops.io")
+        finally:
+            sklearn.utils.all_estimators = listed
+
+
 def dumps(model):
     """Serialize a classifier.
 
@@ -324,8 +357,7 @@ def dumps(model):
     """
     if model.card["method"] in CROP_METHODS:
         return _network_bytes(model)
-    import skops.io
-
+    skops_io = _skops_io()
     card = json.dumps(model.card, sort_keys=True, allow_nan=False)
     parts = {
         "format": FORMAT,
@@ -334,7 +366,7 @@ def dumps(model):
         "novelty": dict(model.novelty),
         "folds": list(model.folds),
     }
-    return _without_addresses(skops.io.dumps(parts))
+    return _without_addresses(skops_io.dumps(parts))
 
 
 def file_name(card):
@@ -444,15 +476,14 @@ def loads(data, *, sha256=None):
         raise ModelMismatchError(
             "This is no skops archive. Pickle and joblib files are not read: they run what they hold."
         )
-    import skops.io
-
+    skops_io = _skops_io()
     try:
-        unknown = sorted(set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED))
+        unknown = sorted(set(skops_io.get_untrusted_types(data=data)) - set(TRUSTED))
         if unknown:
             raise ModelMismatchError(
                 f"The model file wants to build {', '.join(unknown)}, which no method of ours needs."
             )
-        parts = skops.io.loads(data, trusted=list(TRUSTED))
+        parts = skops_io.loads(data, trusted=list(TRUSTED))
     except (KeyError, ValueError, TypeError, AttributeError, ImportError, zipfile.BadZipFile) as error:
         if isinstance(error, ModelMismatchError):
             raise
