@@ -2,6 +2,7 @@
 
 import struct
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -363,6 +364,23 @@ def test_a_tiff_that_declares_more_than_it_holds_is_refused(tmp_path):
             load(tmp_path / "a.tif", page)
 
 
+@pytest.mark.parametrize("name", ["a.tif", "a.png"])
+def test_a_dark_plane_is_read_and_a_small_file_whose_zeros_would_fill_the_memory_is_not(tmp_path, name):
+    path, zeros = tmp_path / name, np.zeros((3000, 3000), np.uint16)
+    path.write_bytes(png_encode(zeros, level=9))
+    if name == "a.tif":
+        tifffile.imwrite(path, zeros, compression="zlib")
+    assert zeros.nbytes > 100 * path.stat().st_size and not load(path)[0].any()
+    path.write_bytes(huge_png(14000, 14000) + bytes(800_000))
+    if name == "a.tif":
+        rows = zlib.compress(bytes(2 * 14000 * 100))
+        layout = {"shape": (14000, 14000), "dtype": np.uint16, "rowsperstrip": 100, "compression": "zlib"}
+        tifffile.imwrite(path, iter([rows] * 140), **layout)
+    for page in (-1, 0) if name == "a.tif" else (-1,):
+        with pytest.raises(UnreadableImageError, match="declares"):
+            load(path, page)
+
+
 def test_a_strip_that_was_never_written_is_no_strip_of_zeros(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", plane(0, (64, 64)), rowsperstrip=16, compression="zlib")
     with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tiff:
@@ -397,6 +415,21 @@ def test_flipped_and_missing_bytes_make_a_file_unreadable_and_nothing_worse(tmp_
             assert name in str(error)
         else:
             assert found.ndim == 2
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("kept", [2, 5])
+def test_an_old_copy_that_broke_off_in_space_set_aside_is_not_read_as_black(tmp_path, dtype, kept):
+    path, pixels = tmp_path / "a.tif", np.maximum(plane(0, (200, 300), dtype), 1)
+    tifffile.imwrite(path, pixels)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: kept * 4096] + bytes(len(whole) - kept * 4096))
+    with pytest.raises(UnreadableImageError, match=f"damaged; copy it .*zeros from byte {kept * 4096} of {len(whole)}"):
+        load(path)
+    for rows in range(0, 200, 7):  # what is black at its bottom may be so
+        pixels[rows:] = 0
+        tifffile.imwrite(path, pixels)
+        np.testing.assert_array_equal(load(path)[0], pixels)
 
 
 @pytest.mark.parametrize("compression", [None, "zlib", "lzw", "zstd"])

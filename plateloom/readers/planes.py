@@ -11,6 +11,9 @@ from plateloom.store.provenance import file_digest
 
 LIMIT = 1 << 30  # bytes of pixels in one plane, and of a file that holds one plane
 HIGHEST_RATIO = 1 << 16  # of compression; a plane of zeros reaches some thousands
+# A large plane is a slide or a stitched well, which no compression packs so tightly; its zeros could fill the memory.
+LARGE, HIGHEST_RATIO_OF_LARGE = 1 << 28, 100
+PAGE, TAIL = 4096, 512  # bytes: what files are copied by; what of a file's end is looked at first
 
 
 class DamagedError(ValueError):
@@ -54,6 +57,7 @@ def load_plane(source, image):
 def decode(data, image):
     """Pixels of a plane whose file is given as bytes; `UnreadableImageError` as `load_plane` does."""
     if image.file.lower().endswith((".tif", ".tiff")):
+        decoded(image, _refuse_broken_copy, data)
         plane = decoded(image, _decode_tiff, io.BytesIO(data), len(data), image.page)
     else:
         plane = decoded(image, _decode_other, data)
@@ -102,6 +106,21 @@ def gray_plane(image, plane):
     return plane
 
 
+def _refuse_broken_copy(data):
+    """Refuse a file whose space was set aside and whose copy broke off: the rest of it would be read as black.
+
+    Files are copied by the page; an image that is black at its bottom hardly ever begins to be so between two pages, with not
+    one black pixel in the page before.
+    """
+    if len(data) < 2 * PAGE or any(data[-TAIL:]):
+        return
+    end = len(data.rstrip(b"\0"))
+    pages = -(-end // PAGE)
+    before = data[(pages - 1) * PAGE : pages * PAGE - 4]
+    if pages and pages * PAGE - end < 4 and all(map(any, zip(before[::2], before[1::2], strict=True))):
+        raise DamagedError(f"nothing but zeros from byte {pages * PAGE} of {len(data)} on, as in a copy that broke off")
+
+
 def _decode_tiff(file, size, number):
     from math import prod
 
@@ -117,7 +136,7 @@ def _decode_tiff(file, size, number):
         if page.samplesperpixel > 1:
             raise ValueError(f"{page.samplesperpixel} samples per pixel, expected gray")
         declared = prod(page.shape) * page.dtype.itemsize if page.dtype else 0
-        if declared > min(LIMIT, size * (1 if page.compression == 1 else HIGHEST_RATIO)):
+        if declared > (min(LIMIT, size) if page.compression == 1 else _most_pixels(size)):
             raise DamagedError(f"declares {declared} bytes of pixels, the file has {size}")
         # Decoded, a strip that was never written would be zeros.
         if len(page.dataoffsets) < prod(page.chunked) or 0 in page.databytecounts:
@@ -136,6 +155,11 @@ def count_planes(tiff):
     return counts.count if counts else 1
 
 
+def _most_pixels(size):
+    """Bytes of pixels that a compressed file of so many bytes may declare."""
+    return min(LIMIT, size * HIGHEST_RATIO, max(LARGE, size * HIGHEST_RATIO_OF_LARGE))
+
+
 def _decode_other(data):
     from imagecodecs import jpeg8_decode, png_check, png_decode
 
@@ -143,7 +167,7 @@ def _decode_other(data):
         _check_png(data)
         return png_decode(data)
     height, width, samples = _jpeg_shape(data)
-    if height * width * samples * 2 > LIMIT:
+    if height * width * samples * 2 > _most_pixels(len(data)):
         raise ValueError(f"declares {width} × {height} pixels")
     if samples > 1:
         raise ValueError(f"{samples} samples per pixel, expected gray")
@@ -155,7 +179,7 @@ def _check_png(data):
     width, height, bits, kind = int.from_bytes(data[16:20]), int.from_bytes(data[20:24]), data[24], data[25]
     if data[12:16] != b"IHDR":
         raise ValueError("no PNG header")
-    if width * height * bits // 8 > LIMIT:
+    if width * height * bits // 8 > _most_pixels(len(data)):
         raise ValueError(f"declares {width} × {height} pixels")
     if kind != 0 or bits not in (8, 16):
         raise ValueError(f"PNG of color type {kind} with {bits} bits, expected gray with 8 or 16")
