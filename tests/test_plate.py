@@ -691,6 +691,23 @@ def test_what_is_left_over_is_named(tmp_path, format):
 
 
 @both_formats
+def test_an_image_of_another_plate_in_the_same_place_is_refused(tmp_path, format):
+    store, pixels = make_plate(tmp_path / "P.zarr", format), random_image((2, 50, 37), 7)
+    other = plate.field_path(tmp_path / "Q.zarr", "B03", 2)
+    write_field(other, pixels, format=format, record={"fingerprint": "another"})
+    here = plate.field_path(store, "B03", 2)
+    shutil.rmtree(here)
+    shutil.copytree(other, here)
+    for read in (plate.read_image, plate.describe_image, plate.image_shape, plate.image_type):
+        with pytest.raises(CorruptStoreError, match="not the image that its well was finished with"):
+            read(here)
+    (problem,) = verification.check_group(store)
+    assert problem.file == str(here)
+    plate.write_well(store, "B03", [1, 2], RECORD)
+    np.testing.assert_array_equal(plate.read_image(here), pixels)
+
+
+@both_formats
 def test_a_plate_may_be_renamed_moved_and_copied_in_part(tmp_path, format):
     make_plate(tmp_path / "P.zarr", format)
     (tmp_path / "a.zarr").mkdir()

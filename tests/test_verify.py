@@ -15,6 +15,7 @@ from plateloom.cli import verify
 from plateloom.engine import locks
 from plateloom.export.screen import SCREEN_TABLES, TABLES
 from plateloom.planning import STAGES
+from plateloom.store.plate import read_group, write_group
 from plateloom.store.provenance import read_json, write_json
 from plateloom.store.tables import read_record, read_table, write_table
 
@@ -68,6 +69,12 @@ def remake(path):
     write_table(path, read_table(path), read_record(path) | {"fingerprint": "another"})
 
 
+def pass_off(path):
+    """Let an image be one that was made from something else, whole in itself."""
+    found = read_group(path)
+    write_group(path, found | {"plateloom": found["plateloom"] | {"fingerprint": "another"}})
+
+
 def test_every_stage_has_its_artefacts_and_every_table_that_is_exported_is_one():
     assert set(STAGES) == {*repair.PLATE_ARTEFACTS, *repair.SCREEN_ARTEFACTS}
     for tables, artefacts in ((TABLES, repair.PLATE_ARTEFACTS), (SCREEN_TABLES, repair.SCREEN_ARTEFACTS)):
@@ -87,6 +94,7 @@ DAMAGES = {
     "metadata of an image": ("plate.zarr/A/03/1/zarr.json", flip, "conversion", "A03"),
     "the plate's list": ("plate.zarr/zarr.json", flip, "assembly", ""),
     "a flat-field": ("illumination.zarr/DNA/c/0/0", flip, "illumination", ""),
+    "an image that is not the well's": ("plate.zarr/A/03/1", pass_off, "conversion", "A03"),
     "a missing shard": ("plate.zarr/B/02/1/1/c/0/0/0", lambda path: path.unlink(), "conversion", "B02"),
     "a row of wells": ("plate.zarr/B/01", shutil.rmtree, "conversion", "B01"),
     "labels of a field": ("plate.zarr/B/01/1/labels", shutil.rmtree, "segmentation", "B01"),

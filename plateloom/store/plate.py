@@ -333,7 +333,7 @@ def write_well(store, well, fields, record, *, acquisitions=None, ngff=None):
     well : str
     fields : sequence of int
     record : dict
-        The `plateloom` record.
+        The `plateloom` record; with it stand the fingerprints of the images, and reading refuses others in their places.
     acquisitions : dict of int to int, optional
         Acquisition of each field; 0 where none is given.
     ngff : str, optional
@@ -343,6 +343,8 @@ def write_well(store, well, fields, record, *, acquisitions=None, ngff=None):
     ngff = ngff or next(filter(None, (group_version(path / str(field)) for field in fields)), Format.ngff)
     of = acquisitions or {}
     images = [{"path": str(field), "acquisition": of.get(field, 0)} for field in fields]
+    made = {str(field): (finished_record(path / str(field)) or {}).get("fingerprint") for field in fields}
+    record = record | {"images": {field: fingerprint for field, fingerprint in made.items() if fingerprint}}
     _write_sealed(path.parent, {}, ngff)
     attributes = {"ome": {"version": ngff, "well": {"version": ngff, "images": images}}, "plateloom": record}
     _write_sealed(path, attributes, ngff)
@@ -873,7 +875,17 @@ def _read_finished(path):
     attributes = read_group(path)
     if attributes is None or "multiscales" not in attributes.get("ome", {}):
         raise PlateLayoutError(f"no image at {str(path)!r}")
+    if reason := foreign_image(path, attributes):
+        raise CorruptStoreError(str(path), reason)
     return attributes
+
+
+def foreign_image(path, attributes):
+    """Say what is wrong with an image that lies where its well was finished with another one; None where it is that one."""
+    found = attributes.get("plateloom", {}).get("fingerprint")
+    well = finished_record(Path(path).parent) if found else None
+    expected = ((well or {}).get("images") or {}).get(Path(path).name, found)
+    return None if found == expected else "is not the image that its well was finished with"
 
 
 def _level_name(path, attributes, level):

@@ -12,6 +12,7 @@ from plateloom.errors import CorruptStoreError, PlateloomError
 from plateloom.store.integrity import SEAL, VouchedStore
 from plateloom.store.plate import (
     describe_image,
+    foreign_image,
     forget_opened,
     group_version,
     image_shape,
@@ -130,6 +131,8 @@ def _check(path, deep):
         return
     ome = attributes.get("ome", {})
     if "multiscales" in ome or attributes.get(SEAL, {}).get("arrays"):
+        if reason := foreign_image(path, attributes):
+            yield Problem(str(path), reason)
         yield from _check_arrays(path, attributes, deep)
         if group_version(path / "labels"):
             yield from _check(path / "labels", deep)
