@@ -104,6 +104,7 @@ def test_every_known_layout_is_recognized_and_reads_back(tmp_path, name):
         ("incell", "H - 12(fld 1 z 1- time 1 - 0 ms).tif", ("H12", 1, "1", 1, 1)),
         ("incell", "C - 6(fld 1 wv TL - Bright field - open z 01).tif", ("C06", 1, "TL - Bright field - open", 1, 0)),
         ("incell", "002_CD8_B - 2(fld 1 wv Cy3 - Cy3 wix 1).tif", ("B02", 1, "Cy3 - Cy3", 0, 0)),
+        ("incell", "AF - 48(wv DAPI - DAPI).tif", ("AF48", 1, "DAPI - DAPI", 0, 0)),
         ("cellomics", "MFGTMP_140206180002_A01f00d0.TIF", ("A01", 0, "0", 0, 0)),
         ("cellomics", "A01f01d2.TIFF", ("A01", 1, "2", 0, 0)),
         ("kinetic", "020506plateruni3t001A01f01d2.TIF", ("A01", 1, "2", 0, 1)),
@@ -116,6 +117,48 @@ def test_a_name_is_understood_and_its_layout_recognized(tmp_path, name, file, ex
     assert pattern.recognize(tmp_path, [file])["layout"] == name
     (image,) = pattern.scan(tmp_path, pattern.Params(pattern=pattern.KNOWN[name])).images
     assert image[:5] == expected
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".jpg", ".jpeg"])
+@pytest.mark.parametrize(
+    ("layout", "stem"),
+    [
+        ("plateloom", "A01_s1_w1"),
+        ("bbbc013", "Channel 1-01-A-01-00"),
+        ("cytation", "B3_02_1_2Z1_Bright Field_001"),
+        ("incell", "A - 01(fld 01 wv DAPI - DAPI)"),
+        ("metaxpress", "mcf-z-stacks-03212011_a01_s1_w1a57cb3ac-ac92-4844-8008-68c8c0b4c4db"),
+        ("yokogawa", "A_B_Cycle1_B03_T0001F036L01A01Z18C02"),
+        ("generic", "A02_f3_DAPI"),
+    ],
+)
+def test_a_layout_is_recognized_whatever_the_kind_of_its_files(tmp_path, layout, stem, suffix):
+    (tmp_path / f"{stem}{suffix}").touch()
+    found = pattern.recognize(tmp_path, [f"{stem}{suffix}"])
+    assert found["layout"] == layout
+    assert len(pattern.scan(tmp_path, pattern.Params(**found["params"])).images) == 1
+
+
+def test_pictures_beside_the_images_are_no_images(tmp_path):
+    names = [f"A0{column}_s1_w1{suffix}" for column in (1, 2, 3) for suffix in (".jpg", ".tif")]
+    for name in names:
+        (tmp_path / name).touch()
+    found = pattern.recognize(tmp_path, names)
+    images = pattern.scan(tmp_path, pattern.Params(**found["params"])).images
+    assert [image.file for image in images] == names[1::2]
+
+
+def test_the_folders_of_a_stack_say_the_plane(tmp_path):
+    names = [f"BBBC006_v1_images_z_{z:02d}/mcf-z-stacks_a01_s1_w{w}1a57.tif" for z in (0, 1) for w in (1, 2)]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = pattern.recognize(tmp_path, names)
+    assert found["layout"] == "bbbc_stack"
+    images = pattern.scan(tmp_path, pattern.Params(**found["params"])).images
+    assert sorted((image.well, image.channel, image.z) for image in images) == [
+        ("A01", channel, z) for channel in ("1", "2") for z in (0, 1)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ __all__ = ["KNOWN", "Params", "group_number", "listing", "load", "matcher", "rec
 
 GROUPS = {"well", "row", "column", "field", "channel", "z", "t"}
 
-# Layouts that `plateloom init` knows by name; the first of several that match equally well is taken.
+# Layouts that `plateloom init` knows by name; the first of several that match equally well is taken. They are those of
+# TIFFs, and found of the other KINDS, too. One with a slash is of paths below the source.
 KNOWN = {
     "plateloom": r"(?P<well>[A-Z]{1,2}\d{2})_s(?P<field>\d+)_w(?P<channel>\d+)\.tiff?",
     "bbbc013": r"Channel ?(?P<channel>\d+)-\d+-(?P<row>[A-P])-(?P<column>\d+)(?:-(?P<field>\d+))?\.tiff?",
@@ -49,15 +50,17 @@ KNOWN = {
     "harmony": r"r(?P<row>\d{2})c(?P<column>\d{2})f(?P<field>\d+)p(?P<z>\d+)(?:rc\d+)?-ch(?P<channel>\d+)(?:sk|t)(?P<t>\d+)(?:fk\d+fl\d+)?\.(?:tiff?|png)",
     "metaxpress": r".*_(?P<well>[A-P]\d{2})(?:_s(?P<field>\d+))?_w(?P<channel>\d)(?!.*thumb).*\.tiff?",
     "yokogawa": r".*_(?P<well>[A-P]\d{2})_T(?P<t>\d+)F(?P<field>\d+)L\d+A\d+Z(?P<z>\d+)C(?P<channel>\d+)\.(?:tiff?|png)",
-    "incell": r"(?:.*_)?(?P<row>[A-P]) - (?P<column>\d+)\(fld (?P<field>\d+)(?: wv (?P<channel>.+?))?(?: wix \d+)?(?: z (?P<z>\d+))?(?: ?-? time (?P<t>\d+) - \d+ ?ms)?\)\.tiff?",
+    "incell": r"(?:.*_)?(?P<row>A[A-F]|[A-P]) - (?P<column>\d+)\((?:fld (?P<field>\d+))?(?: ?wv (?P<channel>.+?))?(?: wix \d+)?(?: z (?P<z>\d+))?(?: ?-? time (?P<t>\d+) - \d+ ?ms)?\)\.tiff?",
     "kinetic": r".*i3t(?P<t>\d{3})(?P<well>[A-P]\d{2})f(?P<field>\d{2,3})d(?P<channel>\d)\.(?:tiff?|png)",
     "evos": r".+_R_p(?P<t>\d+)_z(?P<z>\d+)_\d+_(?P<well>[A-P]\d{2})f(?P<field>\d{2})d(?P<channel>\d)\.(?:tiff?|png)",
     "cellomics": r"(?!.*_[RDM]_p\d+_z\d+_\d+_)(?:.*_)?(?P<well>[A-P]\d{2})f(?P<field>\d{2,3})d(?P<channel>\d)\.(?:tiff?|png)",
     "scanr": r"(?P<well>[A-P]\d{1,2})--W\d+--P(?P<field>\d+)--Z(?P<z>\d+)--T(?P<t>\d+)--(?P<channel>.+)\.tiff?",
+    "bbbc_stack": r".*_z_(?P<z>\d+)/(?:.*_)?(?P<well>[A-P]\d{2})_s(?P<field>\d+)_w(?P<channel>\d)(?!.*thumb).*\.tiff?",
     # A site is no channel; a name that ends with one has a single channel.
     "generic": r".*?(?P<well>[A-P]\d{1,2})(?=[-_](?:f|s|field|site)\d|.*[-_][A-Za-z][A-Za-z0-9]*\.)(?:[-_](?:f|s|field|site)?(?P<field>\d+))?(?:[-_](?!(?:f|s|field|site)\d+\.)(?P<channel>[A-Za-z][A-Za-z0-9]*))?\.(?:tiff?|png)",
 }
 
+KINDS = {".png": r"\.png", ".jpg": r"\.jpe?g", ".jpeg": r"\.jpe?g"}
 OWN_READER = {"harmony", "metaxpress", "yokogawa"}  # layouts that another reader knows better, metadata or not
 VENDORS = ("index.idx.xml", "index.xml", "index.ref.xml", ".htd", ".mlf", ".mrf", ".xdce", ".companion.ome", ".ome.xml")
 LESS_SURE = 0.99
@@ -160,28 +163,36 @@ def recognize(source, names):
         `reader`, `params`, `layout` and `share`, the share of files that match, a little less where another reader may
         know better (a guess, or a vendor's metadata file); None where nothing matches.
     """
-    stems = [name.rpartition("/")[2] for name in names if name.lower().endswith(IMAGES)]
+    paths = [name for name in names if name.lower().endswith(IMAGES)]
+    stems = [name.rpartition("/")[2] for name in paths]
+    kinds = {KINDS[kind] for kind in {os.path.splitext(stem)[1].lower() for stem in stems} & set(KINDS)}
     best = None
-    for layout, pattern in KNOWN.items():
-        match = re.compile(pattern, re.IGNORECASE).fullmatch
-        found = [found for found in map(match, stems) if found]
-        share = len(found) / len(stems) if stems else 0.0
-        if share < 0.5 or layout == "generic" and best:
-            continue
-        # Of two layouts, the one that tells all files apart.
-        twins = len(found) - len({tuple(found.groups()) for found in found})
-        if best is None or (not twins, share) > best[:2]:
-            best = (not twins, share, layout)
+    for layout, known in KNOWN.items():
+        for pattern in (known, *(_of_kind(known, kind) for kind in sorted(kinds))):
+            match = re.compile(pattern, re.IGNORECASE).fullmatch
+            found = [found for found in map(match, paths if "/" in pattern else stems) if found]
+            share = len(found) / len(stems) if stems else 0.0
+            if share < 0.5 or layout == "generic" and best:
+                continue
+            # Of two layouts, the one that tells all files apart.
+            twins = len(found) - len({tuple(found.groups()) for found in found})
+            if best is None or (not twins, share) > best[:2]:
+                best = (not twins, share, layout, pattern)
     if best is None:
         return None
-    _, share, layout = best
+    _, share, layout, pattern = best
     sure = layout != "generic" and layout not in OWN_READER and not _has_vendor_metadata(source, names)
     return {
         "reader": "pattern",
-        "params": {"pattern": KNOWN[layout]},
+        "params": {"pattern": pattern} | ({"folders": True} if "/" in pattern else {}),
         "layout": layout,
         "share": share if sure else share * LESS_SURE,
     }
+
+
+def _of_kind(pattern, kind):
+    """The pattern for files of another kind than TIFF."""
+    return pattern.removesuffix(r"\.tiff?").removesuffix(r"\.(?:tiff?|png)") + kind
 
 
 def _has_vendor_metadata(source, names):
