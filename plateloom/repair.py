@@ -10,7 +10,7 @@ import pyarrow as pa
 from plateloom.config import read_config
 from plateloom.engine.parts import artefact_record
 from plateloom.errors import ConfigError
-from plateloom.planning import STAGES, nearest_stages
+from plateloom.planning import STAGES, Screen, nearest_stages
 from plateloom.status import later
 from plateloom.store import layout
 from plateloom.store import plate as store
@@ -159,6 +159,30 @@ def find_damage(folder, plate, *, deep):
 def has_records(folder, plate):
     """Whether any job has left a record of a plate, or of the screen's own results; else there is nothing to check by."""
     return any((results_folder(folder, plate) / "records").glob("*/*.json" if plate else "*.json"))
+
+
+def last_made(folder):
+    """The stages that a screen was run to, none where it was run whole: what was never made, no repair makes.
+
+    Parameters
+    ----------
+    folder : path
+
+    Returns
+    -------
+    list of str
+        Names of stages that have records, and none of whose followers has.
+    """
+    wanted, after = Screen(read_config(folder).model_dump(mode="json"), folder).stages(), _after(folder)
+    of = {"screen": "results/screen/records/{}.json", "": "results/plates/*/records/{}/*.json"}
+    made = [
+        stage
+        for stage in wanted
+        if any(Path(folder).glob(of["screen" if STAGES[stage].scope == "screen" else ""].format(stage)))
+    ]
+    if len(made) == len(wanted):
+        return []
+    return [stage for stage in made if not any(stage in after[name] for name in made)]
 
 
 def _after(folder):

@@ -136,8 +136,8 @@ def _held(plate, stage, reason):
 
 
 def states_until(states, last):
-    """Leave only a stage, and those that it is made from, of what `read_screen` gives."""
-    wanted, waiting = set(), [last]
+    """Leave only some stages, and those that they are made from, of what `read_screen` gives."""
+    wanted, waiting = set(), [*last]
     while waiting:
         stage = waiting.pop()
         wanted.add(stage)

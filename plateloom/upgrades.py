@@ -30,14 +30,14 @@ class Changed:
     codes: set = dataclasses.field(default_factory=set)
 
 
-def find_changed(screen, last=None):
+def find_changed(screen, last=()):
     """Find what a run would make again because of code, by the records alone.
 
     Parameters
     ----------
     screen : Screen
-    last : str, optional
-        The stage that the run ends with.
+    last : collection of str, optional
+        The stages that the run ends with.
 
     Returns
     -------
@@ -46,7 +46,7 @@ def find_changed(screen, last=None):
     """
     found, hit, after = {}, set(), nearest_stages(screen.config)
     for stage in screen.stages():
-        if last not in (None, stage) and last not in later(stage, after):
+        if last and not {stage, *later(stage, after)} & set(last):
             continue
         known = screen.codes(stage)
         for plate in [None] if STAGES[stage].scope == "screen" else screen.complete_plates:

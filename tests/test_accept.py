@@ -57,7 +57,7 @@ def test_the_cost_is_that_of_the_jobs_and_of_all_that_follows(profiled, upgrade)
     assert [bool(one.codes) for one in found] == [True, False, False]
     spent = sum(record(stage)["seconds"] * record(stage)["threads"] for stage in FOLLOWING)
     assert core_hours(found) * 3600 == pytest.approx(spent) and spent > 0
-    assert [one.stage for one in find_changed(open_screen(), "segmentation")] == ["segmentation"]
+    assert [one.stage for one in find_changed(open_screen(), ["segmentation"])] == ["segmentation"]
 
 
 def test_a_run_asks_before_much_work_and_not_before_little(profiled, upgrade, capsys):

@@ -102,7 +102,7 @@ def test_a_plate_is_left_out_and_said_to_be(done, tmp_path):
     for page in ("results/screen/report.html", "results/plates/P2/report.html"):
         assert "wrong staining" in Path(page).read_text()
     states = read_screen(".")
-    found = screen_state(states_until(states, "profiles"))
+    found = screen_state(states_until(states, ["profiles"]))
     assert found["quarantined"] == ["P2"] and found["complete"] == ["P1"] and not found["open"]
     assert states["plates"]["P2"]["conversion"].reason.startswith("by Ada on 20")
     assert states["plates"]["P2"]["profiling"].state == "skipped"
@@ -115,7 +115,7 @@ def test_a_plate_is_left_out_and_said_to_be(done, tmp_path):
     call(quarantine.command, ".", "P2", "--lift")
     run_stages(done, QUICK)
     assert "wrong staining" not in Path("results/plates/P2/report.html").read_text()
-    assert screen_state(states_until(read_screen("."), "profiles"))["complete"] == ["P1", "P2"]
+    assert screen_state(states_until(read_screen("."), ["profiles"]))["complete"] == ["P1", "P2"]
 
 
 @pytest.mark.slow

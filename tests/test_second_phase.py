@@ -89,7 +89,7 @@ def test_a_plate_without_latents_stops_no_map_no_classes_no_comparison_and_no_pa
     (cause,) = status.find_causes(states)
     assert (cause.stage, cause.plates) == ("latent", ["P2"])
     assert cause.later >= {"map", "maps", "classifier", "classes", "comparison", "report"}
-    until = status.states_until(states, "maps")
+    until = status.states_until(states, ["maps"])
     assert status.screen_state(until)["open"] == ["P2"] and status.find_causes(until)[0].stage == "latent"
     summed = status.screen_state(states)
     assert (summed["complete"], summed["open"]) == (["P1"], ["P2"])

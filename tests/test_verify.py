@@ -285,6 +285,30 @@ def test_a_shard_from_another_field_in_its_place_is_damage(again):
     assert {(one.stage, one.well) for one in repair.find_damage(again, "P1", deep=True)} == {("conversion", "A02")}
 
 
+def test_a_repair_goes_as_far_as_the_screen_was_run(again):
+    assert repair.last_made(again) == []
+    shutil.rmtree(again / "results/screen")
+    base = again / "results/plates/P1/records"
+    shutil.rmtree(base / "report")
+    assert set(repair.last_made(again)) == {"profiling", "maps"}
+    for stage in ("maps", "profiling", "features", "segmentation", "quality", "flagging"):
+        shutil.rmtree(base / stage)
+    assert repair.last_made(again) == ["illumination"]
+
+
+@pytest.mark.slow
+def test_a_repair_of_a_plate_that_was_only_converted_converts_it(raw_screen, tmp_path):
+    screen = shutil.copytree(raw_screen, tmp_path / "screen", copy_function=shutil.copy2)
+    assert plateloom("run", screen, "--until", "conversion")[0] == 3  # one file cannot be read
+    base = screen / "results/plates/P1"
+    flip(base / "plate.zarr/A/02/1/0/c/0/0/0")
+    code, text = plateloom("verify", screen, "--deep", "--repair")
+    assert code == 3, text
+    assert read_json(base / "records/conversion/part-0.json")["computed"] == ["A02"]
+    assert sorted(path.name for path in (base / "records").iterdir()) == ["assembly", "conversion"]
+    assert plateloom("verify", screen, "--deep")[0] == 0
+
+
 @pytest.mark.slow
 def test_repair_makes_the_damaged_wells_again_and_nothing_else(again, finished):
     base = again / "results/plates/P1"

@@ -33,7 +33,10 @@ GRACE = 5.0  # [s] for jobs to end after Snakemake has
 )
 @click.option("--cores", default=None, metavar="N", help="Cores to use on this machine, or `all` (default).")
 @click.option(
-    "--until", default=None, metavar="STAGE", help="Stop after this stage, e.g. conversion, segmentation, features."
+    "--until",
+    multiple=True,
+    metavar="STAGE",
+    help="Stop after this stage, e.g. conversion, segmentation, features; may be repeated.",
 )
 @click.option("--dry-run", "-n", is_flag=True, help="Show what would run.")
 @click.option("--recompute", is_flag=True, help="Make results again whose code has changed, however much work that is.")
@@ -65,8 +68,8 @@ def command(folder, profiles, cores, until, dry_run, recompute, unattended, snak
     if not dry_run:
         _look_at_lock(folder)
     warnings = check_screen(folder, sources=not unattended)
-    last = None if until is None else _last_stage(folder, until)
-    options += ["--until", STAGES[last].script] if last else []
+    last = [_last_stage(folder, stage) for stage in until]
+    options += ["--until", *(STAGES[stage].script for stage in last)] if last else []
     if not recompute:
         check_cost(folder, last, ask=not dry_run)
     _check_writable(folder)
@@ -92,26 +95,27 @@ def command(folder, profiles, cores, until, dry_run, recompute, unattended, snak
     # Where there was nothing to do, the frozen config is that of an earlier run.
     frozen = read_json(folder / FROZEN) if _time_of(folder / FROZEN) != earlier else None
     states = read_screen(folder, frozen=frozen)
-    state = screen_state(states if last is None else states_until(states, last))
-    for line in warning_lines(state) if last is None else []:
+    state = screen_state(states_until(states, last) if last else states)
+    for line in [] if last else warning_lines(state):
         click.echo(line)
-    click.echo(state["summary"] + (f" up to {until}" if until else ""))
+    click.echo(state["summary"] + (f" up to {', '.join(until)}" if until else ""))
     # Where nothing was started, options may have asked for less than the config does.
     judged = frozen is not None or not snakemake_options
     if code or (judged and state["open"]):
         click.echo(f"work is left; what and why: plateloom status {shlex.quote(str(given))}", err=True)
         note_exit(folder, 1, since=began)
         sys.exit(1)
-    if last is None and (folder / REPORT).exists():
+    if not last and (folder / REPORT).exists():
         click.echo(f"report: {given / REPORT}")
     code = 3 if any(state[name] for name in ("with_failures", "quarantined", "deferred", "not_made")) else 0
     note_exit(folder, code, since=began)
     sys.exit(code)
 
 
-def run_here(folder, profiles, cores):
+def run_here(folder, profiles, cores, until=()):
     """Run a screen for another command in this process, which so hears every signal; returns the exit code."""
     options = [*(text for name in profiles for text in ("--profile", name)), *(["--cores", cores] if cores else [])]
+    options += [text for stage in until for text in ("--until", stage)]
     try:
         command.main([str(folder), *options], standalone_mode=False)
     except SystemExit as stop:
@@ -238,7 +242,7 @@ def check_screen(folder, *, sources=True):
     return [note for note in notes if "warning: " in note]
 
 
-def check_cost(folder, last=None, *, ask=True):
+def check_cost(folder, last=(), *, ask=True):
     """Refuse a run that would make much work again only because code has changed; without `ask`, just say it."""
     from plateloom.config import read_config
     from plateloom.planning import Screen

@@ -39,7 +39,7 @@ def command(path, plates, deep, repair, profiles, cores):
     chosen = _choose(screen, path, chosen, plates)
     from plateloom.cli.run import check_cost, check_screen
     from plateloom.engine import locks
-    from plateloom.repair import find_damage, find_left, has_records, remove_damaged, results_folder
+    from plateloom.repair import find_damage, find_left, has_records, last_made, remove_damaged, results_folder
 
     for name in chosen:
         if results_folder(screen, name).is_dir() and not has_records(screen, name):
@@ -63,11 +63,12 @@ def command(path, plates, deep, repair, profiles, cores):
         if not again:
             sys.exit(code)
         check_screen(screen)  # what would not run removes nothing
-        check_cost(screen)
+        until = last_made(screen)
+        check_cost(screen, until)
         remove_damaged(screen, again)
     shown = sorted({f"{one.plate or 'the screen'} {one.well or one.stage}" for one in again})
     click.echo(f"making again: {', '.join(shown)}")
-    code = _run(screen, profiles, cores)
+    code = _run(screen, profiles, cores, until)
     left = find_left(screen, again)
     left += [one for one in reasons if one not in left]
     for one in left:
