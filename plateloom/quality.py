@@ -4,7 +4,6 @@ from functools import lru_cache
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
-from scipy import fft, ndimage
 
 METRICS = (
     "focus_slope",
@@ -97,6 +96,8 @@ def measure_plane(plane, *, saturation_level=None):
     if saturation_level is None:
         saturation_level = _full_scale(plane)
     saturated = float(np.mean(plane >= saturation_level))
+    from scipy import ndimage  # not with the settings, which every start of every command reads
+
     values = plane.astype(np.float32)
     p01, p05, p50, p99, p999 = (float(one) for one in np.percentile(values, (1, 5, 50, 99, 99.9)))
     mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
@@ -249,6 +250,8 @@ def _full_scale(plane):
 
 def _artefact_fraction(values, background, saturation_level):
     """Share of the pixels in regions that are saturated, or far brighter than most of the plane's brightest ones."""
+    from scipy import ndimage
+
     smooth = ndimage.gaussian_filter(values, 1.0)
     parts = [part for rows in np.array_split(smooth, _BLOCKS) for part in np.array_split(rows, _BLOCKS, axis=1)]
     bright = np.quantile([np.percentile(part, 99) for part in parts], 0.9)
@@ -268,6 +271,8 @@ def _noise(values):
 
 def _spectral_slope(values):
     """Slope of the log power, averaged over rings, over the log frequency; NaN without power."""
+    from scipy import fft
+
     window = [np.hanning(size).astype(np.float32) for size in values.shape]
     power = np.abs(fft.rfft2(values * window[0][:, None] * window[1])) ** 2
     ring, frequency, count = _rings(values.shape)

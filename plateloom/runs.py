@@ -5,6 +5,7 @@ import getpass
 import io
 import os
 import platform
+import re
 import shlex
 import socket
 import time
@@ -80,7 +81,10 @@ def _stamp(seconds):
 
 def _packages():
     """Installed packages as ``name==version``."""
-    return sorted({f"{found.name}=={found.version}" for found in metadata.distributions() if found.name}, key=str.lower)
+    # `importlib.metadata` parses all of a package's text anew for its name and for its version.
+    heads = [(one.read_text("METADATA") or "").partition("\n\n")[0] for one in metadata.distributions()]
+    found = [[re.search(rf"^{key}: *(\S+)", head, re.MULTILINE) for key in ("Name", "Version")] for head in heads]
+    return sorted({f"{name[1]}=={version[1]}" for name, version in found if name and version}, key=str.lower)
 
 
 def _user():

@@ -121,7 +121,7 @@ def test_defective_fields_are_flagged_for_what_they_are(kind, flag, least):
     assert found.mean() >= least
 
 
-def test_no_more_than_two_percent_of_good_fields_are_flagged(DESIGN):
+def test_no_more_than_two_percent_of_good_fields_are_flagged():
     table = flagged(DESIGN)
     good = table[table["truth"] == "good"]
     assert good.groupby(KEYS[:3])[list(FLAGS)].any().any(axis=1).mean() <= 0.02

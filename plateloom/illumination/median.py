@@ -14,7 +14,6 @@ from typing import Literal
 import numpy as np
 from numpy.polynomial import legendre
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.ndimage import gaussian_filter1d
 
 from plateloom.illumination.plausibility import doubt_flatfield
 from plateloom.illumination.thumbnails import is_even, shrink_plane, sort_fields
@@ -227,6 +226,8 @@ def _score(content, bandwidth):
     The information is the smoothed density's own: with that of the values, which are far sharper than a wide bandwidth,
     steps overshoot.
     """
+    from scipy.ndimage import gaussian_filter1d  # not with the settings
+
     known = ~np.isnan(content)
     values = content[known]
     low, high = np.quantile(values, [0.001, 0.999]) + np.array([-3, 3]) * bandwidth

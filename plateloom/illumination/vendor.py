@@ -15,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.ndimage import map_coordinates
 
 from plateloom.illumination.plausibility import doubt_flatfield
 
@@ -116,6 +115,8 @@ def _resample(image, shape):
     steps = [max(1, round(whole / size)) for whole, size in zip(image.shape, shape, strict=True)]
     if all(whole == step * size for whole, step, size in zip(image.shape, steps, shape, strict=True)):
         return image.reshape(shape[0], steps[0], shape[1], steps[1]).mean((1, 3)), ""
+    from scipy.ndimage import map_coordinates  # not with the settings
+
     places = [(np.arange(size) + 0.5) * whole / size - 0.5 for whole, size in zip(image.shape, shape, strict=True)]
     return map_coordinates(image, np.meshgrid(*places, indexing="ij"), order=1, mode="nearest"), ""
 

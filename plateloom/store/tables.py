@@ -113,7 +113,11 @@ def read_record(path):
 
 def read_table(path, columns=None):
     """Read one table, or some of its columns, as a DataFrame; a page whose checksum does not hold raises `OSError`."""
-    table = pq.read_table(path, columns=columns, page_checksum_verification=True)
+    # As a dataset, which one file is for `pq.read_table`, thousands of columns take nearly twice as long.
+    with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=True) as file:
+        table = file.read(columns)
+    if columns is not None:
+        table = table.select(columns)
     return table.replace_schema_metadata(None).to_pandas()
 
 
