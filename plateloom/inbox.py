@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from plateloom.errors import ConfigError, DataFault
-from plateloom.planning import PLATE_NAME, list_plates, number_plates
+from plateloom.planning import NO_PLATE, PLATE_NAME, list_plates, number_plates
 from plateloom.readers import load_reader
 from plateloom.readers.folders import IMAGES, list_files
 from plateloom.store.provenance import file_digest, read_json, write_bytes, write_json
@@ -83,7 +83,7 @@ def read_registered(folder, config):
     if not path.exists():
         return []
     plates, problems = list_plates(path)
-    problems = [problem for problem in problems if ": lists no plate; " not in problem]
+    problems = [problem for problem in problems if problem != f"{path}: {NO_PLATE}"]
     if problems:
         raise ConfigError(problems)
     return plates

@@ -31,6 +31,7 @@ LISTED_ALONE = 8  # so many source folders are listed sooner than other processe
 ALONE_SECONDS = 1.0  # and as many as in this time
 LISTERS = 8
 OF_THE_RUN = ("complete_plates", "failed_stages")  # that a run on complete plates only begins with
+NO_PLATE = "lists no plate; each has a line: plate, source, reader, plate_map, batch"
 PLATE_COLUMNS = {"plate", "source", "reader", "plate_map", "batch", "acquisition"}
 
 
@@ -719,5 +720,5 @@ def number_plates(path):
             problems.append(f"{path}:{line}: plate {row['plate']!r} has no source folder")
         plates.append((line, Plate(**row)))
     if not rows and not problems:
-        problems.append(f"{path}: lists no plate; each has a line: plate, source, reader, plate_map, batch")
+        problems.append(f"{path}: {NO_PLATE}")
     return plates, problems

@@ -361,8 +361,8 @@ def _check_files(folder, config, plate, wells, problems, notes, decode):
             _check_sizes(folder, config, plate.plate, pixel_size_um, width, problems, notes)
     imaged = {image.well for image in found.images}
     if wells is not None:
-        fewest = profiling.Params(**config.profiling.parameters).min_controls
-        notes += [f"{plate.plate}: warning: {line}" for line in _doubtful_map(wells, imaged, fewest)]
+        wanted = profiling.Params(**config.profiling.parameters)
+        notes += [f"{plate.plate}: warning: {line}" for line in _doubtful_map(wells, imaged, wanted)]
         if not imaged & set(wells):
             problems.append(f"{plate.plate}: none of the plate map's wells has an image ({plate.plate_map})")
     controls = ""
@@ -435,8 +435,8 @@ def _decode_some(source, module, images):
     return [], doubts, next(iter(shapes))[0][1]
 
 
-def _doubtful_map(wells, imaged, fewest):
-    """What is odd about a plate map; `fewest` negative controls are what profiles need."""
+def _doubtful_map(wells, imaged, wanted):
+    """What is odd about a plate map, profiles being made with the parameters `wanted`."""
     from plateloom.store.sheets import MAP_COLUMNS
 
     if unmapped := sorted(imaged - set(wells)):
@@ -445,12 +445,13 @@ def _doubtful_map(wells, imaged, fewest):
         yield f"{counted(len(unseen), 'well')} of the map without an image: {_some(unseen)}"
     rows = [row for well, row in wells.items() if well in imaged]
     negative = sum(row["control"] == "negative" for row in rows)
-    if rows and negative < fewest:
+    if rows and negative < wanted.min_controls:
         few = "no well is a negative control (column control)"
         if negative:
             wells_are = "well is a negative control" if negative == 1 else "wells are negative controls"
-            few = f"only {negative} {wells_are}, {fewest} needed (profiling.parameters.min_controls)"
-        yield f"{few}, so values are not normalized and there are no hits"
+            few = f"only {negative} {wells_are}, {wanted.min_controls} needed (profiling.parameters.min_controls)"
+        what = "values are not normalized and " if wanted.normalize_to == "negative" else ""
+        yield f"{few}, so {what}there are no hits"
     if rows and not any(row["treatment"] for row in rows):
         yield "no well has a treatment (column treatment)"
     for name in ("treatment", "dose", "unit", "control"):
