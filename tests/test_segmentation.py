@@ -2,15 +2,18 @@
 
 import heapq
 import json
+import math
 import pickle
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from plateloom.errors import TileOverlapError, UnknownMethodError
 from plateloom.registry import load_method
@@ -37,16 +40,18 @@ WANTED = {"nuclei_channel": "DNA", "cells_channel": "ER", "nucleus_diameter_um":
 def draw_cells(shape, centers, *, radius=5.0, brightness=0.1, background=0.01, noise=0.001, seed=0):
     """Draw textured nuclei of uneven size and brightness with cell bodies: image (2, Y, X) and true nuclei."""
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[: shape[0], : shape[1]]
-    nuclei, truth, bodies = np.zeros(shape), np.zeros(shape, np.uint32), np.zeros(shape)
+    nuclei, truth, reach = np.zeros(shape), np.zeros(shape, np.uint32), int(2 * radius) + 2
     for label, (cy, cx) in enumerate(centers, start=1):
         size, stretch, angle = radius * rng.uniform(0.8, 1.2), rng.uniform(0.8, 1.0), rng.uniform(0, np.pi)
+        box = tuple(slice(max(int(center) - reach, 0), int(center) + reach + 1) for center in (cy, cx))
+        y, x = np.mgrid[tuple(slice(one.start, min(one.stop, side)) for one, side in zip(box, shape, strict=True))]
         dy, dx = y - cy, x - cx
         along, across = dy * np.cos(angle) + dx * np.sin(angle), dx * np.cos(angle) - dy * np.sin(angle)
         inside = (along * stretch) ** 2 + (across / stretch) ** 2 <= size**2
-        nuclei[inside] = np.maximum(nuclei[inside], rng.uniform(0.4, 1.0))
-        truth[inside & (truth == 0)] = label
-        bodies = np.maximum(bodies, np.exp(-(dy**2 + dx**2) / (2 * (2.0 * radius) ** 2)))
+        nuclei[box][inside] = np.maximum(nuclei[box][inside], rng.uniform(0.4, 1.0))
+        truth[box][inside & (truth[box] == 0)] = label
+    away, _ = cKDTree(centers).query(np.indices(shape).reshape(2, -1).T)
+    bodies = np.exp(-(away.reshape(shape) ** 2) / (2 * (2.0 * radius) ** 2))
     texture = 1 + 0.15 * ndimage.gaussian_filter(rng.normal(size=shape), 1.5) * 5
     image = np.stack([0.6 * bodies * texture, ndimage.gaussian_filter(nuclei * texture, 0.8)]) * brightness + background
     return (image + noise * rng.normal(size=image.shape)).astype(np.float32), truth
@@ -56,8 +61,8 @@ def scatter(shape, count, *, seed=0, spacing=7.0):
     """Centers at random but no nearer than the spacing."""
     rng, centers = np.random.default_rng(seed), []
     for _ in range(200 * count):
-        center = rng.uniform(0, shape)
-        if all(np.hypot(*(center - other)) >= spacing for other in centers):
+        center = rng.uniform(0, shape).tolist()
+        if all(math.dist(center, other) >= spacing for other in centers):
             centers.append(center)
         if len(centers) == count:
             break
@@ -251,6 +256,7 @@ def test_pixels_that_are_no_numbers_are_refused(method):
 TILED = (460, 420)
 
 
+@cache
 def _scene(name):
     """Images that are hard to cut: image, parameters."""
     if name == "crowd":
