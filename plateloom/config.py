@@ -593,7 +593,7 @@ def _check_readout(config):
     settings = config.features.model_dump(exclude={"channels", "precision"})
     settings["families"] = [name for name in settings["families"] or features.FAMILIES if name in features.FAMILIES]
     channels = [name for name in config.features.channels or config.channels if name in config.channels]
-    problems, given = [], config.profiling.parameters
+    problems, given, known = [], config.profiling.parameters, None
     if given.get("readout_denominator") and not given.get("readout"):
         problems.append(
             "profiling.parameters.readout_denominator: there is no readout to divide by it; name that too, readout: "
@@ -605,7 +605,8 @@ def _check_readout(config):
             continue
         if not channels:  # which is a mistake of its own
             continue
-        known = list(describe_columns(measured_compartments(config.segmentation.method), channels, **settings))
+        if known is None:
+            known = list(describe_columns(measured_compartments(config.segmentation.method), channels, **settings))
         if name == "Metadata_CellCount":
             problems.append(
                 f"profiling.parameters.{key}: {name} falls with every field that is left out; write Metadata_CellsPerField"

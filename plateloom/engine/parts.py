@@ -7,6 +7,7 @@ import platform
 import socket
 import time
 from collections.abc import Callable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -426,7 +427,12 @@ def versions():
     """Versions of Python, Plateloom and what computes."""
     from plateloom import __version__
 
-    found = {"python": platform.python_version(), "plateloom": __version__}
+    return {"python": platform.python_version(), "plateloom": __version__} | _installed()
+
+
+@cache
+def _installed():
+    found = {}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)

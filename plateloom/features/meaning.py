@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from functools import cache
 
 from plateloom.features import FAMILIES
 from plateloom.registry import load_method
@@ -54,13 +55,19 @@ def unit_of(column, compartment="Nuclei|Cells|Cytoplasm"):
     >>> unit_of("Nuclei_AreaShape_Area"), unit_of("Cells_Texture_Contrast_DNA_3_00_256")
     ('px^2', '1')
     """
-    for pattern, unit in _UNITS:
-        if re.match(rf"(({compartment})_)?({pattern})", column):
+    for pattern, unit in _patterns(compartment):
+        if pattern.match(column):
             # The n of a moment: p + q, and the pixels that it sums.
             if moment := unit == "px^n" and re.search(r"Moment_(\d)_(\d)$", column):
                 return f"px^{2 + int(moment[1]) + int(moment[2])}"
             return unit
     return "1"
+
+
+@cache
+def _patterns(compartment):
+    """Patterns of whole names, and their units."""
+    return [(re.compile(rf"(({compartment})_)?({pattern})"), unit) for pattern, unit in _UNITS]
 
 
 def describe_columns(compartments, channels, *, families=None, physical_units=False, **options):

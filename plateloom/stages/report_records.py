@@ -63,7 +63,8 @@ def versions_of(records):
     for record in (record for entries in records.values() for record in entries):
         for name, version in record.get("versions", {}).items():
             found.setdefault(name, []).append(version)
-    order = [name for name in versions() if name in found] + [name for name in found if name not in versions()]
+    known = versions()
+    order = [name for name in known if name in found] + [name for name in found if name not in known]
     return {name: ", ".join(dict.fromkeys(found[name])) for name in order}
 
 
