@@ -184,7 +184,7 @@ def test_a_map_of_latents_is_not_said_to_be_of_features_alone(again, tmp_path):
     keys = [name for name in features if name in ("Metadata_Plate", "Metadata_Well", "Metadata_Field")]
     (again / "results/plates/P1/latent").mkdir()
     write_table(again / "results/plates/P1/latent/A01.parquet", features[keys], {})
-    run(again, tmp_path / "out", "--incomplete", "--no-tables")
+    run(again, tmp_path / "out", "--incomplete", "--no-tables", "--plate", "P1")
     entities = entities_of(tmp_path / "out")
     for name in ("#maps-of-P1", "#map-of-screen"):
         used = {one["@id"] for one in as_list(entities[name]["object"])}
@@ -260,7 +260,7 @@ def inodes_shared(out, folder):
 
 
 def test_hard_links_are_pixels_only(finished, tmp_path):
-    found = run(finished, tmp_path / "out", "--link", "--plate", "P1")
+    found = run(finished, tmp_path / "out", "--link", "--plate", "P1", "--no-tables")
     assert "pixels as hard links" in found.output
     shared = inodes_shared(tmp_path / "out", finished)
     assert shared and all(re.fullmatch(r"plates/P1\.zarr/.*/c(/\d+)+", name) for name in shared)
@@ -269,7 +269,7 @@ def test_hard_links_are_pixels_only(finished, tmp_path):
 
 
 def test_copies_share_no_byte_with_the_screen(finished, tmp_path):
-    found = run(finished, tmp_path / "out", "--copy", "--plate", "P1")
+    found = run(finished, tmp_path / "out", "--copy", "--plate", "P1", "--no-tables")
     assert "pixels as copies" in found.output
     assert inodes_shared(tmp_path / "out", finished) == set()
 
@@ -381,7 +381,7 @@ DAMAGES = {
 def test_what_is_damaged_is_not_handed_on(again, tmp_path, what):
     name, damage = DAMAGES[what]
     damage(again / "results" / name)
-    found = run(again, tmp_path / "out", "--no-tables")
+    found = run(again, tmp_path / "out", "--no-tables", "--plate", "P1")
     assert found.exit_code == 1 and str(again / "results" / name) in found.output
     assert f"plateloom verify {again} --deep --repair" in found.output
     assert [path.name for path in tmp_path.iterdir()] == ["screen"]
@@ -553,7 +553,7 @@ def test_where_ngio_is_missing_tables_are_refused_by_name_and_the_rest_works(fin
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "ngio" else known(name, *more))
     with pytest.raises(ConfigError, match="pip install ngio"):
         run(finished, tmp_path / "out")
-    run(finished, tmp_path / "out", "--no-tables")
+    run(finished, tmp_path / "out", "--no-tables", "--plate", "P2")
     assert not list((tmp_path / "out").rglob("tables"))
 
 
@@ -811,7 +811,7 @@ def test_no_formula_stands_in_any_list_that_is_written(again, tmp_path):
         writer = csv.DictWriter(file, list(rows[0]), delimiter="\t")
         writer.writeheader()
         writer.writerows(rows)
-    run(again, tmp_path / "out", "--incomplete", "--no-tables")
+    run(again, tmp_path / "out", "--incomplete", "--no-tables", "--plate", "P1")
     for name, path in files_below(tmp_path / "out").items():
         if path.suffix == ".tsv":
             cells = [cell for row in csv.reader(path.read_text().splitlines(), delimiter="\t") for cell in row]
@@ -855,7 +855,7 @@ def test_settings_that_changed_after_the_run_are_noticed(again, tmp_path):
     (again / "config.yaml").write_text(yaml.safe_dump(settings))
     with pytest.raises(ConfigError, match="P1: segmentation, report made with other settings"):
         run(again, tmp_path / "out")
-    run(again, tmp_path / "out", "--incomplete", "--no-tables")
+    run(again, tmp_path / "out", "--incomplete", "--no-tables", "--plate", "P1")
     action = entities_of(tmp_path / "out")["#segmentation-of-P1"]
     assert "not known" in action["description"] and "#segmentation-method" not in json.dumps(action)
 
@@ -864,7 +864,7 @@ def test_what_is_there_of_an_unfinished_screen_can_be_exported(again, tmp_path):
     shutil.rmtree(again / "results/plates/P2/features")
     shutil.rmtree(again / "results/plates/P2/records/features")
     store.remove_well(again / plate_store("P2"), "A02")
-    found = run(again, tmp_path / "out", "--incomplete")
+    found = run(again, tmp_path / "out", "--incomplete", "--plate", "P2")
     assert "P2: features missing" in found.output and "left out: A02" in found.output
     copy = tmp_path / "out/plates/P2.zarr"
     assert "A02" not in store.list_fields(copy) and len(store.list_fields(copy)) == 5
@@ -881,7 +881,7 @@ def test_a_plate_whose_data_are_at_fault_is_finished_and_has_no_images(again, tm
         path = again / record_path("P1", stage)
         write_json(path, read_json(path) | {"status": status, "reason": fault, "artefacts": {}})
     (again / plate_store("P1") / "zarr.json").unlink()
-    found = run(again, tmp_path / "out", "--no-tables")
+    found = run(again, tmp_path / "out", "--no-tables", "--plate", "P1")
     assert f"P1: no images, since the plate was not assembled: {fault}" in found.output
     entities = entities_of(tmp_path / "out")
     assert "plates/P1.zarr/" not in entities and not (tmp_path / "out/plates/P1.zarr").exists()
