@@ -21,7 +21,7 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 # Fast settings; nothing here changes what a stage does, only how much of it.
 SMALL = """
-illumination: {fields: 6}
+illumination: {fields: 6, parameters: {thumbnail: 32}}
 features: {families: [AreaShape, Location, Intensity, Correlation, Neighbors], texture_scales: [3]}
 latent:
   autoencoder: {cells: 120, parameters: {epochs: 3, out_px: 32, latent_dim: 8}}
