@@ -42,7 +42,8 @@ def method(request):
 def plate():
     """Thumbnails of the 64 fields of a simulated plate, four of them defective, and the true light."""
     defects = {"debris": 2, "saturated": 1, "blurred": 1}
-    design = ScreenDesign(plates=("P1",), rows=4, columns=8, seed=11, defects=defects)
+    coarse = {"size_px": 256, "pixel_size_um": 1.3}
+    design = ScreenDesign(plates=("P1",), rows=4, columns=8, seed=11, defects=defects, **coarse)
     params = median.Params()
     fields = [render_field(design, *key) for key in all_fields(design)]
     stack = np.array([[median.shrink(plane, params) for plane in one.image] for one in fields])
@@ -651,6 +652,7 @@ def test_a_stitched_plate_has_the_flatfield_of_the_same_fields_kept_apart(tmp_pa
 # ------------------------------------------------------------------------------------------------- late images
 
 WELLS = [f"{row}{column:02d}" for row in "ABC" for column in range(1, 5)]
+QUICK = {"camera_offset": CAMERA_OFFSET, "thumbnail": 16}
 
 
 def hold_back(folder, wells):
@@ -687,8 +689,7 @@ def results_of(folder):
 def screen_with_late_wells(folder, late, wells=("B03",), stages=TO_LIGHT):
     """A screen of fewer fields than a flat-field may be made from, run without some wells, whose images then come."""
     simulate(folder)
-    quick = {"late": late, "parameters": {"camera_offset": CAMERA_OFFSET}}
-    edit(folder, lambda settings: settings.update(illumination=quick))
+    edit(folder, lambda settings: settings.update(illumination={"late": late, "parameters": QUICK}))
     hold_back(folder, wells)
     run_stages(folder, stages)
     bring(folder)
@@ -729,8 +730,14 @@ def test_a_late_well_ends_as_a_clean_run_where_the_flatfield_follows(tmp_path):
     assert found["illumination.zarr/zarr.json"] != before["illumination.zarr/zarr.json"]
 
 
-def test_a_kept_flatfield_is_given_up_when_it_is_asked_to_follow(tmp_path):
-    folder = screen_with_late_wells(tmp_path / "screen", "keep")
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A screen with the flat-field of its wells without one, whose images have come; copy it."""
+    return screen_with_late_wells(tmp_path_factory.mktemp("kept") / "screen", "keep")
+
+
+def test_a_kept_flatfield_is_given_up_when_it_is_asked_to_follow(kept, tmp_path):
+    folder = shutil.copytree(kept, tmp_path / "screen")
     run_stages(folder, TO_LIGHT)
     edit(folder, lambda settings: settings["illumination"].update(late="follow"))
     run_stages(folder, TO_LIGHT)
@@ -739,10 +746,7 @@ def test_a_kept_flatfield_is_given_up_when_it_is_asked_to_follow(tmp_path):
 
 
 def late_parameter(folder):
-    edit(
-        folder,
-        lambda settings: settings["illumination"].update(parameters={"degree": 3, "camera_offset": CAMERA_OFFSET}),
-    )
+    edit(folder, lambda settings: settings["illumination"].update(parameters={**QUICK, "degree": 3}))
 
 
 def another_image(folder):
@@ -756,8 +760,8 @@ def no_more_image(folder):
 
 
 @pytest.mark.parametrize("change", [late_parameter, another_image, no_more_image])
-def test_a_flatfield_is_not_kept_that_is_out_of_date(tmp_path, change):
-    folder = screen_with_late_wells(tmp_path / "screen", "keep")
+def test_a_flatfield_is_not_kept_that_is_out_of_date(kept, tmp_path, change):
+    folder = shutil.copytree(kept, tmp_path / "screen")
     change(folder)
     run_stages(folder, TO_LIGHT)
     light = record_of(folder, "illumination")
