@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 from plateloom.classification import METHODS
 from plateloom.classification.evaluation import evaluate
 from plateloom.classification.fitting import make_pipeline
+from plateloom.classification.gradient_boosting import sort_once
 from plateloom.classification.model import Classifier, dumps, loads, predict, train
 from plateloom.errors import ModelMismatchError
 from plateloom.registry import load_method
@@ -282,6 +283,21 @@ def test_the_same_labels_give_the_same_model_with_any_number_of_threads(method):
     table = pd.DataFrame(X, columns=names)
     pd.testing.assert_frame_equal(predict(models[0], table), predict(models[1], table), check_exact=True)
     assert models[0].pipeline["estimator"].get_params() == models[1].pipeline["estimator"].get_params()
+
+
+def test_bins_of_boosted_trees_are_those_of_scikit_learn_and_are_found_at_once():
+    from sklearn.ensemble._hist_gradient_boosting import binning
+
+    slow, fast = sort_once()
+    assert binning._find_binning_thresholds is fast, "what fits the trees calls"
+    for seed in range(8):
+        random = np.random.default_rng(seed)
+        values = random.normal(size=700)
+        values[:60], values[60:120] = (np.nan, np.inf) if seed % 2 else np.round(values[:120].reshape(2, 60), 1)
+        weights = np.array([0.6, 3.1, 1.0 - seed % 3])[random.choice(3, 700, p=[0.7, 0.2, 0.1])]
+        weights = np.ones(700) if seed == 7 else np.maximum(weights, 0)
+        for chosen in (values, np.round(values)):
+            np.testing.assert_array_equal(fast(chosen, 255, weights), slow(chosen, 255, weights))
 
 
 def test_a_changed_file_a_pickle_and_a_foreign_archive_are_refused():

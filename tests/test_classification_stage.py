@@ -1,6 +1,8 @@
 """The classifier as a step of a screen: tables in, model with its card, tables of classes and what the pages say of them."""
 
+import contextlib
 import json
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -22,11 +24,8 @@ WELLS = [f"{row}{column:02d}" for row in "ABCDE" for column in range(1, 7)]
 CELLS = 12
 
 
-@pytest.fixture
-def screen(tmp_path, monkeypatch):
+def write_screen():
     """Three plates of 30 wells, a third of them negative controls, a third positive ones; the features tell, with an effect of the well."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(parts, "EXECUTION", parts.Execution(threads=1, cluster={"kind": "threads"}))
     random = np.random.default_rng(0)
     for plate in ("P1", "P2", "P3"):
         controls = [("negative", "positive", "")[i % 3] for i in range(len(WELLS))]
@@ -52,7 +51,52 @@ def screen(tmp_path, monkeypatch):
         for name in ("features", "latent", "profiling", "flagging"):
             made = {"status": "done", "reason": "", "plate": plate, "stage": name}
             write_json(record_path(plate, name), made | {"artefacts": {well: f"{name}-{well}" for well in WELLS}})
-    return tmp_path
+
+
+@contextlib.contextmanager
+def inside(folder):
+    """In a screen's folder, with what a job runs with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(parts, "EXECUTION", parts.Execution(threads=1, cluster={"kind": "threads"}))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tables(once):
+    """The screen of `write_screen`; copy it."""
+
+    def make(folder):
+        folder.mkdir()
+        with inside(folder):
+            write_screen()
+
+    return once("tables", make)
+
+
+@pytest.fixture
+def screen(tables, tmp_path):
+    """A copy of the screen of `write_screen`, and the current folder in it."""
+    with inside(shutil.copytree(tables, tmp_path / "screen")):
+        yield tmp_path / "screen"
+
+
+@pytest.fixture
+def learned(tables, once, tmp_path):
+    """What `run` gives of a screen, and the current folder in a copy of it: ``learned(inputs)``."""
+
+    def make(folder, inputs):
+        with inside(shutil.copytree(tables, folder)):
+            run(inputs=inputs)
+
+    with contextlib.ExitStack() as stack:
+
+        def get(inputs="features"):
+            made = once(f"learned_{inputs}", lambda folder: make(folder, inputs))
+            stack.enter_context(inside(shutil.copytree(made, tmp_path / "screen")))
+            return results()
+
+        yield get
 
 
 def random_turn():
@@ -97,13 +141,19 @@ def run(**settings):
         encoded=[str(record_path("P2", "latent"))] if settings.get("inputs") == "latent" else [],
         record=str(record_path("P2", "classes")),
     )
+    return results()
+
+
+def results():
+    """The record of the training, the model's description and the classes of P2."""
+    found = json.loads(Path("results/screen/records/classifier.json").read_text())
     classes = pd.concat([read_table(well_table("P2", "classes", well)) for well in WELLS], ignore_index=True)
     return found, json.loads((model_folder("classifier") / "model.json").read_text()), classes
 
 
 @pytest.mark.parametrize("inputs", ["features", "latent"])
-def test_controls_are_told_apart_and_the_card_says_of_what_and_how(screen, inputs):
-    found, model, classes = run(inputs=inputs)
+def test_controls_are_told_apart_and_the_card_says_of_what_and_how(learned, inputs):
+    found, model, classes = learned(inputs)
     card, metrics = model["card"], model["card"]["metrics"]
     assert found["facts"]["balanced_accuracy"] == metrics["balanced_accuracy"] > 0.9
     names = FEATURES if inputs == "features" else [f"Latent_Autoencoder_{i:02d}" for i in range(4)]
@@ -156,8 +206,8 @@ def test_numbers_of_a_table_are_predicted(screen):
     assert found["status"] == "failed" and "A label is no number" in found["reason"]
 
 
-def test_latents_of_another_encoder_are_refused(screen):
-    run(inputs="latent")
+def test_latents_of_another_encoder_are_refused(learned):
+    learned("latent")
     path = well_table("P2", "latent", "A01")
     other = recipe("latent", parameters={}, code="", inputs={"model": "encoder-2"})
     write_table(path, read_table(path), other)
@@ -195,19 +245,21 @@ def test_a_plate_with_other_pixels_is_left_out_of_training_and_the_record_and_th
 
     monkeypatch.setattr(stage, "cut_cells", cut)
     monkeypatch.setattr(cell_crops, "describe_first", lambda plate: (("DNA",), 0.53 if plate == "P1" else 0.5))
-    small = {"out_px": 16, "width": 2, "epochs": 2}
-    found, _ = learn(inputs="crops", method="cnn", parameters=small, folds=2)
+    monkeypatch.setattr(stage, "find_spec", lambda package: None)  # maps of pixels are not looked at here
+    small = {"inputs": "crops", "method": "cnn", "folds": 2, "cells": 120}
+    small["parameters"] = {"out_px": 16, "width": 2, "epochs": 1}
+    found, _ = learn(**small)
     described = json.loads((model_folder("classifier") / "model.json").read_text())
     why = "pixels of 0.53 µm, others 0.5 µm"
     assert found["status"] == "done" and found["facts"]["left_out"] == {"P1": why}
     assert f"P1 is left out of the training: it has {why}" in caplog.text
     assert {well.partition("/")[0] for well in described["wells"]} == {"P2", "P3"}
-    assert found["facts"]["cells"] == 2 * 20 * CELLS and described["card"]["crops"] == {"pixel_size_um": 0.5}
+    assert found["facts"]["cells"] == 2 * 20 * 3 and described["card"]["crops"] == {"pixel_size_um": 0.5}
     page = str(classifier_section(describe_classifier([{"status": "done"}], {})))
     assert f"P1 was left out of the training: it has {why}." in page
     monkeypatch.setattr(cell_crops, "describe_first", lambda plate: (("DNA",), 0.5))
     (model_folder("classifier") / "model.json").unlink()
-    found, _ = learn(inputs="crops", method="cnn", parameters=small, folds=2)
+    found, _ = learn(**small)
     assert "left_out" not in found["facts"] and "left_out" not in json.loads(
         (model_folder("classifier") / "model.json").read_text()
     )
@@ -246,8 +298,8 @@ def test_the_training_asks_for_memory_by_its_crops(tmp_path, monkeypatch):
     assert "mem_mb=memory_for(8 + 3 * SCREEN.crops_gb)" in rule
 
 
-def test_a_plate_without_a_feature_is_a_fault_of_its_data_and_not_of_the_job(screen):
-    run()
+def test_a_plate_without_a_feature_is_a_fault_of_its_data_and_not_of_the_job(learned):
+    learned()
     path = well_table("P2", "features", "A01")
     write_table(path, read_table(path).drop(columns=FEATURES[1]), recipe("test", parameters={}, code="", inputs={}))
     fingerprint = json.loads((model_folder("classifier") / "model.json").read_text())["plateloom"]["fingerprint"]
@@ -286,12 +338,12 @@ def test_a_config_that_cannot_be_is_refused_before_anything_starts(settings, wor
         load_config(config | {"latent": {"autoencoder": {"enabled": False}}})
 
 
-def test_the_page_of_a_plate_states_shares_with_intervals_and_that_of_the_screen_what_the_test_found(screen):
+def test_the_page_of_a_plate_states_shares_with_intervals_and_that_of_the_screen_what_the_test_found(learned):
     from plateloom.report.screen import classifier_section
     from plateloom.stages.report_classes import estimate_class_shares
     from plateloom.stages.report_classifier import describe_classifier
 
-    run()
+    learned()
     shares = estimate_class_shares("P2", WELLS, [{"status": "done"}])
     truth = [float(WELLS.index(well) % 3 == 1) for well in WELLS]
     positive = shares[shares["class"] == "positive"]

@@ -6,7 +6,7 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from test_classification_stage import run, screen  # noqa: F401
+from test_classification_stage import learned, run, screen, tables  # noqa: F401
 from test_cnn import FAST, make_crops
 
 from plateloom.classification import METHODS
@@ -96,8 +96,8 @@ def test_the_same_seed_gives_the_same_numbers():
 
 
 @pytest.mark.slow
-def test_the_card_says_what_the_classifier_goes_by_and_the_page_shows_it(screen):  # noqa: F811
-    _, model, _ = run()
+def test_the_card_says_what_the_classifier_goes_by_and_the_page_shows_it(learned):  # noqa: F811
+    _, model, _ = learned()
     metrics = model["card"]["metrics"]
     (row,) = metrics["importance"]
     assert row["family"] == "Cells Intensity" and row["features"] == 4 and row["loss"] > 0.3

@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from test_classification_stage import CELLS, WELLS, run
-from test_classification_stage import screen as screen_of_tables  # noqa: F401
+from test_classification_stage import CELLS, WELLS, learned, tables  # noqa: F401
 
 from plateloom.classification import METHODS
 from plateloom.classification.enrichment import count_kinds, find_enrichment
@@ -155,8 +154,8 @@ def test_a_phenotype_that_no_class_was_made_for_is_flagged_and_its_treatment_nam
     assert named == 5 and others <= 2
 
 
-def test_cells_of_a_screen_are_counted_well_by_well_without_those_of_flagged_fields(screen_of_tables):  # noqa: F811
-    run()
+def test_cells_of_a_screen_are_counted_well_by_well_without_those_of_flagged_fields(learned):  # noqa: F811
+    learned()
     made = recipe("test", parameters={}, code="", inputs={})
     wells = read_table(plate_folder("P2") / "profiles.parquet")
     wells = wells.assign(Metadata_Treatment="x", Metadata_Dose=1.0, Metadata_Unit="")
