@@ -538,6 +538,7 @@ def _distance(coordinates, reference):
         rows = coordinates[start : start + BLOCK]
         block = np.zeros((BLOCK, coordinates.shape[1]))
         block[: len(rows)] = rows
-        squares = (block**2).sum(axis=1)[:, None] - 2 * block @ reference.T + (reference**2).sum(axis=1)
-        distance[start : start + BLOCK] = np.sqrt(np.partition(squares, k, axis=1)[:, k].clip(min=0))[: len(rows)]
+        products = (2 * block @ reference.T)[: len(rows)]
+        squares = (block**2).sum(axis=1)[: len(rows), None] - products + (reference**2).sum(axis=1)
+        distance[start : start + BLOCK] = np.sqrt(np.partition(squares, k, axis=1)[:, k].clip(min=0))
     return distance
