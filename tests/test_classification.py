@@ -64,7 +64,7 @@ def make_screen(seed=0, *, signal=0.0, classes=("a", "b"), plates=6, wells=16, c
 
 
 def test_a_screen_without_signal_is_at_chance_by_group_where_a_random_split_claims_success():
-    params = params_of("random_forest", min_cells_per_leaf=1, n_trees=12)
+    params = params_of("random_forest", min_cells_per_leaf=1, n_trees=6)
     by_well, by_plate, by_cell = [], [], []
     for seed in range(20):
         X, y, wells, plates, _ = make_screen(seed, cells=8)
@@ -180,6 +180,13 @@ def trained(request):
     return train(X, y, wells, **options), metrics
 
 
+@pytest.fixture(scope="module")
+def stored(trained):
+    """The bytes of the model, and the model that is read from them."""
+    data = dumps(trained[0])
+    return data, loads(data, sha256=hashlib.sha256(data).hexdigest())
+
+
 def test_every_model_carries_its_card(trained):
     model, metrics = trained
     card = model.card
@@ -205,11 +212,11 @@ def test_every_model_classifies_cells_of_another_screen_of_the_same_plates(train
     assert (probabilities.idxmax(axis=1).str.removeprefix("Probability_") == found["Class"]).all()
 
 
-def test_every_model_judges_cells_that_it_was_taught_by_the_fold_that_has_not_seen_them(trained):
+def test_every_model_judges_cells_that_it_was_taught_by_the_fold_that_has_not_seen_them(trained, stored):
     model, metrics = trained
     X, y, wells, _, names = make_screen(signal=1.5, classes=("a", "b", "c"))
     table = pd.DataFrame(X, columns=names)
-    for again in (model, loads(dumps(model))):
+    for again in (model, stored[1]):
         found = pd.concat([predict(again, table[wells == well], group=well)["Class"] for well in np.unique(wells)])
         confusion = pd.crosstab(y, found.sort_index().to_numpy()).to_numpy()
         assert confusion.tolist() == metrics["confusion"]
@@ -227,11 +234,9 @@ def test_every_model_judges_a_cell_the_same_whatever_else_is_in_the_call(trained
     pd.testing.assert_frame_equal(parts, whole, check_exact=False, rtol=0, atol=1e-6)
 
 
-def test_every_model_gives_identical_predictions_after_skops(trained):
-    model, _ = trained
+def test_every_model_gives_identical_predictions_after_skops(trained, stored):
+    (model, _), (data, again) = trained, stored
     X, _, _, _, names = make_screen(seed=3)
-    data = dumps(model)
-    again = loads(data, sha256=hashlib.sha256(data).hexdigest())
     assert again.card == model.card
     if model.card["method"] != "random_forest":  # whose trees have padding bytes of whatever lay in memory
         assert dumps(again) == data, "other objects, so other places in memory"

@@ -58,21 +58,11 @@ def test_the_family_that_tells_is_found_and_the_others_cost_nothing():
     assert all(abs(row["loss"]) < 0.03 for row in found[1:])
 
 
-def test_channels_of_crops_are_shuffled_one_by_one_whatever_their_names_begin_with():
-    X, y, groups = make_crops(cells=5)
-    kept = []
-    tested = evaluate(X, y, groups, method="cnn", params=FAST, folds=2, kept=kept, n_bootstrap=0)
-    names = ["Alexa_488_low", "Alexa_488_high"]
-    found = permute_families(X, y, groups, features=names, pipelines=kept, folds=tested["folds"], n_bootstrap=50)
-    assert {row["family"] for row in found} == set(names) and {row["features"] for row in found} == {1}
-    assert found[0]["family"] == "Alexa_488_high" and found[0]["loss"] > 0.2 > abs(found[1]["loss"])
-
-
 def test_one_of_several_features_that_say_the_same_would_seem_useless_by_itself():
     X, y, groups = cells()
     kept = []
-    params = load_method(METHODS, "random_forest", "classification method").Params()
-    tested = evaluate(X, y, groups, method="random_forest", params=params, kept=kept)
+    params = load_method(METHODS, "random_forest", "classification method").Params(n_trees=30)
+    tested = evaluate(X, y, groups, method="random_forest", params=params, kept=kept, folds=3, n_bootstrap=0)
     options = {"pipelines": kept, "folds": tested["folds"], "n_bootstrap": 50}
     alone = [f"Feature_{i}" for i in range(20)]
     largest = permute_families(X, y, groups, features=alone, **options)[0]["loss"]
@@ -195,6 +185,14 @@ def network():
     kept = []
     found = evaluate(X, y, groups, method="cnn", params=FAST, folds=3, kept=kept, n_bootstrap=0)
     return X, y, groups, {"pipelines": kept, "folds": found["folds"]}
+
+
+def test_channels_of_crops_are_shuffled_one_by_one_whatever_their_names_begin_with(network):
+    X, y, groups, options = network
+    names = ["Alexa_488_low", "Alexa_488_high"]
+    found = permute_families(X, y, groups, features=names, n_bootstrap=50, **options)
+    assert {row["family"] for row in found} == set(names) and {row["features"] for row in found} == {1}
+    assert found[0]["family"] == "Alexa_488_high" and found[0]["loss"] > 0.2 > abs(found[1]["loss"])
 
 
 class Linear(torch.nn.Module):
