@@ -1,5 +1,6 @@
 """Clusters of cells: what is found, what it is worth, and that each cell is judged by itself."""
 
+import functools
 import importlib.util
 import sys
 
@@ -54,10 +55,17 @@ def fit(method, components, wells, **options):
     return fit_clusters(components, wells, method=method, params=params, resamples=10)
 
 
+@functools.cache
+def fit_groups(method, apart):
+    """Components, group and well of cells, and what is fitted to them; not to be changed."""
+    components, truth, wells = groups(apart=apart)
+    components.flags.writeable = False
+    return components, truth, wells, *fit(method, components, wells)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_separate_groups_are_found_the_largest_first_and_found_again_in_other_wells(method):
-    components, truth, wells = groups()
-    clusters, labels = fit(method, components, wells)
+    _, truth, _, clusters, labels = fit_groups(method, 12.0)
     inside = labels >= 0
     assert inside.mean() > 0.95
     np.testing.assert_array_equal(labels[inside], truth[inside])
@@ -68,8 +76,8 @@ def test_separate_groups_are_found_the_largest_first_and_found_again_in_other_we
 
 @pytest.mark.parametrize("method", METHODS)
 def test_fitting_again_gives_the_same_bytes(method):
-    components, _, wells = groups(apart=3.0)
-    (one, labels), (other, again) = (fit(method, components, wells) for _ in range(2))
+    components, _, wells, one, labels = fit_groups(method, 3.0)
+    other, again = fit(method, components, wells)
     np.testing.assert_array_equal(labels, again)
     assert one.config == other.config
     for name, array in one.to_arrays()[0].items():
@@ -78,8 +86,7 @@ def test_fitting_again_gives_the_same_bytes(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_cell_gets_its_cluster_whichever_others_come_with_it(method):
-    components, _, wells = groups(apart=4.0)
-    clusters, _ = fit(method, components, wells)
+    clusters = fit_groups(method, 3.0)[3]
     cells = np.random.default_rng(1).normal(2, 4, (1300, 5)).astype(np.float32)
     together = clusters.assign(cells)
     assert len(set(together)) > 1
@@ -91,9 +98,9 @@ def test_a_cell_gets_its_cluster_whichever_others_come_with_it(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_cell_of_the_sample_keeps_its_cluster_and_one_without_values_has_none(method):
-    components, _, wells = groups(apart=3.0)
-    clusters, labels = fit(method, components, wells)
+    components, _, _, clusters, labels = fit_groups(method, 3.0)
     np.testing.assert_array_equal(clusters.assign(components), labels)
+    components = components.copy()
     components[3, 2] = np.nan
     assert clusters.assign(components)[3] == -1
     np.testing.assert_array_equal(np.delete(clusters.assign(components), 3), np.delete(labels, 3))
@@ -101,8 +108,7 @@ def test_a_cell_of_the_sample_keeps_its_cluster_and_one_without_values_has_none(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_clusters_survive_a_file_and_refuse_what_is_not_theirs(method, tmp_path):
-    components, _, wells = groups()
-    clusters, labels = fit(method, components, wells)
+    components, _, _, clusters, labels = fit_groups(method, 12.0)
     arrays, config = clusters.to_arrays()
     np.savez(tmp_path / "clusters.npz", **arrays)
     with np.load(tmp_path / "clusters.npz", allow_pickle=False) as stored:
