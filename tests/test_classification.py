@@ -64,11 +64,11 @@ def make_screen(seed=0, *, signal=0.0, classes=("a", "b"), plates=6, wells=16, c
 
 
 def test_a_screen_without_signal_is_at_chance_by_group_where_a_random_split_claims_success():
-    params = params_of("random_forest", min_cells_per_leaf=1, n_trees=6)
+    few, params = (params_of("random_forest", min_cells_per_leaf=1, n_trees=n) for n in (6, 12))
     by_well, by_plate, by_cell = [], [], []
     for seed in range(20):
         X, y, wells, plates, _ = make_screen(seed, cells=8)
-        settings = {"method": "random_forest", "params": params, "n_bootstrap": 0}
+        settings = {"method": "random_forest", "params": few, "n_bootstrap": 0}
         by_well.append(evaluate(X, y, wells, scheme="well", **settings)["balanced_accuracy"])
         by_plate.append(evaluate(X, y, plates, scheme="plate", **settings)["balanced_accuracy"])
         if seed < 3:
