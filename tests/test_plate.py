@@ -420,6 +420,9 @@ def test_what_we_wrote_is_checked_as_it_stands_and_what_another_wrote_alike_by_i
     file = path / ("zarr.json" if format.ngff == "0.5" else ".zattrs")
     file.write_text(json.dumps(read_json(file), indent=2, ensure_ascii=False))
     assert plate.read_group(path) == expected and len(asked) == 1
+    file.write_text(file.read_text().replace(expected[SEAL]["digest"], "\\ud800"))
+    with pytest.raises(CorruptStoreError, match="digest"):
+        plate.read_group(path)
 
 
 # What cannot be written

@@ -60,11 +60,12 @@ def broken_seal(attributes, path, text=b""):
     found = attributes[SEAL]
     if not isinstance(found, dict):
         return "does not match its digest"
-    written = found.get("digest")
-    if digest_of_text(text.replace(b',"digest":"%s"' % str(written).encode(), b"", 1)) != written:
+    made = found.get("digest")
+    own = b',"digest":"%s"' % str(made).encode(errors="replace")
+    if digest_of_text(text.replace(own, b"", 1)) != made:
         described = {key: value for key, value in found.items() if key != "digest"}
         try:
-            if digest(attributes | {SEAL: described}) != written:
+            if digest(attributes | {SEAL: described}) != made:
                 return "does not match its digest"
         except ValueError:  # a damaged number can read as infinite
             return "does not match its digest"
