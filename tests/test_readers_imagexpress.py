@@ -188,6 +188,24 @@ def test_wells_with_fields_in_other_places_have_no_positions(tmp_path):
     assert "fields have no positions: wells B02 and B03 have their fields in other places" in source.notes
 
 
+def test_a_field_of_a_later_well_that_lies_elsewhere_is_refused_unless_positions_are_of_no_account(tmp_path):
+    write(tmp_path, make_planes(wells=("B02", "B03")), positions=POSITIONS)
+    elsewhere = POSITIONS | {2: (POSITIONS[2][0] + 20, POSITIONS[2][1])}
+    write(tmp_path, make_planes(wells=("B04",)), positions=elsewhere)
+    source = imagexpress.scan(tmp_path, STACK)
+    assert {image.field: (image.y_um, image.x_um) for image in source.images} == {i: POSITIONS[i] for i in (1, 2)}
+    refused = {}
+    for image in source.images:
+        try:
+            imagexpress.load(tmp_path, image)
+        except UnreadableImageError as error:
+            refused[image.well, image.field] = str(error)
+    assert set(refused) == {("B04", 2)} and "positions: none" in refused["B04", 2]
+    for image in imagexpress.scan(tmp_path, imagexpress.Params(positions="none")).images:
+        assert image.y_um is None and image.pixel_size_um == 0.65
+        imagexpress.load(tmp_path, image)
+
+
 def test_fields_that_all_claim_one_place_have_no_positions(tmp_path):
     write(tmp_path, make_planes(), positions={1: (0, 0), 2: (0, 0)})
     source = imagexpress.scan(tmp_path, STACK)

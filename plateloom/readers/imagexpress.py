@@ -14,7 +14,8 @@ planes in ZStep_1, ZStep_2 …; its z is 0. The export writes a channel that has
 The .HTD, where there is one, says the plate's rows and columns, the wavelengths' names, and what was to be imaged.
 Positions [µm], pixel size [µm/px], wavelength [nm] and time stand in each TIFF's own description, and nowhere else. They
 are read from few files: one per field of one well, since MetaXpress repeats the same fields in every well (two fields of
-another well are compared; the next well is read where a file of the first is damaged), and up to three per channel.
+another well are compared; the next well is read where a file of the first is damaged), and up to three per channel. What
+a file says of itself is compared when its pixels are read.
 Positions are relative to the center of the well where the files say so, else to the mean of its fields; MetaXpress
 counts y as the image's rows do. `z_um` is relative to the lowest plane of a field, `seconds` is set for the files that
 were read, in the microscope's local time as if it were UTC. Old versions of MetaXpress write descriptions (MetaMorph's
@@ -35,10 +36,10 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from plateloom.errors import PlateLayoutError
+from plateloom.errors import PlateLayoutError, UnreadableImageError
 from plateloom.readers import Source, SourceImage
 from plateloom.readers.folders import list_files, sort_planes
-from plateloom.readers.planes import load_plane as load
+from plateloom.readers.planes import load_plane
 from plateloom.wells import parse_well, well_name
 
 __all__ = ["Params", "listing", "load", "recognize", "scan"]
@@ -48,6 +49,7 @@ INDEX_LIMIT = 1 << 20  # bytes of an .HTD; that of 1536 wells has 20 kB
 DESCRIPTION_LIMIT = 1 << 20  # bytes of a TIFF's description; it has 6 kB
 FIELDS, CHANNELS = 256, 16  # of which tags are read
 SAMPLES = 3  # wells that are tried
+RELATIVE = "OffsetFromWellCenterUmY", "OffsetFromWellCenterUmX"
 TOLERANCE = 5.0  # µm that a field of another well may lie elsewhere; stages repeat to about one
 MICROMETERS = {"um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3, "mm": 1e3}
 PROPERTY = re.compile(rb'<(?:custom-)?prop\s+id="([^"<>]{1,64})"\s+type="[^"<>]*"\s+value="([^"<>]{0,256})"')
@@ -73,6 +75,12 @@ class Params(BaseModel):
         "`stack`: conversion.z does what it says, whatever the microscope was told (its projection may be the "
         "best focus); the max of all planes is MetaXpress's maximum projection. `projection`: one file is read in place "
         "of many. Where only one of them is there, that one.",
+    )
+    positions: Literal["sampled", "none"] = Field(
+        "sampled",
+        description="`sampled`: fields lie where the tags of one well say, and a field of another well whose own tags say "
+        "something else cannot be read. `none`: they have no positions, for a plate whose wells were imaged each in places "
+        "of its own.",
     )
 
 
@@ -143,13 +151,28 @@ def scan(source, params):
         notes += _compare(index, index_name, plate.images)
     notes += _find_gaps(images)
     return Source(
-        sort_planes(_describe(images, sample, tags, copied, notes)),
+        sort_planes(_describe(images, sample, tags, copied, notes, params)),
         shape=shape,
         channels=_channel_names(images, index, sample, tags),
         notes=notes,
         plate=plate.name,
         absent=_count_absent(index, plate.images),
     )
+
+
+def load(source, image):
+    """Read and decode one plane, see `plateloom.readers.planes.load_plane`; refuse one that lies elsewhere than is said."""
+    plane, content = load_plane(source, image)
+    if image.y_um is not None:
+        tags = _read_tags(Path(source, image.file))
+        own = [_value(tags, key) for key in RELATIVE]
+        if None not in own and math.dist(own, (image.y_um, image.x_um)) > TOLERANCE:
+            raise UnreadableImageError(
+                f"{image.file}: lies at y {own[0]:g}, x {own[1]:g} µm of its well's center, field {image.field} of the first "
+                f"well at {image.y_um:g}, {image.x_um:g}; if wells were imaged each in places of its own, set readers: "
+                "{imagexpress: {positions: none}}"
+            )
+    return plane, content
 
 
 def listing(source, params):
@@ -637,9 +660,9 @@ def _find_gaps(images):
     return lines
 
 
-def _describe(images, sample, tags, copied, notes):
+def _describe(images, sample, tags, copied, notes, params):
     """Give each plane what the tags of the sampled ones say."""
-    positions, reason = _positions(sample, tags)
+    positions, reason = _positions(sample, tags) if params.positions == "sampled" else ({}, "")
     if reason:
         notes.append(f"fields have no positions: {reason}")
     sizes = {channel: _pixel_size(tags[planes[0].file]) for channel, planes in sample.channels.items()}
@@ -665,7 +688,7 @@ def _positions(sample, tags):
     """Field -> y and x of its center [µm], relative to a point of the well; or why there are none."""
     if not sample.fields:
         return {}, f"more than {FIELDS} per well"
-    keys = "OffsetFromWellCenterUmY", "OffsetFromWellCenterUmX"
+    keys = RELATIVE
     found, unknown = _places(sample.fields, tags, keys)
     relative = not unknown
     if not relative:
