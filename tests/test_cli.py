@@ -157,8 +157,10 @@ def test_init_writes_a_screen_that_only_lacks_treatments(tmp_path, data):
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     assert set(settings["channels"]) == {"Channel1", "Channel2"}
     assert settings["segmentation"]["parameters"]["nuclei_channel"] == "Channel2", "by its pixels alone"
-    settings["conversion"]["pixel_size_um"] = 1.0
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    shutil.rmtree(folder)
+    code, _ = plateloom("init", folder, "--source", data / "bbbc013_sbs_rows_ABEF", "--pixel-size", 0.65)
+    assert code == 0
+    assert yaml.safe_load((folder / "config.yaml").read_text())["conversion"]["pixel_size_um"] == 0.65
     code, text = plateloom("check", folder)
     assert code == 0 and "48 wells, 48 fields, 96 files" in text
     assert "no well is a negative control" in text and "no mistake, but 2 warnings to read" in text

@@ -35,13 +35,23 @@ NUCLEI = ("dna", "dapi", "hoechst", "draq", "nuclei", "nucleus")
     help="A plate's folder of images; once per plate.",
 )
 @click.option("--pattern", default=None, help="Regular expression of file names, where the layout is not recognized.")
-def command(folder, sources, pattern):
+@click.option(
+    "--pixel-size",
+    "pixel_size_um",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    metavar="UM",
+    help="Size of a pixel [µm/px], where the files do not say it, or say it wrong.",
+)
+def command(folder, sources, pattern, pixel_size_um):
     """Look at image folders, guess reader, channels and pattern, and write a screen's files into FOLDER.
 
     \b
     plateloom init screens/mine --source /data/plate1 --source /data/plate2
     """
     found = look(sources, pattern)
+    if pixel_size_um:
+        found |= {"pixel_size_um": pixel_size_um, "size_from": "--pixel-size"}
     if (folder / "config.yaml").exists():
         raise ConfigError(f"{str(folder / 'config.yaml')!r} is there already; choose another folder")
     with writing(folder):
