@@ -281,7 +281,7 @@ def two_plates(tmp_path_factory):
         target = folder / "raw/P2" / path.relative_to(folder / "raw/P1")
         assert target.exists()
         tifffile.imwrite(target, tifffile.imread(path) // 2)
-    edit(folder, "illumination", method="none")
+    edit(folder, "illumination", method="none", parameters={})
     edit(folder, "latent.autoencoder", plates=["P1"])
     run_stages(folder, TO_FEATURES)
     return folder
