@@ -174,13 +174,10 @@ def last_made(folder):
         Names of stages that have records, and none of whose followers has.
     """
     wanted, after = Screen(read_config(folder).model_dump(mode="json"), folder).stages(), _after(folder)
-    of = {"screen": "results/screen/records/{}.json", "": "results/plates/*/records/{}/*.json"}
-    made = [
-        stage
-        for stage in wanted
-        if any(Path(folder).glob(of["screen" if STAGES[stage].scope == "screen" else ""].format(stage)))
-    ]
-    if len(made) == len(wanted):
+    of_plates, of_screen = "results/plates/*/records/{}/*.json", "results/screen/records/{}.json"
+    where = {stage: (of_screen if STAGES[stage].scope == "screen" else of_plates).format(stage) for stage in wanted}
+    made = [stage for stage in wanted if any(Path(folder).glob(where[stage]))]
+    if made == wanted:
         return []
     return [stage for stage in made if not any(stage in after[name] for name in made)]
 

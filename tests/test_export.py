@@ -260,7 +260,7 @@ def inodes_shared(out, folder):
 
 
 def test_hard_links_are_pixels_only(finished, tmp_path):
-    found = run(finished, tmp_path / "out", "--link", "--plate", "P1", "--no-tables")
+    found = run(finished, tmp_path / "out", "--link", "--plate", "P1")
     assert "pixels as hard links" in found.output
     shared = inodes_shared(tmp_path / "out", finished)
     assert shared and all(re.fullmatch(r"plates/P1\.zarr/.*/c(/\d+)+", name) for name in shared)
@@ -269,7 +269,7 @@ def test_hard_links_are_pixels_only(finished, tmp_path):
 
 
 def test_copies_share_no_byte_with_the_screen(finished, tmp_path):
-    found = run(finished, tmp_path / "out", "--copy", "--plate", "P1", "--no-tables")
+    found = run(finished, tmp_path / "out", "--copy", "--plate", "P1")
     assert "pixels as copies" in found.output
     assert inodes_shared(tmp_path / "out", finished) == set()
 

@@ -325,7 +325,7 @@ def input_space(pipeline, X):
 
 
 def _skops_io():
-    """`skops.io` that trusts no estimator by itself.
+    """`skops.io`, which trusts no estimator by itself where nobody has imported it before.
 
     To list those of scikit-learn, it would import every module of it, and torch and dask with them: seconds in each process.
     """

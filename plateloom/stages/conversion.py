@@ -16,7 +16,7 @@ from plateloom.engine.parts import Outcome, Unit, remover, run_job
 from plateloom.errors import DeferredError, PlateLayoutError, UnreadableImageError
 from plateloom.readers import SourceImage, load_reader
 from plateloom.readers.folders import digest_changes
-from plateloom.readers.planes import load_plane
+from plateloom.readers.planes import TAIL, load_plane
 from plateloom.store import plate as store
 from plateloom.store.flatfields import read_shadings, shadings_path, write_shadings
 from plateloom.store.layout import part_of, plate_folder, plate_store, well_table
@@ -30,7 +30,6 @@ DONE, PARTIAL, FAILED, MISSING, HOLE = "done", "partial", "failed", "missing", "
 STITCHED = 1  # number of the one image of a stitched well
 FRESH_MINUTES = 60  # files younger than this may still be on their way
 LAST_FILES = 64  # copies run in order: only what came last can be cut short
-TAIL = 512  # bytes
 
 
 def convert_part(*, plate, part, parts, source, reader, listing, settings, code, record, deferral=""):

@@ -35,10 +35,8 @@ OPENED_ARRAYS = 64  # kept open by a process
 _OPENED = {}
 SHARD_PX = 2048  # in NGFF 0.4, which has none: what is in memory at once of large labels
 GROUP_KEYS = {"zarr_format", "node_type", "attributes", "consolidated_metadata"}
-IN_GROUP = (
-    b'{"attributes":',
-    b',"node_type":"group","zarr_format":3}\n',
-)  # around a group's attributes, as we write them
+# What stands before and behind a group's attributes, as we write them.
+IN_GROUP = b'{"attributes":', b',"node_type":"group","zarr_format":3}\n'
 
 # Threads inside blosc leave the blocks of a chunk in the order in which they finish: other bytes for the same pixels.
 numcodecs.blosc.use_threads = False
