@@ -42,7 +42,11 @@ class Conversion(Section):
     z: Literal["max", "mean", "best focus", "keep"] = Field(
         "max",
         description="How the z planes of a field become one: brightest value, mean, sharpest plane of each channel; or "
-        "`keep` them all, which only conversion and viewers understand.",
+        "`keep` them all: cells are then found and measured in volumes (`segmentation.method: volume`), and what looks at "
+        "planes sees their brightest values.",
+    )
+    z_step_um: float | None = Field(
+        None, gt=0, description="Distance of z planes that are kept [µm]; default: what the source's metadata say."
     )
     time: int | Literal["keep"] | None = Field(
         None,
@@ -156,7 +160,9 @@ class Segmentation(Section):
 class Features(Section):
     """Measurements of every cell."""
 
-    families: list[str] | None = Field(None, description="Families to measure; default: all.")
+    families: list[str] | None = Field(
+        None, description="Families to measure; default: all, of volumes AreaShape, Location and Intensity."
+    )
     channels: list[str] | None = Field(None, description="Channels to measure; default: all.")
     texture_scales: list[Annotated[int, Field(ge=1)]] = Field(
         [3, 5, 10], min_length=1, description="Distances between the pixels that texture compares [px]."
@@ -507,7 +513,7 @@ def load_config(settings):
             continue
         if not isinstance(holder, dict):
             holder.parameters = params.model_dump(mode="json")
-    problems += _check_restoration(config) + _check_training(config)
+    problems += _check_restoration(config) + _check_training(config) + _check_volumes(config)
     if (
         config.classification.labels
         and config.classification.inputs == "latent"
@@ -584,14 +590,38 @@ def _check_training(config):
     return problems
 
 
+def _check_volumes(config):
+    """Mistakes in what is to be done with volumes."""
+    from plateloom.features import VOLUME_FAMILIES
+    from plateloom.segmentation import works_on_volumes
+
+    method = config.segmentation.method
+    if not works_on_volumes(method):
+        return []
+    problems = []
+    if config.conversion.z != "keep":
+        problems.append(f"segmentation.method: {method} segments volumes, which takes conversion.z: keep")
+    if config.conversion.layout == "stitched":
+        problems.append(
+            f"segmentation.method: {method} segments a field in one piece, which takes conversion.layout: fields"
+        )
+    if strange := [name for name in config.features.families or () if name not in VOLUME_FAMILIES]:
+        problems.append(
+            f"features.families: {', '.join(strange)}: not measured in volumes; families there: {', '.join(VOLUME_FAMILIES)}"
+        )
+    return problems
+
+
 def _check_readout(config):
     """Mistakes in the names of features that the assay's readout is made of."""
     from plateloom import features
     from plateloom.features.meaning import describe_columns
-    from plateloom.segmentation import measured_compartments
+    from plateloom.segmentation import measured_compartments, works_on_volumes
 
     settings = config.features.model_dump(exclude={"channels", "precision"})
-    settings["families"] = [name for name in settings["families"] or features.FAMILIES if name in features.FAMILIES]
+    settings["volumes"] = works_on_volumes(config.segmentation.method)
+    possible = features.VOLUME_FAMILIES if settings["volumes"] else features.FAMILIES
+    settings["families"] = [name for name in settings["families"] or possible if name in possible]
     channels = [name for name in config.features.channels or config.channels if name in config.channels]
     problems, given, known = [], config.profiling.parameters, None
     if given.get("readout_denominator") and not given.get("readout"):

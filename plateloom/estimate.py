@@ -11,6 +11,7 @@ from pathlib import Path
 from plateloom.errors import DataFault
 from plateloom.planning import STAGES
 from plateloom.readers import load_reader
+from plateloom.segmentation import memory_of_volume
 from plateloom.store import layout
 from plateloom.store.plate import Format, count_files
 from plateloom.store.provenance import PACKAGE, read_json
@@ -62,6 +63,8 @@ class PlateSize:
         Height and width of a field [px].
     channels : int
     source_bytes : int
+    planes : int
+        That a field keeps.
     """
 
     wells: int
@@ -69,10 +72,11 @@ class PlateSize:
     shape: tuple
     channels: int
     source_bytes: int = 0
+    planes: int = 1
 
     @property
     def gigapixels(self):
-        return 1e-9 * self.fields * self.channels * self.shape[0] * self.shape[1]
+        return 1e-9 * self.fields * self.channels * self.planes * self.shape[0] * self.shape[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,12 +149,14 @@ def measure_plate(screen, plate):
     if shape is None:
         raise fault
     files = {image.file: image.size for image in images}
+    kept = screen.config.conversion.z == "keep"
     return PlateSize(
         wells=len({image.well for image in images}),
         fields=len({(image.well, image.field) for image in images}),
         shape=tuple(shape),
         channels=len(screen.config.channels),
         source_bytes=sum(files.values()),
+        planes=len({image.z for image in images}) if kept else 1,
     )
 
 
@@ -179,7 +185,9 @@ def estimate_screen(screen, sizes):
                 _work(screen, stage, size, size.gigapixels) / parts for size in sizes.values() for _ in range(parts)
             ]
         seconds = [fixed + rate * work for work in works]
-        field_mb = max((2e-6 * size.channels * size.shape[0] * size.shape[1] for size in sizes.values()), default=0)
+        field_mb = max((8e-6 * size.channels * size.shape[0] * size.shape[1] for size in sizes.values()), default=0)
+        if screen.has_volumes and stage in ("segmentation", "features"):
+            field_mb += max(memory_of_volume((size.planes, *size.shape), size.channels) for size in sizes.values())
         on_gpu = stage in ON_GPU and screen.config.engine.device != "cpu"
         on_gpu &= stage != "segmentation" or screen.segments_on_gpu
         found.append(
@@ -189,7 +197,7 @@ def estimate_screen(screen, sizes):
                 threads=threads,
                 core_hours=sum(seconds) / 3600,
                 gpu_hours=sum(seconds) / threads / 3600 if on_gpu else 0.0,
-                memory_mb=int(1000 * gigabytes + (4 * threads * field_mb if scope != "screen" else 0)),
+                memory_mb=int(1000 * gigabytes + (threads * field_mb if scope != "screen" else 0)),
                 longest_s=max(seconds, default=0) / threads,
                 learned=learned,
             )
@@ -253,10 +261,11 @@ def estimate_results(screen, sizes):
     """
     pixels = 1e9 * sum(size.gigapixels for size in sizes.values())
     conversion = screen.config.conversion
-    kept = Format(ngff=conversion.ngff, chunk_px=conversion.chunk_px, shard_px=None)
+    volumes = conversion.z == "keep"
+    kept = Format(ngff=conversion.ngff, chunk_px=conversion.chunk_px, shard_px=conversion.shard_px if volumes else None)
     files = 0
     for size in sizes.values():
-        shape = (size.channels, *size.shape)
+        shape = (size.channels, *([size.planes] if volumes else []), *size.shape)
         files += size.fields * count_files(shape, conversion.levels, labels=COMPARTMENTS, format=kept)
         files += size.wells * (2 + sum(stage in screen.stages() for stage in WELL_TABLES.values()))
     for stage in screen.stages():

@@ -19,7 +19,7 @@ from plateloom.ledgers import describe
 from plateloom.quarantines import read_quarantined
 from plateloom.readers import READERS, load_reader, suggest_reader
 from plateloom.readers.folders import digest_changes
-from plateloom.segmentation import COMPARTMENTS, measured_compartments, takes_device
+from plateloom.segmentation import COMPARTMENTS, measured_compartments, memory_of_volume, takes_device, works_on_volumes
 from plateloom.store.annotations import digest_pairs, list_pairs
 from plateloom.store.corrections import list_corrections
 from plateloom.store.layout import part_of, record_path, screen_record
@@ -302,7 +302,8 @@ class Screen:
             "training": training | {"content": self._annotations},
             "features": config["features"]
             | {"channels": config["features"]["channels"] or list(config["channels"])}
-            | ({} if measured == COMPARTMENTS else {"compartments": list(measured)}),
+            | ({} if measured == COMPARTMENTS else {"compartments": list(measured)})
+            | ({"volumes": True} if self.has_volumes else {}),
             "profiling": config["profiling"]
             | (
                 {"error_limit": latent["autoencoder"]["error_limit"]}
@@ -416,8 +417,14 @@ class Screen:
         if stage == "features":
             from plateloom.features import FAMILIES
 
-            modules += [FAMILIES[name] for name in self.config.features.families or FAMILIES]
+            families = self.config.features.families or FAMILIES
+            modules += ["plateloom.features.volume"] if self.has_volumes else [FAMILIES[name] for name in families]
         return code_digest(*modules, str(PACKAGE.parent / "scripts" / f"{chosen.script}.py"))
+
+    @property
+    def has_volumes(self):
+        """Whether cells are found and measured in volumes."""
+        return works_on_volumes(self.config.segmentation.method)
 
     @property
     def segments_on_gpu(self):
@@ -482,12 +489,18 @@ class Screen:
         field_mb : float
             One field in all channels [MB].
         gigapixels : float
-            All fields in all channels [10⁹ px].
+            All fields in all channels, with all planes that are kept [10⁹ px].
         """
         facts = (plate and read_json(self.folder / record_path(plate, "assembly")) or {}).get("facts", {})
         height, width, *_ = facts.get("accepted") or (0, 0)
         pixels = height * width * len(self.config.channels)
-        return 2e-6 * pixels, 1e-9 * pixels * facts.get("fields", 0)
+        return 2e-6 * pixels, 1e-9 * pixels * facts.get("planes", 1) * facts.get("fields", 0)
+
+    def volume_mb(self, plate):
+        """What a thread needs that finds or measures cells in one of the plate's volumes [MB]; 0 where that is not done."""
+        facts = (self.has_volumes and read_json(self.folder / record_path(plate, "assembly")) or {}).get("facts", {})
+        height, width, *_ = facts.get("accepted") or (0, 0)
+        return memory_of_volume((facts.get("planes", 1), height, width), len(self.config.channels))
 
     @property
     def crops_gb(self):

@@ -137,12 +137,13 @@ def batch_of(wildcards):
     return SCREEN.plates[wildcards.plate].batch
 
 
-def memory_for(gigabytes):
+def memory_for(gigabytes, volumes=False):
     """Memory of a job [MB]: with four copies of one of the plate's fields per thread, and more with each attempt."""
 
     def memory(wildcards, threads, attempt):
         field_mb, _ = SCREEN.size(wildcards.get("plate"))
-        return int((1000 * gigabytes + 4 * threads * field_mb) * attempt)
+        volume_mb = SCREEN.volume_mb(wildcards.plate) if volumes else 0
+        return int((1000 * gigabytes + threads * (4 * field_mb + volume_mb)) * attempt)
 
     return memory
 

@@ -293,7 +293,7 @@ def test_several_time_points_are_refused_until_the_config_names_one():
     ],
 )
 def test_a_plate_that_keeps_z_or_time_is_converted_and_what_follows_says_so(keep, axes, expected):
-    from plateloom.stages.illumination import require_planes
+    from plateloom.stages.illumination import require_one_time
 
     pixels, pattern_ = stack_of(times=2, heights=3)
     convert(settings_with(pattern_, **keep))
@@ -305,8 +305,10 @@ def test_a_plate_that_keeps_z_or_time_is_converted_and_what_follows_says_so(keep
     np.testing.assert_array_equal(array[...], expected(pixels))
     record = assemble()
     assert record["status"] == "done"
-    with pytest.raises(parts.DataFault, match="works on one plane per field and channel"):
-        require_planes(record)
+    if "t" not in axes:
+        return require_one_time(record)
+    with pytest.raises(parts.DataFault, match="keeps its time points .* what follows conversion works on one"):
+        require_one_time(record)
 
 
 def test_a_plane_missing_from_a_stack_is_said():
@@ -320,6 +322,20 @@ def test_a_plane_missing_from_a_stack_is_said():
         ("A02", "GFP", "2 of 3 planes are there")
     ]
     assert convert(settings_with(pattern_, z="keep"))["failures"][0]["reason"].endswith("z 1 are missing")
+    # The one plane that is left of a stack does not stand for the others.
+    Path("raw/A02_s1_t0_z0_w2.tif").unlink()
+    assert convert(settings_with(pattern_, z="keep"))["failures"][0]["reason"].endswith("z 0, 1 are missing")
+
+
+def test_a_channel_of_one_plane_stands_beside_stacks():
+    pixels, pattern_ = stack_of(times=1, heights=3)
+    for z in range(3):
+        Path(f"raw/A01_s1_t0_z{z}_w2.tif").unlink()
+    write("A01_s1_t0_z7_w2.tif", pixels[1, 0, 0])  # its number is none of the stack's
+    assert not convert(settings_with(pattern_, z="keep"))["failures"]
+    found = store.read_image(field_path("A01", 1))
+    np.testing.assert_array_equal(found[0], pixels[0, 0])
+    np.testing.assert_array_equal(found[1], np.repeat(pixels[1, 0, :1], 3, axis=0))
 
 
 def test_without_any_pixel_size_nothing_is_converted():

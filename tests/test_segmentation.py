@@ -105,7 +105,7 @@ def assert_contract(found, shape):
 
 # Others need a package and weights, or a trained classifier, or find no cells: tests/test_adapters.py, tests/test_pixels.py
 # and tests/test_patches.py hold them to the contract.
-OURS = sorted(METHODS.keys() - {"cellpose", "instanseg", "stardist", "pixels", "patches"})
+OURS = sorted(METHODS.keys() - {"cellpose", "instanseg", "stardist", "pixels", "patches", "volume"})
 every_method = pytest.mark.parametrize("method", OURS)
 
 

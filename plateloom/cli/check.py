@@ -159,6 +159,25 @@ def _check_sizes(folder, config, plate, pixel_size_um, width, problems, notes):
         notes += [] if any(line in one for one in notes) else [f"{plate}: warning: {line}"]
 
 
+def _check_planes(config, plate, images, problems, notes):
+    """Ask whether planes that are kept can be segmented."""
+    from plateloom.segmentation import METHODS, works_on_volumes
+
+    if config.conversion.z != "keep":
+        return
+    if not works_on_volumes(config.segmentation.method):
+        volumes = " or ".join(name for name in METHODS if works_on_volumes(name))
+        line = (
+            f"conversion.z: keep: segmentation.method {config.segmentation.method} works on one plane; choose {volumes}, or run "
+            "with --until quality"
+        )
+        notes += [] if any(line in one for one in notes) else [f"config.yaml: warning: {line}"]
+    elif config.conversion.z_step_um is None and not any(image.z_um is not None for image in images):
+        problems.append(
+            f"{plate}: the files do not say how far the z planes lie apart; set conversion.z_step_um [µm] in config.yaml"
+        )
+
+
 def _installed(package):
     import importlib.util
 
@@ -351,6 +370,7 @@ def _check_files(folder, config, plate, wells, problems, notes, decode):
         problems.append(f"{plate.plate}: {fault}")
         pixel_size_um = config.conversion.pixel_size_um
         images = [image for image in found.images if image.channel in {c.source for c in config.channels.values()}]
+    _check_planes(config, plate.plate, images, problems, notes)
     if len(lacking) < len(config.channels):
         notes += [f"{plate.plate}: warning: {line}" for line in _doubtful(images)]
         faults, doubts, width = _decode_some(folder / plate.source, module, images) if decode else ([], [], None)

@@ -28,6 +28,8 @@ def command(screen, columns, markdown, timed):
             click.echo("| `{}` | {} | {} | {} |".format(*row))
         return
     channels, settings = _settings(screen)
+    if timed and settings["volumes"]:
+        raise click.UsageError("--time measures a simulated plane, and this screen measures volumes")
     width = {"float64": 8, "float32": 4}[settings.pop("precision")]
     described = describe_columns(COMPARTMENTS, channels, **settings)
     if columns:
@@ -55,11 +57,13 @@ def command(screen, columns, markdown, timed):
 def _settings(screen):
     """Channels and options of `describe_columns`, and `precision`, of a screen or by default."""
     from plateloom.config import Features, read_config
+    from plateloom.segmentation import works_on_volumes
 
     if screen is None:
-        return ["DNA", "ER", "RNA", "AGP", "Mito"], Features().model_dump(exclude={"channels"})
+        return ["DNA", "ER", "RNA", "AGP", "Mito"], Features().model_dump(exclude={"channels"}) | {"volumes": False}
     config = read_config(screen)
-    return config.features.channels or list(config.channels), config.features.model_dump(exclude={"channels"})
+    volumes = {"volumes": works_on_volumes(config.segmentation.method)}
+    return config.features.channels or list(config.channels), config.features.model_dump(exclude={"channels"}) | volumes
 
 
 def _time_families(channels, settings, families):
@@ -76,7 +80,7 @@ def _time_families(channels, settings, families):
     field = render_field(design, "P1", well, 1)
     image = np.stack([field.image[i % len(field.image)] for i in range(len(channels))])
     labels = {"Nuclei": field.nuclei, "Cells": field.cells, "Cytoplasm": np.where(field.nuclei > 0, 0, field.cells)}
-    options = {name: value for name, value in settings.items() if name not in ("families", "physical_units")}
+    options = {name: value for name, value in settings.items() if name not in ("families", "physical_units", "volumes")}
 
     def took(chosen):
         started = time.perf_counter()

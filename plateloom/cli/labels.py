@@ -289,8 +289,10 @@ def _read_folder(folder, stores):
             painted = found.setdefault((plate, well, int(field)), {})
             if name in painted:
                 raise ValueError(f"{painted[name][0].name!r} is there as well; remove one")
-            shape = image_shape(field_path(stores[plate], well, field))[-2:]
-            painted[name] = (path, _read_labels(path, shape))
+            _, *shape = image_shape(field_path(stores[plate], well, field))
+            if len(shape) > 2:
+                raise ValueError("this plate keeps its z planes, and labels of volumes are not taken back")
+            painted[name] = (path, _read_labels(path, tuple(shape)))
         except ValueError as error:
             problems.append(f"{path}: {error}")
     if not files:

@@ -26,7 +26,9 @@ FAMILIES = {
     "Granularity": "plateloom.features.granularity",
 }
 
-__all__ = ["FAMILIES", "feature_columns", "measure_image", "measure_volume"]
+VOLUME_FAMILIES = ("AreaShape", "Location", "Intensity")  # all of them in `plateloom.features.volume`
+
+__all__ = ["FAMILIES", "VOLUME_FAMILIES", "feature_columns", "measure_image", "measure_volume"]
 
 
 def __getattr__(name):

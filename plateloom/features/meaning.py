@@ -23,7 +23,8 @@ SOURCES = {
 
 # Units by the beginning of a name without its compartment; the first that fits holds, and else it is "1".
 _UNITS = (
-    (r"AreaShape_(Area|BoundingBoxArea|ConvexArea|InertiaTensor\w*)(_|$)", "px^2"),
+    (r"AreaShape_(Area|BoundingBoxArea|ConvexArea|InertiaTensor\w*|SurfaceArea)(_|$)", "px^2"),
+    (r"AreaShape_(Volume|BoundingBoxVolume)$", "px^3"),
     (
         r"AreaShape_(BoundingBoxM\w+|Center|EquivalentDiameter|MajorAxisLength|MinorAxisLength|MaxFeretDiameter|"
         r"MinFeretDiameter|MaximumRadius|MeanRadius|MedianRadius|Perimeter)(_|$)",
@@ -45,6 +46,8 @@ _UNITS = (
 
 # Unit in pixels -> unit and ending of its twin in micrometers, and the power of the pixel's size between them.
 PHYSICAL = {"px": ("um", "um", 1), "px^2": ("um^2", "um2", 2)}
+# A volume's z is not as long as its x and y: of what counts voxel sides only the number of voxels has a physical size.
+PHYSICAL_OF_VOLUMES = {"px^3": ("um^3", "um3")}
 
 
 def unit_of(column, compartment="Nuclei|Cells|Cytoplasm"):
@@ -70,8 +73,8 @@ def _patterns(compartment):
     return [(re.compile(rf"(({compartment})_)?({pattern})"), unit) for pattern, unit in _UNITS]
 
 
-def describe_columns(compartments, channels, *, families=None, physical_units=False, **options):
-    """Describe every column that `measure_image` gives.
+def describe_columns(compartments, channels, *, families=None, physical_units=False, volumes=False, **options):
+    """Describe every column that `measure_image` gives, or `measure_volume`.
 
     Parameters
     ----------
@@ -79,7 +82,10 @@ def describe_columns(compartments, channels, *, families=None, physical_units=Fa
     families, **options
         As in `measure_image`.
     physical_units : bool
-        Every length and area in pixels is followed by its twin in micrometers, ``…_um`` or ``…_um2``.
+        Every length and area in pixels is followed by its twin in micrometers, ``…_um`` or ``…_um2``; in volumes, whose voxels
+        need not be cubes, volumes only, ``…_um3``.
+    volumes : bool
+        Of `measure_volume`. Lengths in [px] are counted in voxels along each axis.
 
     Returns
     -------
@@ -87,26 +93,27 @@ def describe_columns(compartments, channels, *, families=None, physical_units=Fa
         By column, in the order of the tables: `compartment`, `family`, `channel` (``DNA``, ``DNA/ER`` of a pair, empty
         where no intensity is needed), `unit`, `source` (CellProfiler's module).
     """
-    from plateloom.features import feature_columns
-
-    described = {}
+    if volumes:
+        from plateloom.features.volume import FAMILIES as known
+    else:
+        known = {name: load_method(FAMILIES, name, "feature family") for name in FAMILIES}
+    described, physical = {}, PHYSICAL_OF_VOLUMES if volumes else PHYSICAL
     for compartment in compartments:
         common = {"compartment": compartment, "compartments": tuple(compartments), **options}
-        for family in [name for name in FAMILIES if families is None or name in families]:
-            owners = _channels_of(load_method(FAMILIES, family, "feature family"), channels, common)
-            for column in feature_columns(
-                compartment, channels, families=[family], compartments=compartments, **options
-            ):
+        for family in [name for name in known if families is None or name in families]:
+            owners = _channels_of(known[family], channels, common)
+            for name in known[family].columns(channels, **common):
+                column = f"{compartment}_{name}"
                 unit = unit_of(column, re.escape(compartment))
                 described[column] = {
                     "compartment": compartment,
                     "family": family,
-                    "channel": owners[column.removeprefix(f"{compartment}_")],
+                    "channel": owners[name],
                     "unit": unit,
                     "source": SOURCES[family],
                 }
-                if physical_units and unit in PHYSICAL:
-                    described[f"{column}_{PHYSICAL[unit][1]}"] = described[column] | {"unit": PHYSICAL[unit][0]}
+                if physical_units and unit in physical:
+                    described[f"{column}_{physical[unit][1]}"] = described[column] | {"unit": physical[unit][0]}
     return described
 
 
@@ -133,7 +140,7 @@ def list_measurements():
     return [(name, count, unit, source) for (name, unit, source), count in counted.items()]
 
 
-def add_physical(table, pixel_size_um, described):
+def add_physical(table, pixel_size_um, described, *, z_step_um=None):
     """Give lengths and areas in micrometers beside those in pixels.
 
     Parameters
@@ -144,6 +151,8 @@ def add_physical(table, pixel_size_um, described):
         [µm/px].
     described : dict of str to dict
         As `describe_columns` gives it; twins that are not in it are not made.
+    z_step_um : float, optional
+        Distance of planes [µm], where the table is of volumes.
 
     Returns
     -------
@@ -151,12 +160,15 @@ def add_physical(table, pixel_size_um, described):
     """
     import pandas as pd
 
+    units = {unit: (ending, pixel_size_um**power) for unit, (_, ending, power) in PHYSICAL.items()}
+    if z_step_um is not None:
+        units = {unit: (one[1], pixel_size_um**2 * z_step_um) for unit, one in PHYSICAL_OF_VOLUMES.items()}
     twins = {}
     for name, column in described.items():
-        if column["unit"] in PHYSICAL and name in table:
-            _, ending, power = PHYSICAL[column["unit"]]
+        if column["unit"] in units and name in table:
+            ending, size = units[column["unit"]]
             if f"{name}_{ending}" in described:
-                twins[f"{name}_{ending}"] = table[name] * pixel_size_um**power
+                twins[f"{name}_{ending}"] = table[name] * size
     return pd.concat([table, pd.DataFrame(twins, index=table.index)], axis=1) if twins else table
 
 

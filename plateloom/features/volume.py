@@ -10,6 +10,8 @@ of the deviations, as in planes, where CellProfiler takes their lower third in v
 
 import functools
 import itertools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -79,11 +81,11 @@ def measure_volume(image, labels, channels, *, families=None):
     tables = {}
     for compartment, label_volume in labels.items():
         index = VoxelIndex(np.asarray(label_volume), image, shape)
-        blocks = [_FAMILIES[name][1](index) for name in names]
+        blocks = [FAMILIES[name].measure(index) for name in names]
         tables[compartment] = pd.DataFrame(
             np.hstack(blocks) if blocks else np.empty((len(index.labels), 0)),
             index=pd.Index(index.labels, name="ObjectNumber"),
-            columns=[f"{compartment}_{column}" for name in names for column in _FAMILIES[name][0](channels)],
+            columns=[f"{compartment}_{column}" for name in names for column in FAMILIES[name].columns(channels)],
         )
     return tables
 
@@ -137,14 +139,14 @@ class VoxelIndex(PixelIndex):
 
 def _resolve(families):
     """Return the names asked for, in the order of the columns."""
-    asked = [families] if isinstance(families, str) else list(_FAMILIES if families is None else families)
+    asked = [families] if isinstance(families, str) else list(FAMILIES if families is None else families)
     for name in asked:
-        if name not in _FAMILIES:
-            raise UnknownMethodError("feature family of volumes", name, _FAMILIES)
-    return [name for name in _FAMILIES if name in asked]
+        if name not in FAMILIES:
+            raise UnknownMethodError("feature family of volumes", name, FAMILIES)
+    return [name for name in FAMILIES if name in asked]
 
 
-def _shape_columns(channels):
+def _shape_columns(channels, **_):
     return [
         *(f"AreaShape_BoundingBox{end}_{axis}" for end in ("Maximum", "Minimum") for axis in "XYZ"),
         "AreaShape_BoundingBoxVolume",
@@ -213,7 +215,7 @@ def _euler_changes():
     return changes
 
 
-def _location_columns(channels):
+def _location_columns(channels, **_):
     return [f"Location_Center_{axis}" for axis in "XYZ"] + [
         f"Location_{point}_{axis}_{channel}"
         for channel in channels
@@ -238,10 +240,17 @@ def _measure_intensities(index):
     return measured.reshape(len(measured), measured.shape[1] * measured.shape[2])
 
 
-_FAMILIES = {
-    "AreaShape": (_shape_columns, _measure_shapes),
-    "Location": (_location_columns, _measure_locations),
-    "Intensity": (intensity.columns, _measure_intensities),
+class Family(NamedTuple):
+    """A family of features of volumes: `columns` as of a family's module, and `measure` of a `VoxelIndex`."""
+
+    columns: Callable
+    measure: Callable
+
+
+FAMILIES = {
+    "AreaShape": Family(_shape_columns, _measure_shapes),
+    "Location": Family(_location_columns, _measure_locations),
+    "Intensity": Family(intensity.columns, _measure_intensities),
 }
 
 

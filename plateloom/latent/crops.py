@@ -16,8 +16,9 @@ def crop_cells(image, centers, *, size_px, out_px, labels=None, label_values=Non
         Side of the window in the image [px].
     out_px : int
         Side of the crop that comes back [px].
-    labels : array of int, shape (Y, X), optional
-        Label image; 0 is background. With it, pixels that do not belong to the cell become 0.
+    labels : array of int, shape (Y, X) or (Z, Y, X), optional
+        Label image; 0 is background. With it, pixels that do not belong to the cell become 0; of a label volume, those that
+        belong to it in no plane.
     label_values : array of int, shape (N,), optional
         The label of each cell; needed with `labels`.
     keep_background : bool
@@ -50,7 +51,7 @@ def crop_cells(image, centers, *, size_px, out_px, labels=None, label_values=Non
     if labels is not None:
         if label_values is None or len(label_values) != len(centers):
             raise ValueError("With `labels`, one label value per center is needed.")
-        if np.shape(labels) != image.shape[1:]:
+        if np.ndim(labels) not in (2, 3) or np.shape(labels)[-2:] != image.shape[1:]:
             raise ValueError(f"The label image has shape {np.shape(labels)}, the image {image.shape[1:]}.")
     rows = resampling_matrix(size_px, out_px)
     corners = np.floor(centers - (size_px - 1) / 2 + 0.5).astype(int)
@@ -64,9 +65,9 @@ def crop_cells(image, centers, *, size_px, out_px, labels=None, label_values=Non
         window = np.zeros((len(image), size_px, size_px), dtype=np.float32)
         inside = image[:, y0:y1, x0:x1].astype(np.float32)
         if labels is not None:
-            here = np.asarray(labels[y0:y1, x0:x1])
-            own = here == label_values[n]
-            inside = np.where(own | (here == 0) if keep_background else own, inside, 0)
+            here = np.atleast_3d(np.asarray(labels[..., y0:y1, x0:x1]).T).T
+            own = (here == label_values[n]).any(axis=0)
+            inside = np.where(own | (here == 0).all(axis=0) if keep_background else own, inside, 0)
         window[:, y0 - top : y1 - top, x0 - left : x1 - left] = inside
         crops[n] = rows @ window @ rows.T if rows is not None else window
     return crops

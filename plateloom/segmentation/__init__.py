@@ -22,7 +22,8 @@ the module's ``weights_files(params)``, so that their content is part of the lab
 model and not in parameters named ``…_channel``, ``needed_channels(params)`` lists them; if not every pixel size will do,
 ``find_misfits(params, pixel_size_um)`` says so, and ``check_model(params, channels, folder)`` what can be told before anything
 runs. One whose objects are no cells says in ``OBJECTS`` what they are, and in ``MEASURED`` which compartments are worth
-measuring. One that needs a package of other people names it in ``PACKAGE``, the command that installs it in ``INSTALL``, and
+measuring. One for plates that keep their z planes says ``VOLUMES = True`` and has, in the place of ``Method``, a function
+``segment(image, channels, params, *, pixel_size_um, z_step_um)`` (see `segment_volume`). One that needs a package of other people names it in ``PACKAGE``, the command that installs it in ``INSTALL``, and
 says in ``notices(params)`` what a person must know before using it.
 """
 
@@ -37,9 +38,12 @@ METHODS = {
     "stardist": "plateloom.segmentation.stardist",
     "pixels": "plateloom.segmentation.pixels",
     "patches": "plateloom.segmentation.patches",
+    "volume": "plateloom.segmentation.volume",
 }
 
 COMPARTMENTS = ("Nuclei", "Cells", "Cytoplasm")
+
+BYTES_PER_VOXEL = 60  # in memory, beside the pixels, where a volume is segmented or measured
 
 
 def segment_image(image, channels, *, method="watershed", params=None, pixel_size_um, tile_px=None, device="prefer"):
@@ -77,6 +81,8 @@ def segment_image(image, channels, *, method="watershed", params=None, pixel_siz
     """
     import numpy as np
 
+    if works_on_volumes(method):
+        raise ValueError(f"{method} segments volumes; call segment_volume.")
     image = np.asarray(image, dtype=np.float32)
     if image.ndim != 3 or len(image) != len(channels):
         raise ValueError(
@@ -100,6 +106,68 @@ def segment_image(image, channels, *, method="watershed", params=None, pixel_siz
     for tile in tiles["grow"]:
         cells[tile.core] = work.grow(image[:, *tile.window], nuclei[tile.window], tile.origin, tile.inner, thresholds)
     return {"Nuclei": nuclei, "Cells": cells, "Cytoplasm": subtract_nuclei(cells, nuclei)}
+
+
+def segment_volume(image, channels, *, method="volume", params=None, pixel_size_um, z_step_um):
+    """Find the nuclei and cells of a volume.
+
+    Parameters
+    ----------
+    image : ndarray of float32, shape (C, Z, Y, X)
+        Illumination-corrected intensities in [0, 1].
+    channels, method, params, pixel_size_um
+        As in `segment_image`; the method is one that works on volumes.
+    z_step_um : float
+        Distance of planes [µm].
+
+    Returns
+    -------
+    dict of str to ndarray of uint32, shape (Z, Y, X)
+        Labels as of `segment_image`, in the order of the nuclei's first voxels, plane by plane.
+
+    Raises
+    ------
+    UnknownMethodError
+        If the method is not registered.
+    ValueError
+        If it does not work on volumes, a channel is missing, or the image has not one name per channel or is not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> z, y, x = np.mgrid[:9, :24, :24]
+    >>> ball = ((z - 4) * 2) ** 2 + (y - 12) ** 2 + (x - 12) ** 2 < 36
+    >>> image = np.where(ball, 0.5, 0.02)[None].astype(np.float32)
+    >>> labels = segment_volume(image, ["DNA"], pixel_size_um=1.0, z_step_um=2.0)
+    >>> int(labels["Nuclei"].max()), bool(labels["Nuclei"][4, 12, 12])
+    (1, True)
+    """
+    import numpy as np
+
+    image = np.asarray(image, dtype=np.float32)
+    if image.ndim != 4 or len(image) != len(channels):
+        raise ValueError(
+            f"Expected an image (C, Z, Y, X) with a channel for each of {list(channels)}, found {image.shape}."
+        )
+    module = load_method(METHODS, method, "segmentation method")
+    if not works_on_volumes(method):
+        raise ValueError(f"{method} segments planes; call segment_image.")
+    if not isinstance(params, module.Params):
+        params = module.Params(**(params or {}))
+    return module.segment(image, channels, params, pixel_size_um=pixel_size_um, z_step_um=z_step_um)
+
+
+def works_on_volumes(method):
+    """Whether a method segments volumes rather than planes; its module's ``VOLUMES``."""
+    if method not in METHODS:  # which the config's checks report
+        return False
+    return getattr(load_method(METHODS, method, "segmentation method"), "VOLUMES", False)
+
+
+def memory_of_volume(shape, channels):
+    """What it takes to segment or measure a volume of shape (Z, Y, X) in so many channels [MB]."""
+    planes, height, width = shape
+    return 1e-6 * planes * height * width * (BYTES_PER_VOXEL + 4 * channels)
 
 
 def make_method(module, params, channels, *, pixel_size_um, shape, device):
@@ -139,7 +207,7 @@ def takes_device(module):
     """Whether a method can compute on a GPU."""
     import inspect
 
-    return "device" in inspect.signature(module.Method).parameters
+    return hasattr(module, "Method") and "device" in inspect.signature(module.Method).parameters
 
 
 def count_together(module, device):
@@ -219,12 +287,12 @@ def subtract_nuclei(cells, nuclei):
 
     Parameters
     ----------
-    cells, nuclei : ndarray of uint32, shape (Y, X)
+    cells, nuclei : ndarray of uint32, shape (Y, X) or (Z, Y, X)
         Labels; 0 is background.
 
     Returns
     -------
-    ndarray of uint32, shape (Y, X)
+    ndarray of uint32, their shape
         Labels of the cytoplasm; a cell that is all nucleus has none.
     """
     import numpy as np

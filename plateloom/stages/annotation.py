@@ -460,7 +460,7 @@ def _cut_out(cell, channels, size_um):
     place = (np.arange(out) * size / out + size / out / 2).astype(int)  # the pixel in the middle of each new one
     drawn = []
     for name in ("Nuclei", "Cells"):
-        inside = store.read_labels(path, name, window=window, made=made["labels"])
+        inside = store.project_labels(path, name, window=window, made=made["labels"])
         whole = np.zeros((size, size), inside.dtype)
         top, left = (part.start - first for part, first in zip(window, corner, strict=True))
         whole[top : top + inside.shape[0], left : left + inside.shape[1]] = inside

@@ -241,9 +241,10 @@ def _ends_in_zeros(path):
 def _unit(plate, well, images, source, reader, parameters, settings, code):
     """One well: known as done by its listing, which is kept beside the results, so that no file is read for it."""
     # All fields of a well have the same time points and planes, where these are kept: a gap is a fault, not a shift.
-    for name, axis in (("time", "t"), ("z", "z")):
-        if parameters["conversion"][name] == "keep":
-            parameters = parameters | {f"every_{axis}": sorted({getattr(image, axis) for image in images})}
+    if parameters["conversion"]["time"] == "keep":
+        parameters = parameters | {"every_t": sorted({image.t for image in images})}
+    if parameters["conversion"]["z"] == "keep":
+        parameters = parameters | {"every_z": _heights(images, parameters["planes"])}
     path = well_table(plate, "fields", well)
     listing = digest([settings, parameters, code, [list(image) for image in images]])
     memory = plate_folder(plate) / ".sources" / f"{well}.json"
@@ -442,17 +443,20 @@ def read_field(field, planes, source, reader, parameters):
     for image in planes:
         stacks[by_source[image.channel]].append(image)
     times = parameters.get("every_t") or sorted({image.t for image in planes})
-    heights = parameters.get("every_z") or sorted({image.z for image in planes})
+    heights = parameters.get("every_z") or _heights(planes, parameters["planes"])
     contents, found, reasons, shape = {}, {}, {}, None
     for name, stack in stacks.items():
         if not stack:
             reasons[name] = (MISSING, "no file for this channel")
             continue
-        usual = parameters["planes"].get(stack[0].channel, 0) * len(times)
-        if len(stack) < usual:
-            reasons[name] = (DONE, f"{len(stack)} of {usual} planes are there")
+        usual = parameters["planes"].get(stack[0].channel, 0)
+        if len(stack) < usual * len(times):
+            reasons[name] = (DONE, f"{len(stack)} of {usual * len(times)} planes are there")
         try:
-            pixels = _read_stack(load_reader(reader), source, stack, times, heights, conversion, contents)
+            depth = [stack[0].z] if usual == 1 else heights
+            pixels = _read_stack(load_reader(reader), source, stack, times, depth, conversion, contents)
+            if conversion["z"] == "keep" and pixels.shape[1] == 1:  # one plane stands for every z
+                pixels = np.repeat(pixels, max(1, len(heights)), axis=1)
             kind = pixels.shape[-2:], pixels.dtype
             if shape not in (None, kind):
                 raise UnreadableImageError(
@@ -496,13 +500,19 @@ def read_field(field, planes, source, reader, parameters):
     }
 
 
+def _heights(images, planes):
+    """The z of all stacks together: a channel that has one plane throughout says nothing of how many there are."""
+    stacks = {image.z for image in images if planes.get(image.channel, 0) > 1}
+    return sorted(stacks or {image.z for image in images})
+
+
 def _read_stack(module, source, stack, times, heights, conversion, contents):
     """One channel's planes as an array (T, Z, Y, X); Z is 1 unless the config keeps it."""
     by_time = {t: sorted((plane for plane in stack if plane.t == t), key=lambda plane: plane.z) for t in times}
     for t, planes in by_time.items():
         if not planes:
             raise UnreadableImageError(f"{stack[0].file}: time point {t} is missing")
-        if conversion["z"] == "keep" and len(planes) not in (1, len(heights)):
+        if conversion["z"] == "keep" and len(planes) != len(heights):
             gone = sorted(set(heights) - {plane.z for plane in planes})
             raise UnreadableImageError(f"{planes[0].file}: z {', '.join(map(str, gone[:5]))} are missing")
     if conversion["z"] != "keep":
@@ -511,7 +521,7 @@ def _read_stack(module, source, stack, times, heights, conversion, contents):
     stacks = []
     for t in times:
         planes = list(_read_planes(module, source, by_time[t], contents))
-        stacks.append(np.stack(planes * (len(heights) if len(planes) == 1 else 1)))  # one plane stands for every z
+        stacks.append(np.stack(planes))
     return np.stack(stacks)
 
 
@@ -565,7 +575,7 @@ def _described(parameters, windows, found):
         ],
         "pixel_size_um": parameters["pixel_size_um"],
         "axes": axes,
-        "z_step_um": found["z_step_um"] if conversion["z"] == "keep" else None,
+        "z_step_um": conversion["z_step_um"] or found["z_step_um"] if conversion["z"] == "keep" else None,
         "format": store.Format(
             ngff=conversion["ngff"],
             codec=conversion["codec"],
@@ -657,6 +667,7 @@ def assemble_plate(*, plate, max_failed_fields, code, converted, record):
         made = recipe("assembly", parameters=parameters, code=code, inputs=wells)
         kept = next((part["facts"]["kept"] for part in inputs["converted"] if "kept" in part["facts"]), [])
         facts = {"fields": len(status), "failed_fields": int(status.sum()), "accepted": accepted, "kept": kept}
+        facts |= {"planes": int(fields["Planes"].max())} if "z" in kept else {}
         failures = [
             {"well": row.Metadata_Well, "field": int(row.Metadata_Field), "channel": row.Channel, "reason": row.Reason}
             for row in fields[odd].itertuples()

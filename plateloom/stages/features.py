@@ -9,7 +9,7 @@ from plateloom import features
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
 from plateloom.features.meaning import add_physical, describe_columns
 from plateloom.segmentation import COMPARTMENTS, subtract_nuclei
-from plateloom.stages.illumination import mosaic_of, read_corrected
+from plateloom.stages.illumination import mosaic_of, read_corrected, read_volume
 from plateloom.stages.mosaics import find_centers, source_fields
 from plateloom.store import plate as store
 from plateloom.store.layout import plate_folder, plate_store, well_table
@@ -92,17 +92,23 @@ def measure_field(plate, well, field, flatfield, made, settings):
     labels = {name: store.read_labels(path, name, made=made) for name in ("Nuclei", "Cells") if name in compartments}
     if "Cytoplasm" in compartments:
         labels["Cytoplasm"] = subtract_nuclei(labels["Cells"], labels["Nuclei"])  # sooner than reading what it made
+    volumes, shape = settings.get("volumes", False), next(iter(labels.values())).shape
     if channels:
-        image = read_corrected(plate, well, field, flatfield, channels=channels)
+        read = read_volume if volumes else read_corrected
+        image = read(plate, well, field, flatfield, channels=channels)
     else:  # shape and neighbors need no channel
-        image = np.zeros((0, *store.image_shape(path)[-2:]), np.float32)
-    depth = 8 if store.image_type(path) == np.uint8 else 16  # of the counts that the corrected floats come from
-    tables = features.measure_image(image, labels, channels, bit_depth=depth, **_options(settings))
+        image = np.zeros((0, *shape), np.float32)
+    if volumes:
+        tables = features.measure_volume(image, labels, channels, families=settings["families"])
+    else:
+        depth = 8 if store.image_type(path) == np.uint8 else 16  # of the counts that the corrected floats come from
+        tables = features.measure_image(image, labels, channels, bit_depth=depth, **_options(settings))
     numbers = tables[compartments[0]].index
     described_columns = describe_table(settings, wanted)
     blocks = [tables[compartment] for compartment in compartments]
     joined = pd.concat([one if one.index.equals(numbers) else one.reindex(numbers) for one in blocks], axis=1)
-    joined = add_physical(joined, described["pixel_size_um"], described_columns)
+    size = {"z_step_um": described["z_step_um"]} if volumes else {}
+    joined = add_physical(joined, described["pixel_size_um"], described_columns, **size)
     if list(joined.columns) != list(described_columns):  # a copy of everything
         joined = joined.reindex(columns=list(described_columns))
     keys = pd.DataFrame(
@@ -130,12 +136,12 @@ def _options(settings):
 def describe_table(settings, channels):
     """Columns of a plate's features in order, with what each means: dict of str to dict."""
     options = _options(settings) | {"physical_units": settings["physical_units"]}
-    options["compartments"] = settings.get("compartments", COMPARTMENTS)
+    options |= {"compartments": settings.get("compartments", COMPARTMENTS), "volumes": settings.get("volumes", False)}
     return _describe(tuple(channels), *(tuple(v) if isinstance(v, list) else v for v in options.values()))
 
 
 @functools.cache
-def _describe(channels, families, texture_scales, neighbor_distance, physical_units, compartments):
+def _describe(channels, families, texture_scales, neighbor_distance, physical_units, compartments, volumes):
     return describe_columns(
         compartments,
         channels,
@@ -143,6 +149,7 @@ def _describe(channels, families, texture_scales, neighbor_distance, physical_un
         texture_scales=texture_scales,
         neighbor_distance=neighbor_distance,
         physical_units=physical_units,
+        volumes=volumes,
     )
 
 

@@ -43,7 +43,7 @@ def estimate_plate(*, plate, settings, code, assembled, converted, record):
     def plan(inputs):
         wells = wells_of(inputs["converted"])
         accepted = inputs["assembled"]["facts"]["accepted"]
-        require_planes(inputs["assembled"])
+        require_one_time(inputs["assembled"])
         images, shape = usable_tiles(plate, wells), tuple(accepted[:2])
         by_vendor = hasattr(module, "evaluate")
         chosen = [] if by_vendor else choose_fields(list(images), settings["fields"])
@@ -138,7 +138,7 @@ def shrink_field(path, field, settings):
     for i, channel in enumerate(described["channels"]):
         if channel in described["missing"]:
             continue
-        plane = store.read_image(path, channels=[i], window=window)[0]
+        plane = store.project_image(path, channels=[i], window=window)[0]
         if own is not None:
             plane = np.where(own, plane.astype(np.float32), np.float32(np.nan))
         thumbnails[channel] = module.shrink(plane, params)
@@ -179,13 +179,12 @@ def tile_window(path, field):
     return tuple(slice(start, start + size) for start, size in zip(origin, mosaic.field_shape, strict=True))
 
 
-def require_planes(assembled):
-    """Refuse a plate that keeps more than one plane per field and channel, in a line that says what to do."""
-    kept = {"z": "z planes (conversion.z)", "t": "time points (conversion.time)"}
-    if names := [kept[axis] for axis in assembled["facts"].get("kept", [])]:
+def require_one_time(assembled):
+    """Refuse a plate that keeps several time points, in a line that says what to do."""
+    if "t" in assembled["facts"].get("kept", []):
         raise PlateLayoutError(
-            f"the plate keeps its {' and '.join(names)}; what follows conversion works on one plane per field and "
-            "channel: choose a projection or a time point, or run with --until conversion"
+            "the plate keeps its time points (conversion.time); what follows conversion works on one: choose it, or run with "
+            "--until conversion"
         )
 
 
@@ -265,8 +264,10 @@ def usable_tiles(plate, wells):
     return {key: int(image) for key, image in sorted(images.items()) if key not in lost}
 
 
-def read_corrected(plate, well, field, flatfield, *, channels=None, window=(slice(None), slice(None))):
+def read_corrected(plate, well, field, flatfield, *, channels=None, window=(slice(None), slice(None)), z=None):
     """Read a field's pixels, corrected for illumination and restored as the config says.
+
+    Of an image that keeps z planes, the brightest value below each pixel is corrected, unless one plane is asked for.
 
     Parameters
     ----------
@@ -278,6 +279,8 @@ def read_corrected(plate, well, field, flatfield, *, channels=None, window=(slic
         Default: all.
     window : tuple of slice
         Rows and columns [px].
+    z : int, optional
+        Plane.
 
     Returns
     -------
@@ -289,12 +292,12 @@ def read_corrected(plate, well, field, flatfield, *, channels=None, window=(slic
     names = described["channels"]
     chosen = names if channels is None else list(channels)
     chain = read_restoration(plate_folder(plate) / "illumination.zarr", flatfield)
-    shape = store.image_shape(path)[1:]
+    shape = store.image_shape(path)[-2:]
     if chain:
         halo = restoration.chain_halo(chain, chosen, pixel_size_um=described["pixel_size_um"])
         core = tuple(slice(*one.indices(size)[:2]) for one, size in zip(window, shape, strict=True))
         _, window, _, inner = with_halo(core, shape, halo)
-    pixels = store.read_image(path, channels=[names.index(name) for name in chosen], window=window)
+    pixels = store.project_image(path, channels=[names.index(name) for name in chosen], window=window, z=z)
     flat, offset = read_flatfields(plate_folder(plate) / "illumination.zarr", chosen, flatfield)
     stitched = mosaic_of(path)
     field_shape = shape if stitched is None else stitched[0].field_shape
@@ -312,3 +315,20 @@ def read_corrected(plate, well, field, flatfield, *, channels=None, window=(slic
         return corrected
     restored = restoration.restore_image(corrected, chosen, chain, pixel_size_um=described["pixel_size_um"])
     return np.ascontiguousarray(restored[(slice(None), *inner)])
+
+
+def read_volume(plate, well, field, flatfield, *, channels=None):
+    """Read a field that keeps z planes, each plane corrected and restored as `read_corrected` does it.
+
+    Returns
+    -------
+    ndarray of float32, shape (C, Z, Y, X)
+    """
+    path = store.field_path(plate_store(plate), well, field)
+    described = store.describe_image(path)
+    depth = described["shape"][described["axes"].index("z")]
+    chosen = described["channels"] if channels is None else list(channels)
+    volume = np.empty((len(chosen), depth, *described["shape"][-2:]), np.float32)
+    for z in range(depth):
+        volume[:, z] = read_corrected(plate, well, field, flatfield, channels=chosen, z=z)
+    return volume

@@ -30,13 +30,18 @@ def measure_nuclei(path, made):
     centers : ndarray of float64, shape (N, 2)
         Row and column [px].
     areas : ndarray of float64, shape (N,)
-        [px²].
+        [px²]; where z planes are kept, as seen from above.
     """
     strips, height = [], store.image_shape(path)[-2]
     for top in range(0, max(height, 1), STRIP_PX):
         labels = store.read_labels(path, "Nuclei", made=made, window=(slice(top, top + STRIP_PX), slice(None)))
-        rows, columns = np.nonzero(labels)
-        values, place = np.unique(labels[rows, columns], return_inverse=True)
+        *planes, rows, columns = inside = np.nonzero(labels)
+        values, width = labels[inside], labels.shape[-1]
+        if planes:  # what is seen of each from above
+            seen = np.unique((values.astype(np.int64) * len(labels[0]) + rows) * width + columns)
+            rows, columns = np.divmod(seen, width)
+            values, rows = np.divmod(rows, len(labels[0]))
+        values, place = np.unique(values, return_inverse=True)
         sums = [np.bincount(place, weights, len(values)) for weights in (None, rows + top, columns)]
         strips.append((values, *sums))
     values, *sums = (np.concatenate(parts) for parts in zip(*strips, strict=True))

@@ -6,7 +6,7 @@ difference that the page tells: before the plate has run, its flat-fields come f
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from plateloom.stages.conversion import FAILED, describe_source, read_field
 from plateloom.stages.sampling import choose_wells
 from plateloom.store.flatfields import read_flatfields
 from plateloom.store.layout import plate_folder
-from plateloom.store.plate import read_group
+from plateloom.store.plate import project_volume, read_group
 
 FLATFIELD_FIELDS = 8  # read for a flat-field, those shown included
 SHOWN_PX = 480
@@ -28,12 +28,14 @@ SHOWN_METRICS = ("focus_slope", "saturated_fraction", "background", "contrast")
 
 @dataclass(frozen=True, eq=False)
 class _Field:
-    """One field: corrected pixels float32 (C, Y, X) and what was measured of the raw ones."""
+    """One field: corrected pixels float32 (C, Y, X), of kept planes also (C, Z, Y, X), and the channels that it lacks."""
 
     well: str
     number: int
     image: np.ndarray
     missing: list
+    planes: np.ndarray | None = None
+    z_step_um: float | None = None
 
 
 def preview_plate(*, plate, source, reader, settings, places, count, order, contents, variants):
@@ -73,15 +75,16 @@ def preview_plate(*, plate, source, reader, settings, places, count, order, cont
         by_place.setdefault((one.well, one.field), []).append(one)
     if not by_place:
         raise PlateLayoutError(f"no image in {source!r} matches the reader {reader!r} and its parameters")
-    if "keep" in (settings["conversion"]["z"], settings["conversion"]["time"]):
-        raise PlateLayoutError(
-            "conversion keeps z planes or time points, which are not segmented: choose a projection or a time"
-        )
+    if settings["conversion"]["time"] == "keep":
+        raise PlateLayoutError("conversion keeps time points, which are not segmented: choose one")
     shown = _places(by_place, places) if places else choose_places(list(by_place), count, order)
     parameters = {name: settings[name] for name in ("channels", "conversion")} | described
 
     def read(place):
-        return read_field(place[1], by_place[place], source, reader, parameters)
+        one = read_field(place[1], by_place[place], source, reader, parameters)
+        if parameters["conversion"]["z"] == "keep" and one["pixels"] is not None:
+            one |= {"planes": one["pixels"], "pixels": one["pixels"].max(axis=1)}
+        return one
 
     raw, losses = {}, []
     for place in shown:
@@ -101,10 +104,18 @@ def preview_plate(*, plate, source, reader, settings, places, count, order, cont
     flat, offset, origin = _flatfields(plate, channels, settings["illumination"], raw, by_place, read, kind)
     pixel, chain = described["pixel_size_um"], settings["restoration"]
     fields = []
+
+    def correct(pixels):
+        corrected = illumination.correct(pixels, flat, offset=offset)
+        return restoration.restore_image(corrected, channels, chain, pixel_size_um=pixel)
+
     for place, one in raw.items():
-        corrected = illumination.correct(one["pixels"], flat, offset=offset)
-        restored = restoration.restore_image(corrected, channels, chain, pixel_size_um=pixel)
-        fields.append(_Field(*place, restored, one["missing"]))
+        field = _Field(*place, correct(one["pixels"]), one["missing"])
+        if "planes" in one:
+            planes = np.stack([correct(one["planes"][:, z]) for z in range(one["planes"].shape[1])], axis=1)
+            step = settings["conversion"]["z_step_um"] or one["z_step_um"]
+            field = replace(field, planes=planes, z_step_um=step)
+        fields.append(field)
     segmented = {
         name: [_segment(field, channels, chosen, pixel) for field in fields] for name, chosen in variants.items()
     }
@@ -114,7 +125,15 @@ def preview_plate(*, plate, source, reader, settings, places, count, order, cont
     windows = [tuple(np.percentile([_middle(field.image[i]) for field in fields], [1, 99.7])) for i in picked]
     rows = {
         name: tuple(
-            _tile(field, labels, picked, list(colors.values()), windows, pixel, contents.get(field.well, {}))
+            _tile(
+                field,
+                {kind: project_volume(image) for kind, image in labels.items()},
+                picked,
+                list(colors.values()),
+                windows,
+                pixel,
+                contents.get(field.well, {}),
+            )
             for field, (labels, _, _) in zip(fields, done, strict=True)
         )
         for name, done in segmented.items()
@@ -127,7 +146,7 @@ def preview_plate(*, plate, source, reader, settings, places, count, order, cont
         found=_found(fields, segmented, pixel),
         quality=_quality(plate, raw, channels, settings["quality"]["parameters"]),
         quality_note=f"Measured before correction; fields are compared with those on this page only. Flat-fields: {origin}.",
-        doubts={name: _doubts(done, variants[name], pixel, settings) for name, done in segmented.items()},
+        doubts={name: _doubts(fields, done, variants[name], pixel, settings) for name, done in segmented.items()},
         losses=tuple(losses),
         colors=colors,
         outlines=report.named_colors(["Nuclei", "Cells"]),
@@ -216,10 +235,20 @@ def _segment(field, channels, chosen, pixel_size_um):
         return {}, f"needs {', '.join(lacking)}, which this field lacks", math.nan
     if misfits := segmentation.find_misfits(chosen["method"], chosen["parameters"], pixel_size_um=pixel_size_um):
         return {}, f"cannot work here: {'; '.join(misfits)}", math.nan
+    options = {"method": chosen["method"], "params": chosen["parameters"], "pixel_size_um": pixel_size_um}
     started = time.monotonic()
-    labels = segmentation.segment_image(
-        field.image, channels, method=chosen["method"], params=chosen["parameters"], pixel_size_um=pixel_size_um
-    )
+    if segmentation.works_on_volumes(chosen["method"]) != (field.planes is not None):
+        return (
+            {},
+            f"{chosen['method']} does not fit conversion.z; it takes keep for volumes, else a projection",
+            math.nan,
+        )
+    if field.planes is None:
+        labels = segmentation.segment_image(field.image, channels, **options)
+    elif field.z_step_um is None:
+        return {}, "the files do not say how far the z planes lie apart; set conversion.z_step_um", math.nan
+    else:
+        labels = segmentation.segment_volume(field.planes, channels, z_step_um=field.z_step_um, **options)
     return labels, "", time.monotonic() - started
 
 
@@ -244,19 +273,23 @@ def _tile(field, labels, picked, colors, windows, pixel_size_um, content):
         picture=report.composite_image(picture, colors, windows),
         outlines=report.outline_layer(outlines) if outlines else None,
         caption=f"field {field.number}, "
+        + (f"{field.planes.shape[1]} planes seen from above, " if field.planes is not None else "")
         + (f"{int(labels['Nuclei'].max()):,} nuclei in all of it" if labels else "not segmented"),
         width_um=picture.shape[2] * pixel_size_um,
         **{name: content[name] for name in ("treatment", "dose", "unit", "control") if name in content},
     )
 
 
-def _sizes(labels, pixel_size_um):
-    """Diameters of nuclei [µm] and areas of their cells [µm²], by label."""
+def _sizes(labels, pixel_size_um, z_step_um):
+    """Diameters of nuclei [µm] and areas of their cells [µm²], of volumes volumes [µm³], by label."""
     count = int(labels["Nuclei"].max()) if labels else 0
     if not count:
         return np.zeros(0), np.zeros(0)
     nuclei, cells = (np.bincount(labels[name].ravel(), minlength=count + 1)[1:] for name in ("Nuclei", "Cells"))
-    return 2 * np.sqrt(nuclei / math.pi) * pixel_size_um, np.where(cells > 0, cells, np.nan) * pixel_size_um**2
+    cells = np.where(cells > 0, cells, np.nan) * pixel_size_um**2
+    if labels["Nuclei"].ndim == 3:
+        return np.cbrt(6 / math.pi * nuclei * pixel_size_um**2 * z_step_um), cells * z_step_um
+    return 2 * np.sqrt(nuclei / math.pi) * pixel_size_um, cells
 
 
 def _found(fields, segmented, pixel_size_um):
@@ -264,7 +297,7 @@ def _found(fields, segmented, pixel_size_um):
     rows = []
     for name, done in segmented.items():
         for field, (labels, reason, seconds) in zip(fields, done, strict=True):
-            diameters, areas = _sizes(labels, pixel_size_um)
+            diameters, areas = _sizes(labels, pixel_size_um, field.z_step_um)
             rows.append(
                 ({"setting": name} if len(segmented) > 1 else {})
                 | {
@@ -273,7 +306,9 @@ def _found(fields, segmented, pixel_size_um):
                     "nuclei": len(diameters),
                     "nucleus [µm]": float(np.median(diameters)) if len(diameters) else math.nan,
                     "5 % to 95 %": "{:.1f}–{:.1f}".format(*np.percentile(diameters, [5, 95])) if len(diameters) else "",
-                    "cell [µm²]": float(np.nanmedian(areas)) if np.isfinite(areas).any() else math.nan,
+                    f"cell [µm{'²' if field.planes is None else '³'}]": float(np.nanmedian(areas))
+                    if np.isfinite(areas).any()
+                    else math.nan,
                     "at border": _at_border(labels),
                     "s": round(seconds, 2),
                     "note": reason,
@@ -286,8 +321,9 @@ def _at_border(labels):
     """Nuclei that the edge of the field cuts."""
     if not labels:
         return 0
-    image = labels["Nuclei"]
-    return len(np.setdiff1d(np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]), [0]))
+    image = np.moveaxis(labels["Nuclei"], (-2, -1), (0, 1))
+    edge = [image[0], image[-1], image[:, 0], image[:, -1]]
+    return len(np.setdiff1d(np.concatenate([side.ravel() for side in edge]), [0]))
 
 
 def _quality(plate, raw, channels, parameters):
@@ -306,16 +342,18 @@ def _quality(plate, raw, channels, parameters):
     )
 
 
-def _doubts(done, chosen, pixel_size_um, settings):
+def _doubts(fields, done, chosen, pixel_size_um, settings):
     """What makes a setting's result implausible."""
     params = load_method(segmentation.METHODS, chosen["method"], "segmentation method").Params(**chosen["parameters"])
-    sizes = [_sizes(labels, pixel_size_um) for labels, _, _ in done if labels]
+    pairs = [(labels, field) for field, (labels, _, _) in zip(fields, done, strict=True) if labels]
+    sizes = [_sizes(labels, pixel_size_um, field.z_step_um) for labels, field in pairs]
+    flat = all(field.planes is None for _, field in pairs)
     typical, reach = getattr(params, "nucleus_diameter_um", None), getattr(params, "cells_distance_um", None)
     if reach is None and typical and getattr(params, "cells_channel", None):
         reach = 2.5 * typical
     said = report.doubt_segmentation(
         np.concatenate([one[0] for one in sizes]) if sizes else [],
-        np.concatenate([one[1] for one in sizes]) if sizes else [],
+        np.concatenate([one[1] if flat else np.full(len(one[1]), np.nan) for one in sizes]) if sizes else [],
         [len(one[0]) for one in sizes],
         nucleus_um=typical,
         limits_um=getattr(params, "diameters_um", None),

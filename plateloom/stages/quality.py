@@ -5,7 +5,7 @@ import pandas as pd
 
 from plateloom import quality
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
-from plateloom.stages.illumination import require_planes, tile_window, usable_tiles, wells_of
+from plateloom.stages.illumination import require_one_time, tile_window, usable_tiles, wells_of
 from plateloom.store import plate as store
 from plateloom.store.layout import plate_folder, plate_store, well_table
 from plateloom.store.provenance import recipe
@@ -28,7 +28,7 @@ def measure_part(*, plate, part, parts, code, assembled, converted, record):
 
     def plan(inputs):
         accepted = inputs["assembled"]["facts"]["accepted"]
-        require_planes(inputs["assembled"])
+        require_one_time(inputs["assembled"])
         return [_unit(plate, well, found, accepted, code) for well, found in inputs["converted"]["artefacts"].items()]
 
     run_job(
@@ -72,11 +72,11 @@ def _unit(plate, well, fingerprint, accepted, code):
 def measure_field(path, field):
     """Qualities of a field's channels, the field being an image or its place in a stitched one; runs in a worker.
 
-    One plane is in memory at a time.
+    One plane is in memory at a time; of z planes that are kept, their brightest values are looked at.
     """
     described, window = store.describe_image(path), tile_window(path, field)
     return [
-        {"Channel": channel, **quality.measure_plane(store.read_image(path, channels=[i], window=window)[0])}
+        {"Channel": channel, **quality.measure_plane(store.project_image(path, channels=[i], window=window)[0])}
         for i, channel in enumerate(described["channels"])
         if channel not in described["missing"]
     ]

@@ -110,13 +110,15 @@ def _crop(plate, well, image, field, channels):
     height, width = (part.stop - part.start for part in window)
     labels = {}
     if _is_segmented(plate, well, image):
-        labels = {kind: store.read_labels(path, kind, window=window) for kind in ("Nuclei", "Cells")}
-    whole = [height, width] == shape
+        labels = {kind: store.project_labels(path, kind, window=window) for kind in ("Nuclei", "Cells")}
+    whole, described = [height, width] == shape, store.describe_image(path)
+    planes = described["shape"][described["axes"].index("z")] if "z" in described["axes"] else 0
     return {
         "image": _pixels(plate, well, image, channels, window),
         "labels": labels,
-        "part": f"all {width} × {height} px" if whole else f"central {width} × {height} of {shape[1]} × {shape[0]} px",
-        "width_um": width * store.describe_image(path)["pixel_size_um"],
+        "part": (f"all {width} × {height} px" if whole else f"central {width} × {height} of {shape[1]} × {shape[0]} px")
+        + (f", {planes} planes seen from above" if planes else ""),
+        "width_um": width * described["pixel_size_um"],
     }
 
 

@@ -29,6 +29,7 @@ def unit_of(params):
     for pattern, unit in (
         ("Metadata_CellsPerField", "cells per field"),
         (r"_AreaShape_(Area|ConvexArea|BoundingBoxArea|FilledArea)$", "px²"),
+        (r"_AreaShape_(Volume|BoundingBoxVolume)$", "voxels"),
         (r"_AreaShape_.*(Diameter|Length|Radius|Perimeter|Feret)", "px"),
         (r"_Intensity_(Mean|Median|Min|Max|Std|LowerQ|UpperQ)", "share of full scale"),
     ):

@@ -12,7 +12,7 @@ from plateloom.engine import parts as engine
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
 from plateloom.errors import DataFault, ModelMismatchError, PlateLayoutError
 from plateloom.registry import load_method, log_notices
-from plateloom.stages.illumination import read_corrected, usable_fields, wells_of
+from plateloom.stages.illumination import read_corrected, read_volume, usable_fields, wells_of
 from plateloom.store import plate as store
 from plateloom.store.corrections import correction_path, read_correction
 from plateloom.store.layout import model_folder, plate_folder, plate_store, well_table
@@ -114,6 +114,8 @@ def _unit(plate, well, images, flatfield, network, settings, corrections, code):
         module = load_method(segmentation.METHODS, settings["method"], "segmentation method")
         together = segmentation.count_together(module, device)
         fields = usable_fields(plate, [well])
+        if fields:
+            require_planes_of(settings["method"], store.field_path(plate_store(plate), *fields[0]))
         # A labels folder of an earlier recipe must not be taken for this one's if the job is killed half-way.
         for _, field in fields:
             shutil.rmtree(store.field_path(plate_store(plate), well, field) / "labels", ignore_errors=True)
@@ -123,7 +125,7 @@ def _unit(plate, well, images, flatfield, network, settings, corrections, code):
                 corrected.append(field)
                 continue
             shape = store.image_shape(store.field_path(plate_store(plate), well, field))[1:]
-            (large if max(shape) > tile_px else whole).append(field)
+            (large if max(shape) > tile_px and len(shape) == 2 else whole).append(field)
         tasks = [(take_correction, plate, well, field, corrections[str(field)], made) for field in corrected]
         tasks += [(segment_field, plate, well, field, flatfield, settings, device, made) for field in whole]
         found = yield from _run_together(tasks, together)
@@ -172,6 +174,20 @@ def work_together(tasks):
         return list(pool.map(lambda task: task[0](*task[1:]), tasks))
 
 
+def require_planes_of(method, path):
+    """Refuse an image that keeps z planes for a method that segments planes, and the reverse, in a line that says what to do."""
+    kept = "z" in store.describe_image(path)["axes"]
+    if kept == segmentation.works_on_volumes(method):
+        return
+    for_volumes = [name for name in segmentation.METHODS if segmentation.works_on_volumes(name)]
+    if kept:
+        raise PlateLayoutError(
+            f"the plate keeps its z planes (conversion.z: keep), and {method} segments one plane; choose the method "
+            f"{' or '.join(for_volumes)}, or a projection, or run with --until quality"
+        )
+    raise PlateLayoutError(f"{method} segments volumes, and the plate keeps no z planes; set conversion.z: keep")
+
+
 def take_correction(plate, well, field, digest, record):
     """Make a field's labels from those that a person has corrected; runs in a worker.
 
@@ -210,6 +226,8 @@ def segment_field(plate, well, field, flatfield, settings, device, record):
         channels, pixel_size_um = _channels(plate, well, field, settings)
     except DataFault as fault:
         return Segmented({}, str(fault))
+    if segmentation.works_on_volumes(settings["method"]):
+        return _segment_volume(plate, well, field, flatfield, settings, record, pixel_size_um)
     image = read_corrected(plate, well, field, flatfield, channels=channels)
     labels = segmentation.segment_image(
         image,
@@ -220,6 +238,24 @@ def segment_field(plate, well, field, flatfield, settings, device, record):
         device=device,
     )
     return Segmented(_write(plate, well, field, labels, record), facts=_describe_run(settings, device))
+
+
+def _segment_volume(plate, well, field, flatfield, settings, record, pixel_size_um):
+    """Segment a field that keeps z planes."""
+    described = store.describe_image(store.field_path(plate_store(plate), well, field))
+    if described["z_step_um"] is None:
+        return Segmented({}, "the source does not say how far the z planes lie apart; set conversion.z_step_um [µm]")
+    needed = segmentation.needed_channels(settings["method"], settings["parameters"])
+    channels = [name for name in described["channels"] if name in needed]
+    labels = segmentation.segment_volume(
+        read_volume(plate, well, field, flatfield, channels=channels),
+        channels,
+        method=settings["method"],
+        params=settings["parameters"],
+        pixel_size_um=pixel_size_um,
+        z_step_um=described["z_step_um"],
+    )
+    return Segmented(_write(plate, well, field, labels, record))
 
 
 def _segment_tiles(plate, well, field, flatfield, settings, device, record, tile_px, together):
@@ -369,6 +405,7 @@ def _write(plate, well, field, labels, record):
 def _write_labels(plate, well, field, labels, record):
     path = store.field_path(plate_store(plate), well, field)
     described = store.describe_image(path)
+    axes = described["axes"].replace("c", "")
     store.write_labels(
-        path, labels, pixel_size_um=described["pixel_size_um"], levels=described["levels"], record=record
+        path, labels, pixel_size_um=described["pixel_size_um"], levels=described["levels"], record=record, axes=axes
     )

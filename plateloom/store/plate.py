@@ -160,10 +160,10 @@ def count_files(shape, levels, *, labels=0, format=Format()):
     Parameters
     ----------
     shape : tuple of int
-        (C, Y, X) or with T and Z before.
+        (C, Y, X) or (C, Z, Y, X).
     levels : int
     labels : int
-        Number of label images (Y, X).
+        Number of label images, of the same shape without channels.
     format : Format
 
     Returns
@@ -182,7 +182,7 @@ def count_files(shape, levels, *, labels=0, format=Format()):
             count += 1 + planes * math.prod(-(-n // p) for n, p in zip(size, part, strict=True))
         return count
 
-    return of(tuple(shape)) + (metadata + labels * of(tuple(shape[-2:])) if labels else 0)
+    return of(tuple(shape)) + (metadata + labels * of(tuple(shape[1:])) if labels else 0)
 
 
 def write_image(
@@ -481,6 +481,61 @@ def read_labels(path, compartment, *, window=(slice(None), slice(None)), level=0
     if attributes is None or "multiscales" not in attributes.get("ome", {}):
         raise PlateLayoutError(f"no labels at {str(folder)!r}")
     return _open(folder, attributes, level)[(..., *window)]
+
+
+def project_image(path, *, channels=slice(None), window=(slice(None), slice(None)), z=None):
+    """Read one plane per channel: of an image that keeps z planes, the brightest value below each pixel.
+
+    Parameters
+    ----------
+    path, channels, window
+        As in `read_image`.
+    z : int, optional
+        This plane instead.
+
+    Returns
+    -------
+    ndarray, shape (C, Y, X)
+        One z plane after the other is in memory.
+
+    Raises
+    ------
+    PlateLayoutError, CorruptStoreError
+        See `read_image`.
+    """
+    described = describe_image(path)
+    if "z" not in described["axes"]:
+        return read_image(path, channels=channels, window=window)
+    planes = range(described["shape"][described["axes"].index("z")]) if z is None else [z]
+    found = None
+    for plane in planes:
+        pixels = read_image(path, channels=channels, window=window, z=plane)
+        found = pixels if found is None else np.maximum(found, pixels, out=found)
+    return found
+
+
+def project_labels(path, compartment, *, window=(slice(None), slice(None)), made=None):
+    """Read a label image as it is seen from the first plane: where planes are kept, the first label below each pixel.
+
+    Parameters and errors are those of `read_labels`.
+
+    Returns
+    -------
+    ndarray of uint32, shape (Y, X)
+    """
+    return project_volume(read_labels(path, compartment, window=window, made=made))
+
+
+def project_volume(labels):
+    """The first label below each pixel of labels (Z, Y, X): array (Y, X); labels of a plane as they are.
+
+    >>> project_volume(np.array([[[0, 2]], [[3, 3]]]))
+    array([[3, 2]])
+    """
+    if labels.ndim == 2:
+        return labels
+    first = (labels != 0).argmax(axis=0)
+    return np.take_along_axis(labels, first[None], axis=0)[0]
 
 
 def image_shape(path, level=0):
