@@ -472,6 +472,15 @@ def test_no_legend_reaches_beyond_its_chart():
     assert chart.count('stroke-dasharray="5 3"') == 6, "path and legend of the lines whose colors are used twice"
 
 
+def test_an_interval_is_shaded_behind_its_line_and_is_no_line():
+    chart = line_chart([1, 2, 3], {"y": [1, 2, 3]}, x_label="x", y_label="y", band=([0, NAN, 2], [2, 3, 9]))
+    (corners,) = re.findall(r'<polygon points="([^"]+)"', chart)
+    points = np.array([corner.split(",") for corner in corners.split()], float)
+    assert len(points) == 4 and points[0, 0] == points[3, 0] < points[1, 0] == points[2, 0]
+    assert points[0, 1] > points[3, 1] and points[1, 1] > points[2, 1], "low below high"
+    assert chart.count("<path") == 1 and chart.index("<polygon") < chart.index("<path")
+
+
 def assert_texts_fit(chart, texts):
     """Each of these texts stands inside the drawing, by a wide font, and none upon another."""
     width, height = (float(size) for size in re.search(r'viewBox="0 0 (\S+) (\S+)"', chart).groups())
@@ -497,6 +506,12 @@ def test_all_plates_of_a_screen_share_one_color_scale():
     assert fills.count("#440154") >= 1 and fills.count("#fde725") >= 1
     assert section.count('class="well value"') == 2
     assert "Without a map: P2 (failed), P3 (missing)." in section
+    assert "has no value" not in section
+    maps = (ScreenHeatMap(title="x", plates={"P1": {"A01": 1.0, "A02": NAN}}),)
+    lacking = ScreenReport(
+        screen="S", plates=pd.DataFrame({"Metadata_Plate": ["P1"], "status": "done"}), heat_maps=maps
+    )
+    assert "A well in gray has no value." in render_screen(replace(lacking, shapes={"P1": (8, 12)}))
 
 
 def test_very_many_wells_are_drawn_as_pictures_with_one_pixel_each():

@@ -1178,6 +1178,7 @@ def line_chart(
     connect=True,
     diagonal=False,
     references=None,
+    band=None,
     colors=CATEGORIES,
     width=430,
 ):
@@ -1195,6 +1196,8 @@ def line_chart(
         Draw y = x on the range 0 … 1: for calibration.
     references : mapping of str to float, optional
         Named horizontal lines.
+    band : (array of float, array of float), each of shape (N,), optional
+        Lower and upper end of what is shaded behind the lines; NaN leaves a place out.
     colors : sequence of str, optional
         One for each line; where there are more lines they begin again, dashed.
     width : float, optional
@@ -1206,6 +1209,7 @@ def line_chart(
     """
     x = floats(x)
     lines = {name: floats(values) for name, values in lines.items()}
+    band = [floats(values) for values in band or ([], [])]
     references = {name: value for name, value in (references or {}).items() if math.isfinite(value)}
     left, tall = 62, 180
     inner = width - left - 14
@@ -1218,7 +1222,7 @@ def line_chart(
     else:
         seen_x, seen = (
             finite(x),
-            finite([value for values in lines.values() for value in values] + [*references.values()]),
+            finite([value for values in [*lines.values(), *band] for value in values] + [*references.values()]),
         )
         x0, x1 = (float(seen_x.min()), float(seen_x.max())) if len(seen_x) else (0.0, 1.0)
         y0, y1 = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
@@ -1245,6 +1249,11 @@ def line_chart(
         drawn.append(element("line", x1=left, x2=left + inner, y1=y, y2=y, class_="reference"))
         text = f"{name} {format_number(value)}"
         drawn.append(element("text", text, x=left + inner - 2, y=y - 4, text_anchor="end", class_="tick"))
+    known = [i for i, ends in enumerate(zip(*band, strict=True)) if all(map(math.isfinite, (x[i], *ends)))]
+    if known:
+        outline = [at(x[i], band[0][i]) for i in known] + [at(x[i], band[1][i]) for i in reversed(known)]
+        corners = " ".join(f"{coordinate(across)},{coordinate(down)}" for across, down in outline)
+        drawn.append(element("polygon", points=corners, fill=NO_VALUE))
     for i, (name, values) in enumerate(lines.items()):
         path, pen, color = [], "M", colors[i % len(colors)]
         dashes = "5 3" if i >= len(colors) else None

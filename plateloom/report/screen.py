@@ -9,9 +9,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from plateloom.report.charts import (
-    CATEGORIES,
     CONTROLS,
-    NO_VALUE,
     DoseResponse,
     Embedding,
     HeatMap,
@@ -490,6 +488,7 @@ def maps_of_plates(heat_map, shapes, plates):
         paragraph(heat_map.note, "quiet") if heat_map.note else None,
         scale_chart(values, limits, heat_map.unit, heat_map.diverging),
         grid(figures, "grid tight"),
+        paragraph("A well in gray has no value.", "quiet") if any(map(math.isnan, map(float, values))) else None,
         paragraph(f"Without a map: {', '.join(absent)}.", "quiet") if absent else None,
     )
 
@@ -631,14 +630,13 @@ def classifier_section(classifier):
         figures.append(figure("Precision and recall", drawing, "Of each class against the others."))
     learning = classifier.learning
     if learning is not None and len(learning) > 1:
-        lines = {"balanced accuracy": learning["balanced_accuracy"], "low": learning["low"], "high": learning["high"]}
         drawing = line_chart(
             learning["groups"],
-            lines,
+            {"balanced accuracy": learning["balanced_accuracy"]},
             x_label=f"{classifier.units} learned from",
             y_label="balanced accuracy",
             points=True,
-            colors=(CATEGORIES[0], NO_VALUE, NO_VALUE),
+            band=(learning["low"], learning["high"]),
             width=320,
         )
         figures.append(
