@@ -73,8 +73,8 @@ class Conversion(Section):
     shard_px: int = Field(
         2048,
         ge=64,
-        description="Side of a shard, the least that is written, where wells are stitched or planes kept [px]; single "
-        "fields are one shard per level.",
+        description="Side of a shard, the least that is written, where wells are stitched [px]; single fields are one shard "
+        "per level, with all planes that they keep.",
     )
 
     @model_validator(mode="after")

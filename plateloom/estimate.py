@@ -262,7 +262,7 @@ def estimate_results(screen, sizes):
     pixels = 1e9 * sum(size.gigapixels for size in sizes.values())
     conversion = screen.config.conversion
     volumes = conversion.z == "keep"
-    kept = Format(ngff=conversion.ngff, chunk_px=conversion.chunk_px, shard_px=conversion.shard_px if volumes else None)
+    kept = Format(ngff=conversion.ngff, chunk_px=conversion.chunk_px, shard_px=None)
     files = 0
     for size in sizes.values():
         shape = (size.channels, *([size.planes] if volumes else []), *size.shape)

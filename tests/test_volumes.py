@@ -191,6 +191,8 @@ def test_a_screen_of_volumes_runs_from_stacks_to_the_report(finished):
     field = store.field_path(plate / "plate.zarr", "A01", 1)
     image, described = store.read_image(field), store.describe_image(field)
     assert described["axes"] == "czyx" and image.shape == (2, 10, 128, 128) and described["z_step_um"] == STEP
+    files = [path for path in field.rglob("*") if path.is_file()]  # a stack is one file, not one per plane
+    assert len(files) == store.count_files(image.shape, described["levels"], labels=3)
     labels = {name: store.read_labels(field, name) for name in ("Nuclei", "Cells", "Cytoplasm")}
     truth = make_spheroid(0, (10, 128, 128), nuclei=14, diameter=9.0)[1]
     assert labels["Nuclei"].shape == truth.shape and score(labels["Nuclei"], truth) >= 0.9

@@ -581,7 +581,7 @@ def _described(parameters, windows, found):
             codec=conversion["codec"],
             level=conversion["compression"],
             chunk_px=conversion["chunk_px"],
-            shard_px=conversion["shard_px"] if conversion["layout"] == "stitched" or len(axes) > 3 else None,
+            shard_px=conversion["shard_px"] if conversion["layout"] == "stitched" else None,
         ),
     }
 
