@@ -9,7 +9,7 @@ import pytest
 import tifffile
 
 from plateloom.errors import PlateLayoutError, UnreadableImageError
-from plateloom.readers import READERS, load_reader, ome_zarr, pattern
+from plateloom.readers import READERS, load_reader, markup, ome_zarr, pattern
 from plateloom.readers.folders import list_files
 from plateloom.store import plate
 
@@ -245,3 +245,19 @@ def test_metadata_that_point_out_of_the_plate_are_refused(tmp_path):
     path.write_text(path.read_text().replace('"path":"A/01"', '"path":"../A/01"'))
     with pytest.raises((PlateLayoutError, ValueError), match="outside|not a well"):
         ome_zarr.scan(tmp_path / "P.zarr", ome_zarr.Params())
+
+
+@pytest.mark.parametrize("chunk", [7, 1 << 16])
+def test_elements_come_in_order_whatever_they_lie_in_and_wherever_chunks_end(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(markup, "CHUNK", chunk)
+    inner = "".join(f"<n:w n:k='{i}'><w>in {i}</w> x <b n:j='1'/></n:w><skip><w k='s{i}'/></skip>" for i in range(9))
+    path = tmp_path / "x.xml"
+    path.write_text(f"<top xmlns:n='here' n:at='1'><list>{inner}</list><w k='last'>é</w></top>", encoding="utf-8")
+    root, *found = markup.elements(path, "w", root=True)
+    assert root.tag == "top" and root.get("at") == "1"
+    assert [one.get("k") for one in found] == [key for i in range(9) for key in (str(i), f"s{i}")] + ["last"]
+    assert [child.tag for child in found[0]] == ["w", "b"] and found[0][1].get("j") == "1" and found[-1].text == "é"
+    assert [one.tag for one in markup.elements(path, "top")] == ["top"], "also the root itself"
+    path.write_text("<a>" * 5000 + "</a>" * 5000)
+    with pytest.raises(PlateLayoutError, match="more than 200 deep"):
+        list(markup.elements(path, "w"))

@@ -1,5 +1,7 @@
 """XML that a microscope wrote, read as if a stranger had: in bounded memory, no entities, nothing outside the file."""
 
+import collections
+import functools
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from xml.parsers import expat
@@ -7,6 +9,9 @@ from xml.parsers import expat
 from plateloom.errors import PlateLayoutError
 
 LIMIT = 1 << 30  # bytes; an index of 100,000 images has 150 MB
+CHUNK = 1 << 16  # bytes
+DEEPEST = 200  # elements in each other
+JUNK = expat.errors.codes[expat.errors.XML_ERROR_JUNK_AFTER_DOC_ELEMENT]
 
 
 def elements(path, *tags, root=False):
@@ -18,7 +23,7 @@ def elements(path, *tags, root=False):
     *tags : str
         Names without namespaces. An element inside of a wanted one is not yielded again.
     root : bool
-        Yield the (still empty) root element first.
+        Yield the root element first; its attributes are there, its content is yielded later.
 
     Yields
     ------
@@ -28,7 +33,8 @@ def elements(path, *tags, root=False):
     Raises
     ------
     PlateLayoutError
-        If the file is missing, larger than 1 GiB, not well-formed, or declares a document type (and so entities).
+        If the file is missing, larger than 1 GiB, not well-formed, nests elements without end, or declares a document
+        type (and so entities).
     """
     path = Path(path)
     try:
@@ -47,26 +53,75 @@ def elements(path, *tags, root=False):
 
 
 def _read(file, tags, root):
-    depth, first = 0, None
-    for event, element in ElementTree.iterparse(file, events=("start", "end")):
-        element.tag = element.tag.rpartition("}")[2]
-        if event == "start":
-            for name in [name for name in element.attrib if "}" in name]:
-                element.attrib[name.rpartition("}")[2]] = element.attrib.pop(name)
-            if first is None:
-                first = element
+    """Parse a file chunk by chunk, and take from the growing tree what is complete: no step of Python for each of its tags."""
+    parser, top = ElementTree.XMLPullParser(events=("start",)), None
+    while True:
+        chunk, fault = file.read(CHUNK), None
+        try:
+            if chunk:
+                parser.feed(chunk)
+            else:
+                parser.close()
+            started = parser.read_events()
+            if top is None and (first := next(started, None)):
+                top = _without_namespace(first[1])
                 if root:
-                    yield element
-            depth += element.tag in tags
-        elif element.tag in tags:
-            depth -= 1
-            if not depth:
-                yield element
-                element.clear()
-        elif not depth:
-            element.clear()
-        if event == "end" and not depth and element is not first:
-            first[:] = [child for child in first if child is not element]
+                    yield top
+            collections.deque(started, maxlen=0)
+        except ElementTree.ParseError as error:
+            fault = error  # what stands before it counts
+        if top is not None:
+            ended = not chunk if fault is None else fault.code == JUNK
+            yield from _take_complete(top, tags, whole=ended)
+        if fault is not None:
+            raise fault
+        if not chunk:
+            return
+
+
+def _take_complete(top, tags, *, whole):
+    """Take elements with ended tags out of a tree that grows at the last child of each; yields the wanted ones."""
+    node = top
+    for _ in range(DEEPEST):
+        if _bare(node.tag) in tags:
+            if whole:
+                yield from _find_wanted(node, tags)
+            return
+        ended = node[:] if whole else node[:-1]
+        del node[: len(ended)]
+        for child in ended:
+            yield from _find_wanted(child, tags)
+        if not len(node):
+            return
+        node = node[0]
+    raise PlateLayoutError(f"elements lie in each other more than {DEEPEST} deep; no plate's metadata do")
+
+
+def _find_wanted(element, tags):
+    """Wanted elements of a whole subtree, in order, none inside of another."""
+    open_ = [element]
+    while open_:
+        one = open_.pop()
+        if _bare(one.tag) in tags:
+            for inner in one.iter():
+                _without_namespace(inner)
+            yield one
+        else:
+            open_.extend(reversed(one))
+
+
+def _without_namespace(element):
+    element.tag = _bare(element.tag)
+    for name in element.keys():  # noqa: SIM118 - `attrib` would make a dict for each of millions that have none
+        if "}" in name:
+            element.attrib[_bare(name)] = element.attrib.pop(name)
+    return element
+
+
+@functools.lru_cache(maxsize=4096)
+def _bare(name):
+    """A name without its namespace."""
+    return name.rpartition("}")[2]
 
 
 def _refuse_document_type(file, path):
