@@ -27,9 +27,10 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/slurm -m "not slow" tests plateloom
 
-# The tests that `make test` leaves out to stay below ten minutes.
+# The tests that `make test` leaves out to stay below ten minutes; SHARE=1/2 and SHARE=2/2 are halves of them.
+SHARE ?= 1/1
 slow: $(READY)
-	$(BIN)/python -m pytest -q -n 3 --dist worksteal --ignore tests/slurm -m "slow and not long" tests
+	$(BIN)/python -m pytest -q -n 3 --dist worksteal --ignore tests/slurm -m "slow and not long" --share $(SHARE) tests
 
 # What takes minutes and measures what a benchmark measures too: before a release, and after a change of what it is about.
 long: $(READY)
