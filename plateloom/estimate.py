@@ -187,7 +187,9 @@ def estimate_screen(screen, sizes):
         seconds = [fixed + rate * work for work in works]
         field_mb = max((8e-6 * size.channels * size.shape[0] * size.shape[1] for size in sizes.values()), default=0)
         if screen.has_volumes and stage in ("segmentation", "features"):
-            field_mb += max(memory_of_volume((size.planes, *size.shape), size.channels) for size in sizes.values())
+            field_mb += max(
+                memory_of_volume(stage, (size.planes, *size.shape), size.channels) for size in sizes.values()
+            )
         on_gpu = stage in ON_GPU and screen.config.engine.device != "cpu"
         on_gpu &= stage != "segmentation" or screen.segments_on_gpu
         found.append(

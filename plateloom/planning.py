@@ -496,11 +496,11 @@ class Screen:
         pixels = height * width * len(self.config.channels)
         return 2e-6 * pixels, 1e-9 * pixels * facts.get("planes", 1) * facts.get("fields", 0)
 
-    def volume_mb(self, plate):
-        """What a thread needs that finds or measures cells in one of the plate's volumes [MB]; 0 where that is not done."""
+    def volume_mb(self, stage, plate):
+        """What a thread of a stage needs for one of the plate's volumes [MB]; 0 where none is segmented or measured."""
         facts = (self.has_volumes and read_json(self.folder / record_path(plate, "assembly")) or {}).get("facts", {})
         height, width, *_ = facts.get("accepted") or (0, 0)
-        return memory_of_volume((facts.get("planes", 1), height, width), len(self.config.channels))
+        return memory_of_volume(stage, (facts.get("planes", 1), height, width), len(self.config.channels))
 
     @property
     def crops_gb(self):

@@ -137,12 +137,20 @@ def batch_of(wildcards):
     return SCREEN.plates[wildcards.plate].batch
 
 
-def memory_for(gigabytes, volumes=False):
-    """Memory of a job [MB]: with four copies of one of the plate's fields per thread, and more with each attempt."""
+STACKS_GB = (
+    12 if SCREEN.config.conversion.z == "keep" else 0
+)  # before a plate is converted, nobody knows how large they are
+
+
+def memory_for(gigabytes, volumes_of=None):
+    """Memory of a job [MB]: with four copies of one of the plate's fields per thread, and more with each attempt.
+
+    A stage that holds volumes, `volumes_of`, asks for one per thread instead.
+    """
 
     def memory(wildcards, threads, attempt):
         field_mb, _ = SCREEN.size(wildcards.get("plate"))
-        volume_mb = SCREEN.volume_mb(wildcards.plate) if volumes else 0
+        volume_mb = SCREEN.volume_mb(volumes_of, wildcards.plate) if volumes_of else 0
         return int((1000 * gigabytes + threads * (4 * field_mb + volume_mb)) * attempt)
 
     return memory

@@ -15,7 +15,7 @@ rule measure_features:
         "../envs/core.yaml"
     threads: 2
     resources:
-        mem_mb=memory_for(6, volumes=True),
+        mem_mb=memory_for(6, volumes_of="features"),
         runtime=runtime_for(240),
     params:
         parts=len(PARTS),

@@ -17,7 +17,7 @@ rule segment_plate:
     threads: 2
     resources:
         gpu=gpus_for("segmentation"),
-        mem_mb=memory_for(6, volumes=True),
+        mem_mb=memory_for(6, volumes_of="segmentation"),
         runtime=runtime_for(240),
     params:
         parts=len(PARTS),

@@ -321,10 +321,14 @@ def test_a_plane_missing_from_a_stack_is_said():
     assert [(f["well"], f["channel"], f["reason"]) for f in record["failures"]] == [
         ("A02", "GFP", "2 of 3 planes are there")
     ]
-    assert convert(settings_with(pattern_, z="keep"))["failures"][0]["reason"].endswith("z 1 are missing")
+    assert convert(settings_with(pattern_, z="keep"))["failures"][0]["reason"].endswith(
+        "z 1 are missing, most fields have z 0, 1, 2"
+    )
     # The one plane that is left of a stack does not stand for the others.
     Path("raw/A02_s1_t0_z0_w2.tif").unlink()
-    assert convert(settings_with(pattern_, z="keep"))["failures"][0]["reason"].endswith("z 0, 1 are missing")
+    assert convert(settings_with(pattern_, z="keep"))["failures"][0]["reason"].endswith(
+        "z 0, 1 are missing, most fields have z 0, 1, 2"
+    )
 
 
 def test_a_channel_of_one_plane_stands_beside_stacks():
@@ -332,10 +336,30 @@ def test_a_channel_of_one_plane_stands_beside_stacks():
     for z in range(3):
         Path(f"raw/A01_s1_t0_z{z}_w2.tif").unlink()
     write("A01_s1_t0_z7_w2.tif", pixels[1, 0, 0])  # its number is none of the stack's
-    assert not convert(settings_with(pattern_, z="keep"))["failures"]
+    record = convert(settings_with(pattern_, z="keep"))
+    assert not record["failures"] and record["facts"]["planes"] == 3
     found = store.read_image(field_path("A01", 1))
     np.testing.assert_array_equal(found[0], pixels[0, 0])
     np.testing.assert_array_equal(found[1], np.repeat(pixels[1, 0, :1], 3, axis=0))
+    for z in (0, 2):
+        Path(f"raw/A01_s1_t0_z{z}_w1.tif").unlink()
+    assert convert(settings_with(pattern_, z="keep"))["facts"]["planes"] == 1
+    np.testing.assert_array_equal(store.read_image(field_path("A01", 1))[:, 0], [pixels[0, 0, 1], pixels[1, 0, 0]])
+
+
+def test_a_gap_in_a_volume_is_said_and_not_closed():
+    _, pattern_ = stack_of(times=1, heights=5)
+    for well in ("A02", "A03"):
+        for path in list(Path("raw").glob("A01*")):
+            shutil.copyfile(path, path.with_name(path.name.replace("A01", well)))
+    for c in (1, 2):  # in all channels of a well
+        Path(f"raw/A02_s1_t0_z2_w{c}.tif").unlink()
+    reasons = [one["reason"] for one in convert(settings_with(pattern_, z="keep"))["failures"]]
+    assert len(reasons) == 2 and all("z 2 are missing, most fields have z 0, 1, 2, 3, 4" in one for one in reasons)
+    for path in Path("raw").glob("*_z2_*"):
+        path.unlink()
+    record = convert(settings_with(pattern_, z="keep"))
+    assert record["status"] == "failed" and "(0, 1, 3, 4) do not lie equally far apart" in record["reason"]
 
 
 def test_without_any_pixel_size_nothing_is_converted():

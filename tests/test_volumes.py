@@ -28,12 +28,17 @@ from plateloom.store.tables import read_table
 STEP, PIXEL = 2.0, 0.65  # of the volumes here [µm]
 
 
-def make_spheroid(seed, shape=(14, 128, 128), *, nuclei=20, diameter=10.0, step=STEP, noise=0.01):
-    """Ellipsoids that touch, of 2 channels (DNA, body), float32 (2, Z, Y, X), and their labels."""
+def make_spheroid(seed, shape=(14, 128, 128), *, nuclei=20, diameter=10.0, step=STEP, noise=0.01, blur=1.2, fading=1.0):
+    """Textured ellipsoids that touch, of 2 channels (DNA, body), float32 (2, Z, Y, X), and their labels.
+
+    `blur` is the sigma along z [µm]; `fading` how many times darker the last plane is than the first.
+    """
     rng, spacing = np.random.default_rng(seed), np.array([step, PIXEL, PIXEL])
     size, truth = np.array(shape) * spacing, np.zeros(shape, np.uint32)
     grid = np.stack(np.meshgrid(*[np.arange(n) * d for n, d in zip(shape, spacing, strict=True)], indexing="ij"), -1)
     bright, centers = np.zeros(shape, np.float32), np.zeros((0, 3))
+    texture = gaussian_filter(rng.normal(size=shape), 1.2 / spacing)
+    texture = np.clip(1 + 0.3 * texture / texture.std(), 0.1, None)
     for _ in range(2000):
         if len(centers) == nuclei:
             break
@@ -50,8 +55,9 @@ def make_spheroid(seed, shape=(14, 128, 128), *, nuclei=20, diameter=10.0, step=
         inside &= truth == 0
         centers = np.concatenate([centers, center[None]])
         truth[inside] = len(centers)
-        bright[inside] = rng.uniform(0.4, 1.0) * (1 + 0.2 * gaussian_filter(rng.normal(size=inside.sum()), 3))
-    dna = gaussian_filter(bright, [1.2 / step, 0.5 / PIXEL, 0.5 / PIXEL])
+        bright[inside] = rng.uniform(0.4, 1.0) * texture[inside]
+    dna = gaussian_filter(bright, [blur / step, 0.5 / PIXEL, 0.5 / PIXEL])
+    dna /= fading ** np.linspace(0, 1, shape[0])[:, None, None]
     body = gaussian_filter((truth > 0).astype(np.float32), 2.5 / spacing)
     image = np.stack([0.03 + 0.3 * dna, 0.03 + 0.2 * body])
     image += noise * rng.normal(size=image.shape) * np.sqrt(image / 0.3)
@@ -69,14 +75,36 @@ def find(image, *, step=STEP, **params):
     return segment_volume(image, ["DNA", "body"], params=params, pixel_size_um=PIXEL, z_step_um=step)
 
 
-@pytest.mark.parametrize(("step", "shape"), [(1.0, (26, 96, 96)), (2.0, (14, 128, 128)), (4.0, (8, 128, 128))])
-def test_touching_nuclei_are_told_apart_where_a_threshold_does_not(step, shape):
-    found, naive = [], []
-    for seed in range(3):
-        image, truth = make_spheroid(seed, shape, step=step)
-        found.append(score(find(image, step=step)["Nuclei"], truth))
+@pytest.mark.parametrize(
+    ("shape", "design", "least"),
+    [
+        ((26, 96, 96), {"step": 1.0}, 0.95),
+        ((14, 128, 128), {"nuclei": 40, "fading": 3.0, "noise": 0.02}, 0.95),
+        ((8, 128, 128), {"step": 4.0, "blur": 2.0}, 0.95),
+        ((14, 128, 128), {"nuclei": 40, "blur": 3.0}, 0.85),  # a third of a nucleus
+    ],
+)
+def test_touching_nuclei_are_told_apart_where_a_threshold_does_not(shape, design, least):
+    found, naive, sizes = [], [], []
+    for seed in range(2):
+        image, truth = make_spheroid(seed, shape, **design)
+        nuclei = find(image, step=design.get("step", STEP))["Nuclei"]
+        found.append(score(nuclei, truth))
         naive.append(score(label(image[0] > threshold_otsu(image[0]))[0], truth))
-    assert np.mean(found) >= 0.9 > 0.8 > np.mean(naive)
+        sizes.append(np.median(np.bincount(nuclei.ravel())[1:]) / np.median(np.bincount(truth.ravel())[1:]))
+    assert np.mean(found) >= least > 0.8 > np.mean(naive)
+    if design.get("blur", 1) < 3:
+        assert 0.9 < np.mean(sizes) < 1.1
+
+
+def test_hollow_nuclei_are_whole():
+    z, y, x = np.mgrid[:15, :60, :60]
+    distance = np.sqrt(((z - 7) * STEP) ** 2 + ((y - 30) * PIXEL) ** 2 + ((x - 30) * PIXEL) ** 2)
+    rng = np.random.default_rng(0)
+    image = np.where((distance < 6) & (distance > 2.5), 0.5, 0.05) + 0.01 * rng.normal(size=distance.shape)
+    image = gaussian_filter(image, [0.5, 0.7, 0.7])[None].astype(np.float32)
+    labels = segment_volume(image, ["DNA"], params={"nucleus_diameter_um": 12.0}, pixel_size_um=PIXEL, z_step_um=STEP)
+    assert labels["Nuclei"].max() == 1 and (labels["Nuclei"][distance < 2] == 1).all()
 
 
 def test_labels_of_a_volume_are_canonical():
@@ -128,8 +156,13 @@ def test_planes_and_volumes_are_not_taken_for_each_other():
         segment_volume(image, ["DNA", "body"], method="watershed", pixel_size_um=1, z_step_um=1)
     with pytest.raises(ValueError, match="volume segments volumes; call segment_volume"):
         segment_image(image[:, 0], ["DNA", "body"], method="volume", pixel_size_um=1)
-    with pytest.raises(ValueError, match="z_step_um is 0, expected a distance above 0"):
-        find(image, step=0)
+    for step in (0, None):
+        with pytest.raises(ValueError, match=f"z_step_um is {step}, expected a distance above 0"):
+            find(image, step=step)
+    with pytest.raises(ValueError, match="Expected intensities from 0 to 1, found uint16"):
+        find(image.astype(np.uint16))
+    with pytest.raises(ValueError, match=r"found \(2, 0, 32, 32\)"):
+        find(image[:, :0])
     with pytest.raises(ValueError, match="nuclei_channel is 'Hoechst', but the image has the channels"):
         find(image, nuclei_channel="Hoechst")
 
@@ -296,9 +329,11 @@ def test_a_method_for_planes_refuses_planes_that_are_kept_and_says_what_to_choos
 def test_memory_of_volumes_is_asked_for_by_their_size(finished, monkeypatch):
     monkeypatch.chdir(finished)
     screen = Screen(yaml.safe_load((finished / "config.yaml").read_text()))
-    assert screen.volume_mb("P1") == memory_of_volume((10, 128, 128), 2) == pytest.approx(1e-6 * 10 * 128**2 * 68)
+    for stage, bytes_ in (("segmentation", 74), ("features", 132)):
+        assert screen.volume_mb(stage, "P1") == memory_of_volume(stage, (10, 128, 128), 2)
+        assert screen.volume_mb(stage, "P1") == pytest.approx(1e-6 * 10 * 128**2 * bytes_)
     planes = load_config({"channels": {"DNA": {"source": "1"}}})
-    assert Screen(planes.model_dump(mode="json"), finished).volume_mb("P1") == 0
+    assert Screen(planes.model_dump(mode="json"), finished).volume_mb("features", "P1") == 0
 
 
 def test_features_of_a_screen_of_volumes_are_listed(finished):

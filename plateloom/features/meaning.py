@@ -4,7 +4,7 @@ import itertools
 import re
 from functools import cache
 
-from plateloom.features import FAMILIES
+from plateloom.features import FAMILIES, load_volumes
 from plateloom.registry import load_method
 
 # CellProfiler's module of each family.
@@ -94,7 +94,7 @@ def describe_columns(compartments, channels, *, families=None, physical_units=Fa
         where no intensity is needed), `unit`, `source` (CellProfiler's module).
     """
     if volumes:
-        from plateloom.features.volume import FAMILIES as known
+        known = load_volumes().FAMILIES
     else:
         known = {name: load_method(FAMILIES, name, "feature family") for name in FAMILIES}
     described, physical = {}, PHYSICAL_OF_VOLUMES if volumes else PHYSICAL

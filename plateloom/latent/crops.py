@@ -65,7 +65,7 @@ def crop_cells(image, centers, *, size_px, out_px, labels=None, label_values=Non
         window = np.zeros((len(image), size_px, size_px), dtype=np.float32)
         inside = image[:, y0:y1, x0:x1].astype(np.float32)
         if labels is not None:
-            here = np.atleast_3d(np.asarray(labels[..., y0:y1, x0:x1]).T).T
+            here = np.asarray(labels[..., y0:y1, x0:x1]).reshape(-1, y1 - y0, x1 - x0)
             own = (here == label_values[n]).any(axis=0)
             inside = np.where(own | (here == 0).all(axis=0) if keep_background else own, inside, 0)
         window[:, y0 - top : y1 - top, x0 - left : x1 - left] = inside

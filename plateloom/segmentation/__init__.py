@@ -43,7 +43,10 @@ METHODS = {
 
 COMPARTMENTS = ("Nuclei", "Cells", "Cytoplasm")
 
-BYTES_PER_VOXEL = 60  # in memory, beside the pixels, where a volume is segmented or measured
+BYTES_PER_VOXEL = {
+    "segmentation": (66, 4),
+    "features": (90, 21),
+}  # in memory for a volume, and for each of its channels
 
 
 def segment_image(image, channels, *, method="watershed", params=None, pixel_size_um, tile_px=None, device="prefer"):
@@ -130,7 +133,8 @@ def segment_volume(image, channels, *, method="volume", params=None, pixel_size_
     UnknownMethodError
         If the method is not registered.
     ValueError
-        If it does not work on volumes, a channel is missing, or the image has not one name per channel or is not finite.
+        If it does not work on volumes, a channel is missing, or the image is of integers, is not finite, or has not one name
+        per channel.
 
     Examples
     --------
@@ -144,11 +148,14 @@ def segment_volume(image, channels, *, method="volume", params=None, pixel_size_
     """
     import numpy as np
 
-    image = np.asarray(image, dtype=np.float32)
-    if image.ndim != 4 or len(image) != len(channels):
+    image = np.asarray(image)
+    if image.ndim != 4 or len(image) != len(channels) or not image.size:
         raise ValueError(
             f"Expected an image (C, Z, Y, X) with a channel for each of {list(channels)}, found {image.shape}."
         )
+    if image.dtype.kind != "f":
+        raise ValueError(f"Expected intensities from 0 to 1, found {image.dtype}; divide by the largest value.")
+    image = image.astype(np.float32, copy=False)
     module = load_method(METHODS, method, "segmentation method")
     if not works_on_volumes(method):
         raise ValueError(f"{method} segments planes; call segment_image.")
@@ -164,10 +171,11 @@ def works_on_volumes(method):
     return getattr(load_method(METHODS, method, "segmentation method"), "VOLUMES", False)
 
 
-def memory_of_volume(shape, channels):
-    """What it takes to segment or measure a volume of shape (Z, Y, X) in so many channels [MB]."""
+def memory_of_volume(stage, shape, channels):
+    """What ``segmentation`` or ``features`` of a volume of shape (Z, Y, X) take at most in so many channels [MB]."""
     planes, height, width = shape
-    return 1e-6 * planes * height * width * (BYTES_PER_VOXEL + 4 * channels)
+    fixed, per_channel = BYTES_PER_VOXEL[stage]
+    return 1e-6 * planes * height * width * (fixed + per_channel * channels)
 
 
 def make_method(module, params, channels, *, pixel_size_um, shape, device):

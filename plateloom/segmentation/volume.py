@@ -1,4 +1,4 @@
-"""Nuclei and cells in three dimensions: threshold, distance and brightness, watershed; no training, no GPU.
+"""Nuclei and cells in three dimensions: thresholds, distance from the surface, watershed; no training, no GPU.
 
 For plates that keep their z planes (`conversion.z: keep`). Thresholds are those of `watershed`, from the histograms of all
 planes of a field. Lengths are physical, so planes may lie farther apart than pixels. A field is segmented in one piece (see
@@ -6,6 +6,7 @@ planes of a field. Lengths are physical, so planes may lie farther apart than pi
 """
 
 import math
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -15,10 +16,7 @@ from plateloom.segmentation.watershed import NucleiParams, Watershed
 from plateloom.segmentation.watershed import Params as PlaneParams
 
 VOLUMES = True
-_SHARED = (
-    *("nucleus_diameter_um", "nuclei_channel", "cells_channel", "smoothing_um", "threshold", "threshold_correction"),
-    *("min_contrast", "cells_distance_um", "cells_threshold_correction"),
-)
+_DETAIL = 0.12  # of a nucleus diameter: what is finer parts no nuclei
 
 
 def _as_in_planes(name):
@@ -37,12 +35,15 @@ class Params(NucleiParams):
     local_threshold: float = _as_in_planes("local_threshold")
     min_contrast: float = _as_in_planes("min_contrast")
     outline: float = _as_in_planes("outline")
+    declump: Literal["both", "shape", "intensity"] = Field(
+        "shape", description="What separates touching nuclei: necks (shape), dark places (intensity), or both."
+    )
     prominence: float = Field(
-        0.1,
+        0.05,
         ge=0,
         le=1,
-        description="How far distance and brightness must fall between two peaks below the lesser one to part them, as a fraction "
-        "of that peak (dimensionless); higher splits less.",
+        description="How far a neck or dark place must fall below the lesser of two peaks to part them, as a fraction of that "
+        "peak (dimensionless); higher splits less.",
     )
     cells_distance_um: float | None = _as_in_planes("cells_distance_um")
     cells_threshold_correction: float = _as_in_planes("cells_threshold_correction")
@@ -73,13 +74,10 @@ def segment(image, channels, params, *, pixel_size_um, z_step_um):
     ValueError
         If a channel is missing, or a size is not above 0.
     """
-    if not z_step_um > 0:
+    if z_step_um is None or not z_step_um > 0:
         raise ValueError(f"z_step_um is {z_step_um!r}, expected a distance above 0.")
-    in_planes = PlaneParams(
-        nucleus_diameter_min_um=params.diameters_um[0],
-        nucleus_diameter_max_um=params.diameters_um[1],
-        **{name: getattr(params, name) for name in _SHARED},
-    )
+    shared = Params.model_fields.keys() & PlaneParams.model_fields.keys()
+    in_planes = PlaneParams(**{name: getattr(params, name) for name in shared})
     planes = Watershed(in_planes, channels, pixel_size_um=pixel_size_um, shape=image.shape[2:])
     whole = tuple(slice(0, size) for size in image.shape[2:])
     known = planes.combine([planes.measure(image[:, z], (0, 0), whole) for z in range(image.shape[1])])
@@ -120,6 +118,7 @@ def _find_nuclei(smooth, known, params, planes, spacing):
         del above
     for plane in mask:
         fill_holes(plane, planes.hole_px)
+    _fill_cavities(mask, math.pi / 6 * params.nucleus_diameter_um**3 / math.prod(spacing))
     if not mask.any():
         return np.zeros(smooth.shape, np.uint32)
     # Beyond the volume nothing is known: its faces are no surface of a nucleus.
@@ -127,15 +126,29 @@ def _find_nuclei(smooth, known, params, planes, spacing):
     distance = distance_transform_edt(padded, sampling=spacing).astype(np.float32)[1:-1, 1:-1, 1:-1]
     del padded
     np.minimum(distance, planes.cap_px * spacing[2], out=distance)
-    detail_um = 0.08 * params.nucleus_diameter_um
-    landscape = _smooth(distance, detail_um, spacing)
-    landscape *= np.maximum(_smooth(smooth, detail_um, spacing) - np.float32(known["background"]), 0)
+    detail_um = _DETAIL * params.nucleus_diameter_um
+    landscape = np.ones_like(smooth) if params.declump == "intensity" else _smooth(distance, detail_um, spacing)
+    if params.declump != "shape":
+        landscape *= np.maximum(_smooth(smooth, detail_um, spacing) - np.float32(known["background"]), 0)
     landscape[~mask] = 0
     basins = watershed(-landscape, mask=mask, connectivity=1)
     merged = merge_basins(basins, landscape, params.prominence)
     del basins, landscape, distance
     _trim(merged, smooth, known["background"], params.outline)
     return _keep_nuclei(merged, params, spacing)
+
+
+def _fill_cavities(mask, largest):
+    """Fill what is enclosed in all directions and smaller than a nucleus [voxels]."""
+    from scipy.ndimage import label
+
+    outside, _ = label(~mask)
+    sizes = np.bincount(outside.ravel())
+    small = sizes < largest
+    for axis in range(3):
+        for end in (0, -1):
+            small[np.unique(outside.take(end, axis=axis))] = False
+    mask |= small[outside]
 
 
 def merge_basins(basins, landscape, prominence):
@@ -188,7 +201,7 @@ def merge_basins(basins, landscape, prominence):
 
 def _trim(labels, smooth, background, outline):
     """Cut each nucleus where its brightness falls to a fraction of what its brighter half has on average; one piece stays."""
-    from scipy.ndimage import find_objects, label
+    from scipy.ndimage import binary_fill_holes, find_objects, label
 
     for value, box in enumerate(find_objects(labels), 1):
         if box is None:
@@ -197,8 +210,8 @@ def _trim(labels, smooth, background, outline):
         brightness = above[own]
         level = outline * brightness[brightness >= np.median(brightness)].mean()
         pieces, count = label(own & (above >= level))
-        largest = np.bincount(pieces.ravel())[1:].argmax() + 1 if count else 0
-        labels[box][own & (pieces != largest if count else True)] = 0
+        kept = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1 if count else np.zeros_like(own)
+        labels[box][own & ~binary_fill_holes(kept)] = 0
 
 
 def _keep_nuclei(labels, params, spacing):

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 DONE, PARTIAL, FAILED, MISSING, HOLE = "done", "partial", "failed", "missing", "hole"
 STITCHED = 1  # number of the one image of a stitched well
 FRESH_MINUTES = 60  # files younger than this may still be on their way
+UNEVEN = 0.2  # steps of a stage differ a little; of the median step
 LAST_FILES = 64  # copies run in order: only what came last can be cut short
 
 
@@ -68,6 +69,8 @@ def convert_part(*, plate, part, parts, source, reader, listing, settings, code,
         kept = [axis for axis, how in (("t", conversion["time"]), ("z", conversion["z"])) if how == "keep"]
         facts.update(shape=found.shape, notes=found.notes, kept=kept)
         described = describe_source(found.images, settings)
+        if "every_z" in described:
+            facts["planes"] = len(described["every_z"])
         wells = {}
         for image in described.pop("images"):
             if part_of(image.well, parts) == part:
@@ -114,13 +117,13 @@ def describe_source(images, settings):
     -------
     dict
         `images`, those of the wanted channels and times; `pixel_size_um` [µm/px]; `planes`, how many z planes most
-        fields have in a channel.
+        fields have in a channel; where planes are kept `every_z`, those that all of a field's stacks have to have.
 
     Raises
     ------
     PlateLayoutError
         If no pixel size is known, or several; if there are several time points and the config names none; if fields are
-        to be stitched and have no positions.
+        to be stitched and have no positions; if planes are to be kept that do not lie equally far apart.
     """
     conversion, wanted = settings["conversion"], {str(channel["source"]) for channel in settings["channels"].values()}
     images = [image for image in images if image.channel in wanted]
@@ -152,7 +155,29 @@ def describe_source(images, settings):
         usual.setdefault(channel, Counter())[count] += 1
     # Of equally frequent numbers the larger: what is missing is to be noticed.
     planes = {channel: max(found, key=lambda n, found=found: (found[n], n)) for channel, found in sorted(usual.items())}
-    return {"images": images, "pixel_size_um": size, "planes": planes}
+    found = {"images": images, "pixel_size_um": size, "planes": planes}
+    return found | ({"every_z": _every_z(images)} if conversion["z"] == "keep" else {})
+
+
+def _every_z(images):
+    """The z of most fields' stacks, of all channels that have stacks together; one where no channel has."""
+    stacks, usual = {}, {}
+    for image in images:
+        stacks.setdefault((image.well, image.field, image.channel, image.t), []).append(image)
+    for (_, _, channel, _), stack in stacks.items():
+        usual.setdefault(channel, Counter())[tuple(sorted(image.z for image in stack))] += 1
+    # Of equally frequent ones the longer: what is missing is to be noticed.
+    chosen = [max(found, key=lambda zs, found=found: (found[zs], len(zs), zs)) for found in usual.values()]
+    every_z = sorted({z for zs in chosen if len(zs) > 1 for z in zs}) or [min((zs[0] for zs in chosen), default=0)]
+    steps = next(
+        (steps for stack in stacks.values() if len(stack) == len(every_z) and (steps := _z_steps(stack))), None
+    )
+    steps = np.diff(every_z).tolist() if steps is None else steps
+    if steps and max(steps) - min(steps) > UNEVEN * np.median(steps):
+        raise PlateLayoutError(
+            f"the z planes ({_some(every_z)}) do not lie equally far apart, so they are no volume: set conversion.z to a projection"
+        )
+    return every_z
 
 
 def keep_shadings(plate, source, described, settings, code):
@@ -240,11 +265,9 @@ def _ends_in_zeros(path):
 
 def _unit(plate, well, images, source, reader, parameters, settings, code):
     """One well: known as done by its listing, which is kept beside the results, so that no file is read for it."""
-    # All fields of a well have the same time points and planes, where these are kept: a gap is a fault, not a shift.
+    # All fields of a well have the same time points, where these are kept: a gap is a fault, not a shift.
     if parameters["conversion"]["time"] == "keep":
         parameters = parameters | {"every_t": sorted({image.t for image in images})}
-    if parameters["conversion"]["z"] == "keep":
-        parameters = parameters | {"every_z": _heights(images, parameters["planes"])}
     path = well_table(plate, "fields", well)
     listing = digest([settings, parameters, code, [list(image) for image in images]])
     memory = plate_folder(plate) / ".sources" / f"{well}.json"
@@ -443,7 +466,7 @@ def read_field(field, planes, source, reader, parameters):
     for image in planes:
         stacks[by_source[image.channel]].append(image)
     times = parameters.get("every_t") or sorted({image.t for image in planes})
-    heights = parameters.get("every_z") or _heights(planes, parameters["planes"])
+    every_z = parameters.get("every_z") or sorted({image.z for image in planes})
     contents, found, reasons, shape = {}, {}, {}, None
     for name, stack in stacks.items():
         if not stack:
@@ -453,10 +476,10 @@ def read_field(field, planes, source, reader, parameters):
         if len(stack) < usual * len(times):
             reasons[name] = (DONE, f"{len(stack)} of {usual * len(times)} planes are there")
         try:
-            depth = [stack[0].z] if usual == 1 else heights
-            pixels = _read_stack(load_reader(reader), source, stack, times, depth, conversion, contents)
-            if conversion["z"] == "keep" and pixels.shape[1] == 1:  # one plane stands for every z
-                pixels = np.repeat(pixels, max(1, len(heights)), axis=1)
+            wanted = [stack[0].z] if usual == 1 else every_z
+            pixels = _read_stack(load_reader(reader), source, stack, times, wanted, conversion, contents)
+            if conversion["z"] == "keep" and usual == 1:  # one plane stands for every z
+                pixels = np.repeat(pixels, len(every_z), axis=1)
             kind = pixels.shape[-2:], pixels.dtype
             if shape not in (None, kind):
                 raise UnreadableImageError(
@@ -500,21 +523,16 @@ def read_field(field, planes, source, reader, parameters):
     }
 
 
-def _heights(images, planes):
-    """The z of all stacks together: a channel that has one plane throughout says nothing of how many there are."""
-    stacks = {image.z for image in images if planes.get(image.channel, 0) > 1}
-    return sorted(stacks or {image.z for image in images})
-
-
-def _read_stack(module, source, stack, times, heights, conversion, contents):
+def _read_stack(module, source, stack, times, every_z, conversion, contents):
     """One channel's planes as an array (T, Z, Y, X); Z is 1 unless the config keeps it."""
     by_time = {t: sorted((plane for plane in stack if plane.t == t), key=lambda plane: plane.z) for t in times}
     for t, planes in by_time.items():
         if not planes:
             raise UnreadableImageError(f"{stack[0].file}: time point {t} is missing")
-        if conversion["z"] == "keep" and len(planes) != len(heights):
-            gone = sorted(set(heights) - {plane.z for plane in planes})
-            raise UnreadableImageError(f"{planes[0].file}: z {', '.join(map(str, gone[:5]))} are missing")
+        if conversion["z"] == "keep" and (there := [plane.z for plane in planes]) != every_z:
+            gone, more = (sorted(set(one) - set(other)) for one, other in ((every_z, there), (there, every_z)))
+            said = f"{'are missing' if gone else 'are not among'}, most fields have z {_some(every_z)}"
+            raise UnreadableImageError(f"{planes[0].file}: z {_some(gone or more)} {said}")
     if conversion["z"] != "keep":
         read = [projection.project(_read_planes(module, source, by_time[t], contents), conversion["z"]) for t in times]
         return read[0][None, None] if len(read) == 1 else np.stack(read)[:, None]
@@ -544,14 +562,24 @@ def _read_planes(module, source, stack, contents):
         yield pixels
 
 
+def _some(numbers):
+    """The first of some numbers as text."""
+    return ", ".join(map(str, numbers[:5])) + (" …" if len(numbers) > 5 else "")
+
+
 def _z_step(planes):
     """Distance of z planes [µm], of each channel and time by itself; None where it is not known."""
+    steps = _z_steps(planes)
+    return float(np.median(steps)) if steps else None
+
+
+def _z_steps(planes):
+    """All distances between neighboring z planes [µm]."""
     stacks = {}
     for plane in planes:
         if plane.z_um is not None:
             stacks.setdefault((plane.channel, plane.t), set()).add(plane.z_um)
-    steps = [step for heights in stacks.values() for step in np.diff(sorted(heights))]
-    return float(np.median(steps)) if steps else None
+    return [float(step) for heights in stacks.values() for step in np.diff(sorted(heights))]
 
 
 def _corner(plane, shape, pixel_size_um):
@@ -667,7 +695,7 @@ def assemble_plate(*, plate, max_failed_fields, code, converted, record):
         made = recipe("assembly", parameters=parameters, code=code, inputs=wells)
         kept = next((part["facts"]["kept"] for part in inputs["converted"] if "kept" in part["facts"]), [])
         facts = {"fields": len(status), "failed_fields": int(status.sum()), "accepted": accepted, "kept": kept}
-        facts |= {"planes": int(fields["Planes"].max())} if "z" in kept else {}
+        facts |= {"planes": max(part["facts"].get("planes", 1) for part in inputs["converted"])} if "z" in kept else {}
         failures = [
             {"well": row.Metadata_Well, "field": int(row.Metadata_Field), "channel": row.Channel, "reason": row.Reason}
             for row in fields[odd].itertuples()
