@@ -1,13 +1,14 @@
 # `make demo` runs the main job on a simulated screen; `make test` runs the tests. Both set up .venv first; `make install` does only that.
 
 PYTHON ?= python3
+PYTHON38 ?= python3.8
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 unexport PYTHONDONTWRITEBYTECODE # what is compiled anew at each start of each job costs more than the job
 INSTALL := install --quiet --disable-pip-version-check --no-compile # on one core; compileall takes all
 
-.PHONY: install demo test slow long slurm bbbc013 lint format lock napari czi nd2 lif cp_measure cellpose instanseg stardist docs clean
+.PHONY: install demo test slow long slurm bbbc013 lint format lock napari czi nd2 lif cp_measure cellprofiler cellpose instanseg stardist docs clean
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Plateloom needs Python 3.11 or newer, found ' + sys.version)"
@@ -94,6 +95,12 @@ nd2 lif cellpose instanseg stardist: $(READY)
 cp_measure: requirements.txt
 	test -x build/cp_measure/bin/python || $(PYTHON) -m venv build/cp_measure
 	build/cp_measure/bin/pip $(INSTALL) -c requirements.txt 'cp_measure[numba]==0.3.0'
+
+# CellProfiler 4.2.8 asks for Python 3.8 and, for its pages and pipelines, for much that its measurements do not need.
+cellprofiler: benchmarks/features_cellprofiler.txt
+	test -x build/cellprofiler/bin/python || $(PYTHON38) -m venv build/cellprofiler
+	build/cellprofiler/bin/pip $(INSTALL) 'setuptools<70' wheel
+	build/cellprofiler/bin/pip $(INSTALL) --no-deps -r benchmarks/features_cellprofiler.txt
 
 docs: $(READY)
 	$(BIN)/plateloom config > config/config.yaml
