@@ -43,10 +43,8 @@ METHODS = {
 
 COMPARTMENTS = ("Nuclei", "Cells", "Cytoplasm")
 
-BYTES_PER_VOXEL = {
-    "segmentation": (66, 4),
-    "features": (90, 21),
-}  # in memory for a volume, and for each of its channels
+# In memory for a volume, and for each of its channels.
+BYTES_PER_VOXEL = {"segmentation": (66, 4), "features": (90, 21)}
 
 
 def segment_image(image, channels, *, method="watershed", params=None, pixel_size_um, tile_px=None, device="prefer"):

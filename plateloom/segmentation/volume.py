@@ -173,12 +173,14 @@ def merge_basins(basins, landscape, prominence):
     np.maximum.at(peaks, basins.ravel(), landscape.ravel())
     pairs, heights = [], []
     for axis in range(basins.ndim):
-        here = tuple(slice(None, -1) if i == axis else slice(None) for i in range(basins.ndim))
-        next_ = tuple(slice(1, None) if i == axis else slice(None) for i in range(basins.ndim))
-        touching = (basins[here] != basins[next_]) & (basins[here] > 0) & (basins[next_] > 0)
-        ends = np.stack([basins[here][touching], basins[next_][touching]])
-        pairs.append(np.sort(ends, axis=0))
-        heights.append(np.minimum(landscape[here][touching], landscape[next_][touching]))
+        ends = [
+            np.moveaxis(image, axis, 0)[part]
+            for part in (slice(None, -1), slice(1, None))
+            for image in (basins, landscape)
+        ]
+        touching = (ends[0] != ends[2]) & (ends[0] > 0) & (ends[2] > 0)
+        pairs.append(np.sort([ends[0][touching], ends[2][touching]], axis=0))
+        heights.append(np.minimum(ends[1][touching], ends[3][touching]))
     pairs, heights = np.concatenate(pairs, axis=1), np.concatenate(heights)
     order = np.lexsort((pairs[1], pairs[0], -heights))
     root = np.arange(count + 1)
