@@ -169,7 +169,7 @@ def _number_objects(labels):
 
 @kernel
 def _mark(labels, occurs):
-    """Note which labels occur; numpy takes five times as long to write where an index says."""
+    """Note which labels occur."""
     for label in labels:
         occurs[label] = True
 

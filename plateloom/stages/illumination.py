@@ -138,7 +138,7 @@ def shrink_field(path, field, settings):
     for i, channel in enumerate(described["channels"]):
         if channel in described["missing"]:
             continue
-        plane = store.project_image(path, channels=[i], window=window)[0]
+        plane = store.read_image(path, channels=[i], window=window, z="max")[0]
         if own is not None:
             plane = np.where(own, plane.astype(np.float32), np.float32(np.nan))
         thumbnails[channel] = module.shrink(plane, params)
@@ -264,10 +264,10 @@ def usable_tiles(plate, wells):
     return {key: int(image) for key, image in sorted(images.items()) if key not in lost}
 
 
-def read_corrected(plate, well, field, flatfield, *, channels=None, window=(slice(None), slice(None)), z=None):
+def read_corrected(plate, well, field, flatfield, *, channels=None, window=(slice(None), slice(None)), z="max"):
     """Read a field's pixels, corrected for illumination and restored as the config says.
 
-    Of an image that keeps z planes, the brightest value below each pixel is corrected, unless one plane is asked for.
+    Of an image that keeps z planes, the brightest value below each pixel is corrected, unless a plane is asked for.
 
     Parameters
     ----------
@@ -279,8 +279,8 @@ def read_corrected(plate, well, field, flatfield, *, channels=None, window=(slic
         Default: all.
     window : tuple of slice
         Rows and columns [px].
-    z : int, optional
-        Plane.
+    z : int or 'max'
+        Plane, of an image that keeps them.
 
     Returns
     -------
@@ -297,7 +297,7 @@ def read_corrected(plate, well, field, flatfield, *, channels=None, window=(slic
         halo = restoration.chain_halo(chain, chosen, pixel_size_um=described["pixel_size_um"])
         core = tuple(slice(*one.indices(size)[:2]) for one, size in zip(window, shape, strict=True))
         _, window, _, inner = with_halo(core, shape, halo)
-    pixels = store.project_image(path, channels=[names.index(name) for name in chosen], window=window, z=z)
+    pixels = store.read_image(path, channels=[names.index(name) for name in chosen], window=window, z=z)
     flat, offset = read_flatfields(plate_folder(plate) / "illumination.zarr", chosen, flatfield)
     stitched = mosaic_of(path)
     field_shape = shape if stitched is None else stitched[0].field_shape

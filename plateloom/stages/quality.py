@@ -76,7 +76,7 @@ def measure_field(path, field):
     """
     described, window = store.describe_image(path), tile_window(path, field)
     return [
-        {"Channel": channel, **quality.measure_plane(store.project_image(path, channels=[i], window=window)[0])}
+        {"Channel": channel, **quality.measure_plane(store.read_image(path, channels=[i], window=window, z="max")[0])}
         for i, channel in enumerate(described["channels"])
         if channel not in described["missing"]
     ]

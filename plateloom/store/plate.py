@@ -417,7 +417,8 @@ def read_image(path, *, channels=slice(None), window=(slice(None), slice(None)),
         Rows and columns [px].
     level : int
     t, z : slice or int
-        Frames and planes, where the image has them; an int takes the axis away.
+        Frames and planes, where the image has them; an int takes the axis away. ``z="max"``: the brightest value below each pixel,
+        one plane after the other.
 
     Returns
     -------
@@ -436,7 +437,14 @@ def read_image(path, *, channels=slice(None), window=(slice(None), slice(None)),
     names = [axis["name"] for axis in attributes["ome"]["multiscales"][0]["axes"]]
 
     def read(channel):
-        return array[tuple((chosen | {"c": channel})[name] for name in names)]
+        place = chosen | {"c": channel}
+        if z != "max" or "z" not in names:
+            return array[tuple(place[name] for name in names)]
+        found = None
+        for plane in range(array.shape[names.index("z")]):
+            pixels = array[tuple((place | {"z": plane})[name] for name in names)]
+            found = pixels if found is None else np.maximum(found, pixels, out=found)
+        return found
 
     if not isinstance(channels, slice) and list(channels) == list(range(len(channels))):
         channels = slice(len(channels))
@@ -481,37 +489,6 @@ def read_labels(path, compartment, *, window=(slice(None), slice(None)), level=0
     if attributes is None or "multiscales" not in attributes.get("ome", {}):
         raise PlateLayoutError(f"no labels at {str(folder)!r}")
     return _open(folder, attributes, level)[(..., *window)]
-
-
-def project_image(path, *, channels=slice(None), window=(slice(None), slice(None)), z=None):
-    """Read one plane per channel: of an image that keeps z planes, the brightest value below each pixel.
-
-    Parameters
-    ----------
-    path, channels, window
-        As in `read_image`.
-    z : int, optional
-        This plane instead.
-
-    Returns
-    -------
-    ndarray, shape (C, Y, X)
-        One z plane after the other is in memory.
-
-    Raises
-    ------
-    PlateLayoutError, CorruptStoreError
-        See `read_image`.
-    """
-    described = describe_image(path)
-    if "z" not in described["axes"]:
-        return read_image(path, channels=channels, window=window)
-    planes = range(described["shape"][described["axes"].index("z")]) if z is None else [z]
-    found = None
-    for plane in planes:
-        pixels = read_image(path, channels=channels, window=window, z=plane)
-        found = pixels if found is None else np.maximum(found, pixels, out=found)
-    return found
 
 
 def project_labels(path, compartment, *, window=(slice(None), slice(None)), made=None):
