@@ -593,14 +593,13 @@ def _check_training(config):
 def _check_volumes(config):
     """Mistakes in what is to be done with volumes."""
     from plateloom.features import VOLUME_FAMILIES
-    from plateloom.segmentation import works_on_volumes
+    from plateloom.segmentation import explain_planes, works_on_volumes
 
     method = config.segmentation.method
     if not works_on_volumes(method):
         return []
-    problems = []
-    if config.conversion.z != "keep":
-        problems.append(f"segmentation.method: {method} segments volumes, which takes conversion.z: keep")
+    misfit = explain_planes(method, config.conversion.z == "keep")
+    problems = [f"segmentation.method: {misfit}"] if misfit else []
     if config.conversion.layout == "stitched":
         problems.append(
             f"segmentation.method: {method} segments a field in one piece, which takes conversion.layout: fields"

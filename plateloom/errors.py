@@ -115,3 +115,13 @@ def did_you_mean(name, known):
     alike = [one for one in known if one.lower() == str(name).lower()]
     near = alike or difflib.get_close_matches(str(name), known, n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def some_of(values, most=5):
+    """The first of several values, for a message.
+
+    >>> some_of(range(7))
+    '0, 1, 2, 3, 4 …'
+    """
+    values = [str(value) for value in values]
+    return ", ".join(values[:most]) + (" …" if len(values) > most else "")

@@ -11,7 +11,7 @@ from pathlib import Path
 from plateloom.errors import DataFault
 from plateloom.planning import STAGES
 from plateloom.readers import load_reader
-from plateloom.segmentation import memory_of_volume
+from plateloom.segmentation import BYTES_PER_VOXEL, memory_of_volume
 from plateloom.store import layout
 from plateloom.store.plate import Format, count_files
 from plateloom.store.provenance import PACKAGE, read_json
@@ -175,6 +175,7 @@ def estimate_screen(screen, sizes):
     found, total = [], sum(size.gigapixels for size in sizes.values())
     for stage in screen.stages():
         threads, gigabytes = rule_of(stage)
+        gigabytes += screen.stacks_gb if stage == "conversion" else 0
         scope = STAGES[stage].scope
         parts = screen.config.parts if scope == "part" else 1
         fixed, rate, learned = _learn(screen, stage, sizes)
@@ -186,7 +187,7 @@ def estimate_screen(screen, sizes):
             ]
         seconds = [fixed + rate * work for work in works]
         field_mb = max((8e-6 * size.channels * size.shape[0] * size.shape[1] for size in sizes.values()), default=0)
-        if screen.has_volumes and stage in ("segmentation", "features"):
+        if screen.has_volumes and stage in BYTES_PER_VOXEL:
             field_mb += max(
                 memory_of_volume(stage, (size.planes, *size.shape), size.channels) for size in sizes.values()
             )

@@ -496,6 +496,11 @@ class Screen:
         pixels = height * width * len(self.config.channels)
         return 2e-6 * pixels, 1e-9 * pixels * facts.get("planes", 1) * facts.get("fields", 0)
 
+    @property
+    def stacks_gb(self):
+        """What conversion holds of stacks that are kept [GB]: a guess, since nobody knows their size before; else 0."""
+        return 12.0 if self.config.conversion.z == "keep" else 0.0
+
     def volume_mb(self, stage, plate):
         """What a thread of a stage needs for one of the plate's volumes [MB]; 0 where none is segmented or measured."""
         facts = (self.has_volumes and read_json(self.folder / record_path(plate, "assembly")) or {}).get("facts", {})

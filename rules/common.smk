@@ -137,15 +137,10 @@ def batch_of(wildcards):
     return SCREEN.plates[wildcards.plate].batch
 
 
-STACKS_GB = (
-    12 if SCREEN.config.conversion.z == "keep" else 0
-)  # before a plate is converted, nobody knows how large they are
-
-
 def memory_for(gigabytes, volumes_of=None):
     """Memory of a job [MB]: with four copies of one of the plate's fields per thread, and more with each attempt.
 
-    A stage that holds volumes, `volumes_of`, asks for one per thread instead.
+    A stage that holds volumes, `volumes_of`, asks for one per thread as well.
     """
 
     def memory(wildcards, threads, attempt):

@@ -12,7 +12,7 @@ rule convert_plate:
         "../envs/core.yaml"
     threads: 2
     resources:
-        mem_mb=memory_for(4 + STACKS_GB),
+        mem_mb=memory_for(4 + SCREEN.stacks_gb),
         runtime=runtime_for(120),
     params:
         source=source_of,

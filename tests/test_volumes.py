@@ -310,10 +310,10 @@ def test_check_says_what_volumes_need(tmp_path):
     edit(folder, conversion={"z_step_um": STEP})
     assert CliRunner().invoke(cli, ["check", str(folder)]).exit_code == 0
     edit(folder, segmentation={"method": "watershed"}, profiling={"parameters": {}})
-    assert "watershed works on one plane; choose volume, or run with --until quality" in say("check", folder)
+    assert "choose the method volume, or a projection, or run with --until quality" in say("check", folder)
     edit(folder, segmentation={"method": "volume"}, conversion={"z": "max"}, features={"families": ["Texture"]})
     said = say("check", folder)
-    assert "volume segments volumes, which takes conversion.z: keep" in said
+    assert "volume segments volumes, and no z planes are kept: set conversion.z: keep" in said
     assert "Texture: not measured in volumes; families there: AreaShape, Location, Intensity" in said
 
 
@@ -323,7 +323,9 @@ def test_a_method_for_planes_refuses_planes_that_are_kept_and_says_what_to_choos
     monkeypatch.chdir(folder)
     run_stages(folder, ("conversion", "assembly", "illumination", "quality", "flagging", "segmentation"))
     record = (folder / "results/plates/P1/records/segmentation/part-0.json").read_text()
-    assert "watershed segments one plane; choose the method volume" in record
+    assert (
+        "watershed segments one plane, and z planes are kept (conversion.z: keep): choose the method volume" in record
+    )
 
 
 def test_memory_of_volumes_is_asked_for_by_their_size(finished, monkeypatch):

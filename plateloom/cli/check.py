@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from plateloom.errors import ConfigError, DataFault, LabelError, did_you_mean
+from plateloom.errors import ConfigError, DataFault, LabelError, did_you_mean, some_of
 
 SAMPLED = 9  # files of a plate that are decoded before it is called unreadable
 FEWEST_PX = 3  # that a nucleus or a crop is wide
@@ -161,16 +161,12 @@ def _check_sizes(folder, config, plate, pixel_size_um, width, problems, notes):
 
 def _check_planes(config, plate, images, problems, notes):
     """Ask whether planes that are kept can be segmented."""
-    from plateloom.segmentation import METHODS, works_on_volumes
+    from plateloom.segmentation import explain_planes
 
     if config.conversion.z != "keep":
         return
-    if not works_on_volumes(config.segmentation.method):
-        volumes = " or ".join(name for name in METHODS if works_on_volumes(name))
-        line = (
-            f"conversion.z: keep: segmentation.method {config.segmentation.method} works on one plane; choose {volumes}, or run "
-            "with --until quality"
-        )
+    if misfit := explain_planes(config.segmentation.method, True):
+        line = f"segmentation.method: {misfit}, or run with --until quality"
         notes += [] if any(line in one for one in notes) else [f"config.yaml: warning: {line}"]
     elif config.conversion.z_step_um is None and not any(image.z_um is not None for image in images):
         problems.append(
@@ -268,7 +264,7 @@ def _check_labels(folder, labels, plates, imaged, problems, notes):
         held[place] = line, row["class"]
     notes += [
         f"{name}: warning: {counted(len(wells), 'labeled well')} without an image: "
-        + _some([f"{well} ({path.name}:{line})" for well, line in wells.items()])
+        + some_of([f"{well} ({path.name}:{line})" for well, line in wells.items()])
         for name, wells in unseen.items()
     ]
     return [(*place[:2], name) for place, (_, name) in held.items() if name] if len(problems) == before else None
@@ -313,7 +309,7 @@ def explain_untrainable(settings, labeled, batches):
     without = sorted({plate for plate, _, _ in labeled if not batches[plate]})
     if settings.scheme == "batch" and without:
         return (
-            f"scheme: batch needs the batch of every labeled plate in plates.tsv; it is not there of {_some(without)}"
+            f"scheme: batch needs the batch of every labeled plate in plates.tsv; it is not there of {some_of(without)}"
         )
     classes = [name for _, _, name in labeled]
     groups = [group_of(settings.scheme, plate, well, batches) for plate, well, _ in labeled]
@@ -399,7 +395,7 @@ def _check_files(folder, config, plate, wells, problems, notes, decode):
 def _doubtful(images):
     """What is odd about a plate's files, as far as names and sizes tell."""
     if empty := [image.file for image in images if image.size == 0]:
-        yield f"{counted(len(empty), 'file')} without content: {_some(empty)}"
+        yield f"{counted(len(empty), 'file')} without content: {some_of(empty)}"
     channels = {image.channel for image in images}
     per_field = {}
     for image in images:
@@ -410,12 +406,12 @@ def _doubtful(images):
         if {image.channel for image in found} != channels
     ]
     if holes:
-        yield f"{counted(len(holes), 'field')} without one of the channels: {_some(holes)}"
+        yield f"{counted(len(holes), 'field')} without one of the channels: {some_of(holes)}"
     counts = {}
     for well, _ in per_field:
         counts[well] = counts.get(well, 0) + 1
     if few := [well for well, count in counts.items() if count < max(counts.values())]:
-        yield f"{counted(len(few), 'well')} with fewer fields than the others: {_some(few)}"
+        yield f"{counted(len(few), 'well')} with fewer fields than the others: {some_of(few)}"
 
 
 def _decode_some(source, module, images):
@@ -451,7 +447,7 @@ def _decode_some(source, module, images):
     doubts = list(faults.values())
     if len(shapes) > 1:
         kinds = [f"{files[0]} is {kind} {shape[0]} × {shape[1]}" for (shape, kind), files in shapes.items()]
-        doubts.append(f"channels differ in size or type: {_some(kinds)}")
+        doubts.append(f"channels differ in size or type: {some_of(kinds)}")
     return [], doubts, next(iter(shapes))[0][1]
 
 
@@ -460,9 +456,9 @@ def _doubtful_map(wells, imaged, wanted):
     from plateloom.store.sheets import MAP_COLUMNS
 
     if unmapped := sorted(imaged - set(wells)):
-        yield f"{counted(len(unmapped), 'well')} with images but not on the map: {_some(unmapped)}"
+        yield f"{counted(len(unmapped), 'well')} with images but not on the map: {some_of(unmapped)}"
     if unseen := sorted(set(wells) - imaged):
-        yield f"{counted(len(unseen), 'well')} of the map without an image: {_some(unseen)}"
+        yield f"{counted(len(unseen), 'well')} of the map without an image: {some_of(unseen)}"
     rows = [row for well, row in wells.items() if well in imaged]
     negative = sum(row["control"] == "negative" for row in rows)
     if rows and negative < wanted.min_controls:
@@ -485,15 +481,10 @@ def _doubtful_map(wells, imaged, wanted):
         alike.setdefault(" ".join(name.split()).lower(), []).append(name)
     for names in alike.values():
         if len(names) > 1:
-            yield f"treatments that differ in case or spaces only, and count as different: {_some(list(map(repr, names)))}"
+            yield f"treatments that differ in case or spaces only, and count as different: {some_of(list(map(repr, names)))}"
     units = {}
     for row in rows:
         if row["treatment"] and row["dose"] == row["dose"]:
             units.setdefault(row["treatment"], set()).add(row["unit"])
     if mixed := sorted(name for name, found in units.items() if len(found) > 1):
-        yield f"doses of one treatment have several units: {_some(mixed)}"
-
-
-def _some(names):
-    """The first of many."""
-    return ", ".join(map(str, names[:5])) + (" …" if len(names) > 5 else "")
+        yield f"doses of one treatment have several units: {some_of(mixed)}"

@@ -36,7 +36,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from plateloom.errors import PlateLayoutError, UnreadableImageError
+from plateloom.errors import PlateLayoutError, UnreadableImageError, some_of
 from plateloom.readers import Source, SourceImage
 from plateloom.readers.folders import list_files, sort_planes
 from plateloom.readers.planes import load_plane
@@ -241,7 +241,7 @@ def _list_plate(source):
     listed = _choose_plate(source, listed, {Path(name).stem.lower() for name, _ in indexes}, strange)
     notes = []
     if strange:
-        shown = _some(map(repr, sorted(strange)), 2)
+        shown = some_of(map(repr, sorted(strange)), 2)
         notes.append(f"{len(strange)} TIFF files left out, named unlike the others: {shown}")
     prefix = listed[0].plate.lower() if listed else ""
     indexes.sort(key=lambda one: (Path(one[0]).stem.lower() != prefix, one[0].count("/"), one[0]))
@@ -300,14 +300,14 @@ def _choose_plate(source, listed, stems, strange):
         chosen = [name for name in names if name.lower() in stems]
         if len(chosen) != 1:
             raise PlateLayoutError(
-                f"{str(source)!r} holds files of {len(names)} plates ({_some(map(repr, chosen or names))}); "
+                f"{str(source)!r} holds files of {len(names)} plates ({some_of(map(repr, chosen or names))}); "
                 "give each plate a folder of its own"
             )
         strange += [one.image.file for one in listed if one.plate != chosen[0]]
         listed = [one for one in listed if one.plate == chosen[0]]
     roots = sorted({one.root for one in listed})
     if len(roots) > 1:
-        shown = _some(map(repr, roots))
+        shown = some_of(map(repr, roots))
         raise PlateLayoutError(
             f"{str(source)!r} holds {len(roots)} acquisitions ({shown}); give the folder of one of them"
         )
@@ -367,10 +367,10 @@ def _compare(index, name, images):
 
     def tell(kind, declared, found, label=str):
         if absent := sorted(declared - found):
-            shown = _some(map(label, absent))
+            shown = some_of(map(label, absent))
             lines.append(f"absent {kind}, {len(absent)} of {len(declared)} that {name!r} declares: {shown}")
         if unknown := sorted(found - declared):
-            shown = _some(map(label, unknown))
+            shown = some_of(map(label, unknown))
             lines.append(f"{kind} that {name!r} does not declare, {len(unknown)} of {len(found)}: {shown}")
 
     def named(wave):
@@ -600,7 +600,7 @@ def _drop_copies(images, copied, notes):
     for (_, _, channel, _), planes in _stacks(images).items():
         same = channel in copied and len({image.size for image in planes}) == 1
         kept += planes[:1] if same else planes
-    shown = _some(sorted(copied, key=int))
+    shown = some_of(sorted(copied, key=int))
     notes.append(f"channel {shown}: one plane, which the export repeats in every ZStep folder, counts once")
     return kept
 
@@ -616,7 +616,7 @@ def _choose_z(images, z, notes):
         elif not parts[z]:
             other[channel] += 1
     if both:
-        shown = _some(sorted(both, key=int))
+        shown = some_of(sorted(both, key=int))
         notes.append(f"channel {shown}: of stack and projection, both there, the {z} counts (parameter z)")
     if mixed := sum(other[channel] for channel in both):
         instead = "projection" if z == "stack" else "stack"
@@ -667,7 +667,7 @@ def _describe(images, sample, tags, copied, notes, params):
         notes.append(f"fields have no positions: {reason}")
     sizes = {channel: _pixel_size(tags[planes[0].file]) for channel, planes in sample.channels.items()}
     if unknown := sorted({image.channel for image in images if sizes.get(image.channel) is None}, key=int):
-        notes.append(f"channel {_some(unknown)}: tags do not say the size of a pixel")
+        notes.append(f"channel {some_of(unknown)}: tags do not say the size of a pixel")
     waves = {channel: _wavelength(tags[planes[0].file]) for channel, planes in sample.channels.items()}
     seconds = {file: _seconds(found) for file, found in tags.items()}
     heights = _heights(sample, tags, copied)
@@ -753,9 +753,3 @@ def _wave_name(index, wave):
 
 def _printable(text):
     return "".join(letter for letter in text if letter.isprintable()).strip()
-
-
-def _some(values, most=5):
-    """The first of several values, for a message."""
-    values = [str(value) for value in values]
-    return ", ".join(values[:most]) + (" …" if len(values) > most else "")

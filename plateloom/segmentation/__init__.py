@@ -169,6 +169,16 @@ def works_on_volumes(method):
     return getattr(load_method(METHODS, method, "segmentation method"), "VOLUMES", False)
 
 
+def explain_planes(method, kept):
+    """Say why a method does not fit images that keep their z planes, or do not; empty where it does."""
+    if works_on_volumes(method) == kept:
+        return ""
+    if kept:
+        fitting = " or ".join(name for name in METHODS if works_on_volumes(name))
+        return f"{method} segments one plane, and z planes are kept (conversion.z: keep): choose the method {fitting}, or a projection"
+    return f"{method} segments volumes, and no z planes are kept: set conversion.z: keep"
+
+
 def memory_of_volume(stage, shape, channels):
     """What ``segmentation`` or ``features`` of a volume of shape (Z, Y, X) take at most in so many channels [MB]."""
     planes, height, width = shape

@@ -12,29 +12,16 @@ import numpy as np
 from pydantic import Field
 
 from plateloom.segmentation import subtract_nuclei
-from plateloom.segmentation.watershed import NucleiParams, Watershed
 from plateloom.segmentation.watershed import Params as PlaneParams
+from plateloom.segmentation.watershed import ThresholdParams, Watershed
 
 VOLUMES = True
 _DETAIL = 0.12  # of a nucleus diameter: what is finer parts no nuclei
 
 
-def _as_in_planes(name):
-    """A setting that means what it means in `watershed`."""
-    return PlaneParams.model_fields[name]
-
-
-class Params(NucleiParams):
+class Params(ThresholdParams):
     """Parameters of the segmentation of volumes; for most assays the channels and the diameter are all there is to set."""
 
-    nuclei_channel: str = _as_in_planes("nuclei_channel")
-    cells_channel: str | None = _as_in_planes("cells_channel")
-    smoothing_um: float | None = _as_in_planes("smoothing_um")
-    threshold: PlaneParams.__annotations__["threshold"] = _as_in_planes("threshold")
-    threshold_correction: float = _as_in_planes("threshold_correction")
-    local_threshold: float = _as_in_planes("local_threshold")
-    min_contrast: float = _as_in_planes("min_contrast")
-    outline: float = _as_in_planes("outline")
     declump: Literal["both", "shape", "intensity"] = Field(
         "shape", description="What separates touching nuclei: necks (shape), dark places (intensity), or both."
     )
@@ -45,8 +32,6 @@ class Params(NucleiParams):
         description="How far a neck or dark place must fall below the lesser of two peaks to part them, as a fraction of that "
         "peak (dimensionless); higher splits less.",
     )
-    cells_distance_um: float | None = _as_in_planes("cells_distance_um")
-    cells_threshold_correction: float = _as_in_planes("cells_threshold_correction")
 
 
 def segment(image, channels, params, *, pixel_size_um, z_step_um):

@@ -69,8 +69,8 @@ class NucleiParams(BaseModel):
         return 0.4 * typical if low is None else low, 2.2 * typical if high is None else high
 
 
-class Params(NucleiParams):
-    """Parameters of the watershed; for most assays the channels and the diameter are all there is to set."""
+class ThresholdParams(NucleiParams):
+    """Parameters that planes and volumes share: channels, thresholds, and how far cells reach."""
 
     nuclei_channel: str = Field("DNA", description="Channel that shows the nuclei.")
     cells_channel: str | None = Field(
@@ -92,9 +92,6 @@ class Params(NucleiParams):
         description="A nucleus' pixel must also be above background by this fraction of the mean around it "
         "(dimensionless); 0: no local threshold.",
     )
-    local_window_um: float | None = Field(
-        None, gt=0, description="Width of the window of the local threshold [µm]; none: 1.6 × typical diameter."
-    )
     min_contrast: float = Field(
         6.0,
         ge=0,
@@ -106,6 +103,23 @@ class Params(NucleiParams):
         ge=0,
         lt=1,
         description="A nucleus ends where its intensity falls to this fraction of its own brightness (dimensionless).",
+    )
+    cells_distance_um: float | None = Field(
+        None,
+        ge=0,
+        description="No cell reaches farther than this from the nuclei [µm]; none: 2.5 × typical diameter with a cells "
+        "channel, no growth without.",
+    )
+    cells_threshold_correction: float = Field(
+        0.3, gt=0, description="The cells' threshold above background is multiplied by this (dimensionless)."
+    )
+
+
+class Params(ThresholdParams):
+    """Parameters of the watershed; for most assays the channels and the diameter are all there is to set."""
+
+    local_window_um: float | None = Field(
+        None, gt=0, description="Width of the window of the local threshold [µm]; none: 1.6 × typical diameter."
     )
     declump: Literal["both", "shape", "intensity", "none"] = Field(
         "both", description="What separates touching nuclei: necks (shape), dark lines (intensity), both, or nothing."
@@ -119,15 +133,6 @@ class Params(NucleiParams):
     )
     fill_holes: bool = Field(
         True, description="Fill holes in nuclei and cells up to the typical nucleus' radius (yes/no)."
-    )
-    cells_distance_um: float | None = Field(
-        None,
-        ge=0,
-        description="No cell reaches farther than this from the nuclei [µm]; none: 2.5 × typical diameter with a cells "
-        "channel, no growth without.",
-    )
-    cells_threshold_correction: float = Field(
-        0.3, gt=0, description="The cells' threshold above background is multiplied by this (dimensionless)."
     )
     cells_regularization: float = Field(
         0.3,

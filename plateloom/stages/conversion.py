@@ -13,7 +13,7 @@ import pandas as pd
 from plateloom import projection, stitching
 from plateloom.engine import parts as engine
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
-from plateloom.errors import DeferredError, PlateLayoutError, UnreadableImageError
+from plateloom.errors import DeferredError, PlateLayoutError, UnreadableImageError, some_of
 from plateloom.readers import SourceImage, load_reader
 from plateloom.readers.folders import digest_changes
 from plateloom.readers.planes import TAIL, load_plane
@@ -175,7 +175,7 @@ def _every_z(images):
     steps = np.diff(every_z).tolist() if steps is None else steps
     if steps and max(steps) - min(steps) > UNEVEN * np.median(steps):
         raise PlateLayoutError(
-            f"the z planes ({_some(every_z)}) do not lie equally far apart, so they are no volume: set conversion.z to a projection"
+            f"the z planes ({some_of(every_z)}) do not lie equally far apart, so they are no volume: set conversion.z to a projection"
         )
     return every_z
 
@@ -531,8 +531,8 @@ def _read_stack(module, source, stack, times, every_z, conversion, contents):
             raise UnreadableImageError(f"{stack[0].file}: time point {t} is missing")
         if conversion["z"] == "keep" and (there := [plane.z for plane in planes]) != every_z:
             gone, more = (sorted(set(one) - set(other)) for one, other in ((every_z, there), (there, every_z)))
-            said = f"{'are missing' if gone else 'are not among'}, most fields have z {_some(every_z)}"
-            raise UnreadableImageError(f"{planes[0].file}: z {_some(gone or more)} {said}")
+            said = f"{'are missing' if gone else 'are not among'}, most fields have z {some_of(every_z)}"
+            raise UnreadableImageError(f"{planes[0].file}: z {some_of(gone or more)} {said}")
     if conversion["z"] != "keep":
         read = [projection.project(_read_planes(module, source, by_time[t], contents), conversion["z"]) for t in times]
         return read[0][None, None] if len(read) == 1 else np.stack(read)[:, None]
@@ -560,11 +560,6 @@ def _read_planes(module, source, stack, contents):
             )
         kind = pixels.shape, pixels.dtype
         yield pixels
-
-
-def _some(numbers):
-    """The first of some numbers as text."""
-    return ", ".join(map(str, numbers[:5])) + (" …" if len(numbers) > 5 else "")
 
 
 def _z_step(planes):

@@ -237,12 +237,8 @@ def _segment(field, channels, chosen, pixel_size_um):
         return {}, f"cannot work here: {'; '.join(misfits)}", math.nan
     options = {"method": chosen["method"], "params": chosen["parameters"], "pixel_size_um": pixel_size_um}
     started = time.monotonic()
-    if segmentation.works_on_volumes(chosen["method"]) != (field.planes is not None):
-        return (
-            {},
-            f"{chosen['method']} does not fit conversion.z; it takes keep for volumes, else a projection",
-            math.nan,
-        )
+    if misfit := segmentation.explain_planes(chosen["method"], field.planes is not None):
+        return {}, misfit, math.nan
     if field.planes is None:
         labels = segmentation.segment_image(field.image, channels, **options)
     elif field.z_step_um is None:

@@ -115,7 +115,9 @@ def _unit(plate, well, images, flatfield, network, settings, corrections, code):
         together = segmentation.count_together(module, device)
         fields = usable_fields(plate, [well])
         if fields:
-            require_planes_of(settings["method"], store.field_path(plate_store(plate), *fields[0]))
+            axes = store.describe_image(store.field_path(plate_store(plate), *fields[0]))["axes"]
+            if misfit := segmentation.explain_planes(settings["method"], "z" in axes):
+                raise PlateLayoutError(misfit)
         # A labels folder of an earlier recipe must not be taken for this one's if the job is killed half-way.
         for _, field in fields:
             shutil.rmtree(store.field_path(plate_store(plate), well, field) / "labels", ignore_errors=True)
@@ -172,20 +174,6 @@ def work_together(tasks):
     """
     with ThreadPoolExecutor(len(tasks)) as pool:
         return list(pool.map(lambda task: task[0](*task[1:]), tasks))
-
-
-def require_planes_of(method, path):
-    """Refuse an image that keeps z planes for a method that segments planes, and the reverse, in a line that says what to do."""
-    kept = "z" in store.describe_image(path)["axes"]
-    if kept == segmentation.works_on_volumes(method):
-        return
-    for_volumes = [name for name in segmentation.METHODS if segmentation.works_on_volumes(name)]
-    if kept:
-        raise PlateLayoutError(
-            f"the plate keeps its z planes (conversion.z: keep), and {method} segments one plane; choose the method "
-            f"{' or '.join(for_volumes)}, or a projection, or run with --until quality"
-        )
-    raise PlateLayoutError(f"{method} segments volumes, and the plate keeps no z planes; set conversion.z: keep")
 
 
 def take_correction(plate, well, field, digest, record):
