@@ -736,10 +736,13 @@ def test_quantiles_lie_where_cellprofiler_puts_them(levels, lower, median, upper
 
 
 @pytest.mark.parametrize("largest", [3, 200, 255, 256, 257, 65535])
-def test_sorting_levels_and_sorting_floats_give_the_same_quantiles(largest):
+def test_integers_and_the_same_floats_give_the_same_intensities(largest):
     image = np.random.default_rng(largest).integers(65535 - largest, 65536, (1, 60, 60), dtype=np.uint16)
     pd.testing.assert_frame_equal(
-        measure_one(image, blobs(), "Intensity"), measure_one(image / 65535, blobs(), "Intensity"), check_exact=True
+        measure_one(image, blobs(), "Intensity"),
+        measure_one(image / 65535, blobs(), "Intensity"),
+        rtol=1e-12,
+        atol=1e-12,
     )
 
 
@@ -882,11 +885,19 @@ def test_floats_are_sorted_however_unevenly_they_lie(count):
     ):
         image = np.clip(values, -1e3, 1e3).reshape(1, 1, count)
         table = measure_one(image, np.ones((1, count), int), "Intensity").loc[1]
-        ordered = np.append(np.sort(image.ravel()), np.sort(image.ravel())[-1:])
-        for fraction, name in ((0.25, "LowerQuartile"), (0.5, "Median"), (0.75, "UpperQuartile")):
-            k, weight = int(count * fraction), count * fraction % 1
-            expected = ordered[k] if k >= count - 1 else (1 - weight) * ordered[k] + weight * ordered[k + 1]
-            assert_allclose(table[f"Intensity_{name}Intensity_DNA"], expected, rtol=1e-12, err_msg=name)
+        expected = {name: quantile(image, q) for name, q in (("Lower", 0.25), ("Median", 0.5), ("Upper", 0.75))}
+        expected["MAD"] = quantile(abs(image - expected["Median"]), 0.5)
+        measured = {
+            name: table[f"Intensity_{name}{'Quartile' * name.endswith('er')}Intensity_DNA"] for name in expected
+        }
+        assert measured == pytest.approx(expected, rel=1e-12)
+
+
+def quantile(values, fraction):
+    """At position n * fraction, interpolated, and no higher than the last value."""
+    ordered = np.sort(values, axis=None)
+    k, weight = int(ordered.size * fraction), ordered.size * fraction % 1
+    return ordered[-1] if k >= ordered.size - 1 else (1 - weight) * ordered[k] + weight * ordered[k + 1]
 
 
 def test_floats_beyond_all_reason_are_sorted_too():

@@ -25,6 +25,8 @@ MEASUREMENTS = (
     "UpperQuartileIntensity",
 )
 
+_STEPS = 1 << 16
+
 
 def columns(channels, **options):
     """Column names without the compartment."""
@@ -47,8 +49,8 @@ def measure(index, image, channels, **options):
         MassDisplacement [px] is NaN where the object has no intensity. Where the object fills the image and so has no
         edge, its sum, minimum and maximum there are 0 and mean and standard deviation NaN.
     """
-    edge = _find_edges(index.objects, index.rows, index.columns)
-    return measure_values(index, edge).reshape(len(index.labels), len(channels) * len(MEASUREMENTS))
+    measured = measure_values(index, _find_edges(index.surround, index.rows, index.columns, *image.shape[1:]))
+    return measured.reshape(len(index.labels), len(channels) * len(MEASUREMENTS))
 
 
 def measure_values(index, edge):
@@ -65,149 +67,139 @@ def measure_values(index, edge):
     ndarray of float64, shape (N, C, 15)
         In the order of `MEASUREMENTS`.
     """
-    out = np.empty((len(index.labels), len(index.values), len(MEASUREMENTS)))
-    for c, values in enumerate(index.values):
-        _measure_channel(values, index.levels, edge, index.offsets, index.rows, index.columns, out[:, c])
+    sums, levels = index.sums, index.levels or 1.0
+    places = np.flatnonzero(edge)
+    starts = np.searchsorted(places, index.offsets)
+    displacements = np.sqrt(((index.masses - index.middles) ** 2).sum(axis=2))
+    # Integers are doubled, so that a median between two of them is an integer, too.
+    unit = 2 if index.levels else 1
+    room = np.empty((2, index.areas.max(initial=0) + 1), np.int32 if index.levels else np.float64)
+    out = np.empty((len(index.labels), len(index.pixels), len(MEASUREMENTS)))
+    for c, pixels in enumerate(index.pixels):
+        moments = sums.total[c], sums.total[c] / index.areas, sums.deviation[c], sums.low[c], sums.high[c]
+        out[:, c, :5] = np.column_stack(moments)
+        _measure_edges(pixels, levels, places, starts, out[:, c, 5:10])
+        out[:, c, 10] = displacements[c]
+        _find_quantiles(pixels, unit, index.offsets, room, out[:, c, 11:])
+        out[:, c, 11:] /= unit * levels
     return out
 
 
 @kernel
-def _find_edges(objects, rows, columns):
+def _find_edges(surround, rows, columns, height, width):
     """Flag the pixels with a 4-neighbor inside the image that is not of the same object."""
     edge = np.empty(len(rows), np.bool_)
     for k in range(len(rows)):
-        row, column = rows[k] + 1, columns[k] + 1
-        number = objects[row, column]
-        up, down = objects[row - 1, column], objects[row + 1, column]
-        left, right = objects[row, column - 1], objects[row, column + 1]
-        edge[k] = (
-            (up != number and up >= 0)
-            or (down != number and down >= 0)
-            or (left != number and left >= 0)
-            or (right != number and right >= 0)
-        )
+        edge[k] = surround[k] & 85 != 85
+    for k in range(len(rows)):
+        if edge[k]:
+            above, below = 1 * (rows[k] == 0), 16 * (rows[k] == height - 1)
+            before, behind = 64 * (columns[k] == 0), 4 * (columns[k] == width - 1)
+            edge[k] = (surround[k] | above | below | before | behind) & 85 != 85
     return edge
 
 
 @kernel
-def _measure_channel(values, levels, edge, offsets, rows, columns, out):
-    """Fill the (N, 15) measurements of one channel."""
-    for i in range(len(offsets) - 1):
-        first, last = offsets[i], offsets[i + 1]
-        top, left = rows[first], columns[first]
-        total, edge_total, area, edge_area = 0.0, 0.0, last - first, 0
-        low, high, edge_low, edge_high = np.inf, -np.inf, np.inf, -np.inf
-        row_sum, column_sum, mass_row, mass_column = 0, 0, 0.0, 0.0
-        for k in range(first, last):
-            value, row, column = values[k], rows[k] - top, columns[k] - left
+def _measure_edges(pixels, levels, places, starts, out):
+    """Fill in sum, mean, standard deviation, minimum and maximum of the pixels at some places of the list."""
+    for i in range(len(out)):
+        here = places[starts[i] : starts[i + 1]]
+        count, total, squares, low, high = len(here), 0.0, 0.0, np.inf, -np.inf
+        for k in here:
+            value = float(pixels[k])
             total += value
             low, high = min(low, value), max(high, value)
-            row_sum += row
-            column_sum += column
-            mass_row += value * row
-            mass_column += value * column
-            if edge[k]:
-                edge_area += 1
-                edge_total += value
-                edge_low, edge_high = min(edge_low, value), max(edge_high, value)
-        mean, edge_mean = total / area, edge_total / edge_area
-        squares, edge_squares = 0.0, 0.0
-        for k in range(first, last):
-            squares += (values[k] - mean) ** 2
-            if edge[k]:
-                edge_squares += (values[k] - edge_mean) ** 2
-        out[i, 0], out[i, 1], out[i, 2], out[i, 3], out[i, 4] = total, mean, np.sqrt(squares / area), low, high
-        out[i, 5], out[i, 6], out[i, 7] = edge_total, edge_mean, np.sqrt(edge_squares / edge_area)
-        out[i, 8], out[i, 9] = (edge_low, edge_high) if edge_area else (0.0, 0.0)
-        out[i, 10] = np.sqrt((mass_column / total - column_sum / area) ** 2 + (mass_row / total - row_sum / area) ** 2)
-        ordered = _sort(values[first:last], levels, low, high)
-        median = _quantile(ordered, 0.5)
-        out[i, 11], out[i, 12] = _quantile(ordered, 0.25), median
-        out[i, 13], out[i, 14] = _median_deviation(ordered, median), _quantile(ordered, 0.75)
+        mean = total / count
+        for k in here:
+            squares += (pixels[k] - mean) ** 2
+        out[i, 0], out[i, 1], out[i, 2] = total / levels, mean / levels, np.sqrt(squares / count) / levels
+        out[i, 3], out[i, 4] = (low / levels, high / levels) if count else (0.0, 0.0)
 
 
 @kernel
-def _sort(values, levels, low, high):
-    """Sort ascending: integer levels by one or two passes over their bytes, floats by as many bins as there are."""
-    base, span = int(low * levels + 0.5), int((high - low) * levels + 0.5)
-    if levels == 0.0 or span > 65535:
-        return _sort_floats(values, low, high)
-    steps, following = np.empty(len(values), np.uint16), np.empty(len(values), np.uint16)
-    for k in range(len(values)):
-        steps[k] = int(values[k] * levels + 0.5) - base
-    for shift in range(0, 16 if span > 255 else 8, 8):
-        starts = np.zeros(257, np.int64)
-        for k in range(len(steps)):
-            starts[((steps[k] >> shift) & 255) + 1] += 1
-        for digit in range(256):
-            starts[digit + 1] += starts[digit]
-        for k in range(len(steps)):
-            digit = (steps[k] >> shift) & 255
-            following[starts[digit]] = steps[k]
-            starts[digit] += 1
-        steps, following = following, steps
-    ordered = np.empty(len(values))
-    for k in range(len(values)):
-        ordered[k] = (base + steps[k]) / levels
-    return ordered
+def _find_quantiles(pixels, unit, offsets, room, out):
+    """Fill in lower quartile, median, median of the deviations from it, and upper quartile, of `unit` times the pixels.
+
+    They lie at position n * fraction (CellProfiler's rule, not numpy's), interpolated, and no higher than the last value.
+    `room` is for two lists of an object's values and one more.
+    """
+    steps, coarse, fine = (
+        np.empty(room.shape[1], np.uint16),
+        np.empty(_STEPS >> 8, np.int32),
+        np.zeros(_STEPS, np.int32),
+    )
+    ranks, places, found = np.empty(6, np.int64), np.empty(6, np.int64), np.empty(6)
+    for i in range(len(offsets) - 1):
+        n = offsets[i + 1] - offsets[i]
+        values, listed = room[0, :n], pixels[offsets[i] : offsets[i + 1]]
+        for k in range(n):
+            values[k] = listed[k] * unit
+        for number in range(3):
+            k = int(0.25 * (number + 1) * n)
+            ranks[2 * number], ranks[2 * number + 1] = min(k, n - 1), min(k + 1, n - 1)
+        _select(values, unit, ranks, found, places, steps, coarse, fine, room[1])
+        median = _between(found[2:4], 0.5 * n)
+        out[i, 0], out[i, 1], out[i, 3] = _between(found[:2], 0.25 * n), median, _between(found[4:], 0.75 * n)
+        for k in range(n):
+            values[k] = abs(values[k] - median)
+        _select(values, unit, ranks[2:4], found, places, steps, coarse, fine, room[1])
+        out[i, 2] = _between(found[:2], 0.5 * n)
 
 
 @kernel
-def _sort_floats(values, low, high):
-    """Sort ascending by bins of equal width, then within them; by comparison where the bins are too uneven to help."""
-    count = len(values)
-    scale = count / (high - low)
-    if count < 16 or not 0.0 < scale < np.inf:
-        return np.sort(values)
-    starts = np.zeros(count + 2, np.int64)
-    for k in range(count):
-        starts[int((values[k] - low) * scale) + 1] += 1
-    if starts.max() > 64:
-        return np.sort(values)
-    for bin in range(count + 1):
-        starts[bin + 1] += starts[bin]
-    ordered = np.empty(count)
-    for k in range(count):
-        bin = int((values[k] - low) * scale)
-        ordered[starts[bin]] = values[k]
-        starts[bin] += 1
-    for k in range(1, count):
-        value, place = ordered[k], k
-        while place > 0 and ordered[place - 1] > value:
-            ordered[place] = ordered[place - 1]
-            place -= 1
-        ordered[place] = value
-    return ordered
+def _between(found, position):
+    """Interpolate between the two values around a position."""
+    weight = position - int(position)
+    return found[0] * (1.0 - weight) + found[1] * weight
 
 
 @kernel
-def _quantile(ordered, fraction):
-    """Interpolate at position n * fraction (CellProfiler's rule, not numpy's), clamped to the last value."""
-    position = len(ordered) * fraction
-    k = int(position)
-    if k >= len(ordered) - 1:
-        return ordered[len(ordered) - 1]
-    weight = position - k
-    return ordered[k] * (1.0 - weight) + ordered[k + 1] * weight
+def _select(values, unit, ranks, found, places, steps, coarse, fine, room):
+    """Fill in the values of ascending ranks, without sorting the others.
 
-
-@kernel
-def _median_deviation(ordered, median):
-    """Take the same median of the absolute deviations: merged from the sorted values on both sides of the median."""
-    above = np.searchsorted(ordered, median)
-    below = above - 1
-    position = len(ordered) * 0.5
-    k = int(position)
-    here, following = 0.0, 0.0
-    for _ in range(min(k + 2, len(ordered))):
-        here = following
-        if above >= len(ordered) or (below >= 0 and median - ordered[below] <= ordered[above] - median):
-            following = median - ordered[below]
-            below -= 1
-        else:
-            following = ordered[above] - median
-            above += 1
-    if k >= len(ordered) - 1:
-        return following
-    weight = position - k
-    return here * (1.0 - weight) + following * weight
+    Values are counted in steps of equal width and in blocks of steps. Doubled integers all are odd or all even: a step is
+    one value. Of floats those in the steps of the ranks are sorted. `fine` is 0 everywhere, before and after.
+    """
+    n, low, high = len(values), values[0], values[0]
+    for k in range(n):
+        low, high = min(low, values[k]), max(high, values[k])
+    count = int(high - low) // 2 + 1 if unit == 2 else min(8 * n, _STEPS)
+    scale = 0.5 if unit == 2 else (count - 0.5) / (high - low)
+    if low == high or not 0.0 < scale < np.inf:
+        ordered = np.sort(values) if low < high else values
+        for r in range(len(ranks)):
+            found[r] = ordered[ranks[r]]
+        return
+    shift = 0
+    while count >> 2 * shift > 0:
+        shift += 1
+    for k in range(n):
+        steps[k] = np.int32((values[k] - low) * scale)
+    coarse[:] = 0
+    for k in range(n):
+        coarse[steps[k] >> shift] += 1
+        fine[steps[k]] += 1
+    step, below, wanted, kept = 0, 0, -1, 0
+    for r in range(len(ranks)):
+        while below + fine[step] <= ranks[r]:
+            block = step >> shift
+            if step != wanted and step == block << shift and below + coarse[block] <= ranks[r]:
+                below += coarse[block]
+                step = (block + 1) << shift
+            else:
+                kept += fine[step] if step == wanted else 0
+                below += fine[step]
+                step += 1
+        wanted, found[r], places[r] = step, low + 2 * step if unit == 2 else step, kept + ranks[r] - below
+    if unit != 2:
+        for r in range(len(ranks)):
+            fine[int(found[r])] = -1
+        kept = 0
+        for k in range(n):
+            room[kept] = values[k]
+            kept += fine[steps[k]] < 0
+        ordered = np.sort(room[:kept])
+        for r in range(len(ranks)):
+            found[r] = ordered[places[r]]
+    for k in range(n):
+        fine[steps[k]] = 0

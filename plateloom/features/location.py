@@ -6,8 +6,6 @@ puts last).
 
 import numpy as np
 
-from plateloom.compilation import kernel
-
 
 def columns(channels, **options):
     """Column names without the compartment."""
@@ -33,30 +31,9 @@ def measure(index, image, channels, **options):
     -------
     ndarray of float64, shape (N, 2 + 6 C)
     """
-    brightness = [
-        _locate(index.values[c], index.offsets, index.rows, index.columns, index.bounds) for c in range(len(channels))
-    ]
-    return np.hstack([index.centers[:, ::-1], *brightness])
-
-
-@kernel
-def _locate(values, offsets, rows, columns, bounds):
-    """Center of mass x, y, z and brightest pixel x, y, z in one channel."""
-    count = len(offsets) - 1
-    out = np.empty((count, 6))
-    for i in range(count):
-        total, row_sum, column_sum = 0.0, 0.0, 0.0
-        brightest = offsets[i]
-        for k in range(offsets[i], offsets[i + 1]):
-            total += values[k]
-            row_sum += values[k] * (rows[k] - bounds[i, 0])
-            column_sum += values[k] * (columns[k] - bounds[i, 1])
-            if values[k] > values[brightest]:
-                brightest = k
-        out[i, 0] = bounds[i, 1] + column_sum / total
-        out[i, 1] = bounds[i, 0] + row_sum / total
-        out[i, 2] = 0.0 / total
-        out[i, 3] = columns[brightest]
-        out[i, 4] = rows[brightest]
-        out[i, 5] = 0.0
-    return out
+    sums, found = index.sums, [index.centers[:, ::-1]]
+    for total, masses, brightest in zip(sums.total, sums.masses, sums.brightest, strict=True):
+        depth = np.where(total != 0, 0.0, np.nan)
+        found += [(index.bounds[:, :2] + masses)[:, ::-1], depth[:, None]]
+        found += [index.columns[brightest, None], index.rows[brightest, None], np.zeros((len(depth), 1))]
+    return np.hstack(found)

@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,6 +44,21 @@ class Shared:
             return self._found[key]
 
 
+class Sums(NamedTuple):
+    """What one walk over the objects' pixels gives: ndarrays of shape (C, N), of `masses` (C, N, 2).
+
+    Intensities are scaled to 0 … 1; `masses` are mean row and column in the bounding box, weighted by intensity [px],
+    NaN without any; `brightest` is the place in the list of the first of the brightest pixels.
+    """
+
+    total: np.ndarray
+    deviation: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    masses: np.ndarray
+    brightest: np.ndarray
+
+
 class PixelIndex:
     """Where every object's pixels are.
 
@@ -71,6 +87,7 @@ class PixelIndex:
         Object number 1 … N of every pixel, 0 for background, inside a frame of -1.
     surround : ndarray of uint8, shape (P,)
         One bit per 8-neighbor, set where it is of the same object: clockwise from 1 above to 128 above on the left.
+    image : ndarray of uint8, uint16 or float64, shape (C, Y, X)
     levels : float
         Largest value of an integer image; 0 for a float image.
     shared : Shared
@@ -87,12 +104,26 @@ class PixelIndex:
         self.offsets, self.rows, self.columns, self.bounds, self.surround = _list_pixels(self.objects, len(self.labels))
         self.levels = LEVELS.get(image.dtype, 0.0)
         self.shared = Shared() if shared is None else shared
-        self._image = image
+        self.image = image
+
+    @functools.cached_property
+    def pixels(self):
+        """Intensities of the listed pixels as the image holds them: ndarray of its type, shape (C, P)."""
+        return _take_pixels(self.image, self.runs, self.rows, self.columns)
 
     @functools.cached_property
     def values(self):
         """Intensities of the listed pixels, scaled to 0 … 1: ndarray of float64, shape (C, P)."""
-        return _take_values(self._image, self.rows, self.columns, self.levels or 1.0)
+        return self.pixels / self.levels if self.levels else self.pixels
+
+    @functools.cached_property
+    def sums(self):
+        """Sums, extremes and centers of the objects' intensities: `Sums`."""
+        shape = len(self.pixels), len(self.labels)
+        sums = Sums(*np.empty((4, *shape)), np.empty((*shape, 2)), np.empty(shape, np.int64))
+        for pixels, *out in zip(self.pixels, *sums, strict=True):
+            _sum_up(pixels, self.levels or 1.0, self.offsets, self.rows, self.columns, self.bounds, *out)
+        return sums
 
     @functools.cached_property
     def areas(self):
@@ -110,13 +141,23 @@ class PixelIndex:
 
         2**30 where there is none.
         """
-        height, width = self._image.shape[1:]
+        height, width = self.image.shape[1:]
         return _measure_depths(self.offsets, self.runs, self.rows, self.columns, self.bounds, height, width)
 
     @functools.cached_property
     def centers(self):
         """Mean row and column of every object [px]: ndarray of float64, shape (N, 2)."""
+        return self.bounds[:, :2] + self.middles
+
+    @functools.cached_property
+    def middles(self):
+        """Mean row and column of every object in its bounding box [px]: ndarray of float64, shape (N, 2)."""
         return _mean_positions(self.offsets, self.rows, self.columns, self.bounds)
+
+    @property
+    def masses(self):
+        """Center of mass of every object in its bounding box, per channel [px]: ndarray of float64, shape (C, N, 2)."""
+        return self.sums.masses
 
 
 def check_image(image, channels):
@@ -228,30 +269,62 @@ def _list_pixels(objects, count):
 
 
 @kernel
-def _take_values(image, rows, columns, levels):
-    """Intensities of the listed pixels as parts of the largest value."""
-    values = np.empty((len(image), len(rows)))
+def _take_pixels(image, runs, rows, columns):
+    """Copy the listed pixels, run by run."""
+    pixels = np.empty((len(image), len(rows)), image.dtype)
     for c in range(len(image)):
-        plane = image[c]
-        for k in range(len(rows)):
-            values[c, k] = plane[rows[k], columns[k]] / levels
-    return values
+        for j in range(len(runs) - 1):
+            first, n = runs[j], runs[j + 1] - runs[j]
+            row, column = rows[first], columns[first]
+            line, here = image[c, row, column : column + n], pixels[c, first : first + n]
+            for k in range(n):
+                here[k] = line[k]
+    return pixels
+
+
+@kernel
+def _sum_up(pixels, levels, offsets, rows, columns, bounds, total, deviation, low, high, masses, brightest):
+    """Fill in one channel's `Sums`: of integers in integers, so exactly, loop by loop what a processor can do in parallel."""
+    near = np.zeros(1, pixels.dtype)
+    zero = near[0] + 0  # int64 for integers, else float64
+    for i in range(len(offsets) - 1):
+        values, top, left = pixels[offsets[i] : offsets[i + 1]], bounds[i, 0], bounds[i, 1]
+        across, along = rows[offsets[i] : offsets[i + 1]], columns[offsets[i] : offsets[i + 1]]
+        n, whole, row_sum, column_sum, squares = len(values), zero, zero, zero, zero
+        lowest = highest = values[0]
+        for k in range(n):
+            whole += values[k]
+            lowest, highest = min(lowest, values[k]), max(highest, values[k])
+        for k in range(n):
+            row_sum += values[k] * (across[k] - top)
+            column_sum += values[k] * (along[k] - left)
+        # Around the mean, of integers around one next to it.
+        near[0] = whole / n
+        center = near[0] + 0
+        for k in range(n):
+            squares += (values[k] - center) * (values[k] - center)
+        brightest[i] = offsets[i]
+        while pixels[brightest[i]] != highest:
+            brightest[i] += 1
+        mean = whole / n
+        total[i], low[i], high[i] = whole / levels, lowest / levels, highest / levels
+        deviation[i] = np.sqrt(max(squares / n - (mean - center) ** 2, 0.0)) / levels
+        masses[i, 0], masses[i, 1] = row_sum / whole, column_sum / whole
 
 
 @kernel
 def _mean_positions(offsets, rows, columns, bounds):
-    """Mean row and column; summed as integers from the bounding box on, so that a shifted object shifts exactly."""
+    """Mean row and column; summed as integers from the bounding box on, where a shifted object has the same ones."""
     count = len(offsets) - 1
-    centers = np.empty((count, 2))
+    middles = np.empty((count, 2))
     for i in range(count):
         row_sum, column_sum = 0, 0
         for k in range(offsets[i], offsets[i + 1]):
             row_sum += rows[k] - bounds[i, 0]
             column_sum += columns[k] - bounds[i, 1]
         area = offsets[i + 1] - offsets[i]
-        centers[i, 0] = bounds[i, 0] + row_sum / area
-        centers[i, 1] = bounds[i, 1] + column_sum / area
-    return centers
+        middles[i, 0], middles[i, 1] = row_sum / area, column_sum / area
+    return middles
 
 
 @kernel

@@ -132,9 +132,12 @@ class VoxelIndex(PixelIndex):
         return self.first.T + self.middles
 
     @functools.cached_property
-    def brightness(self):
-        """Per channel the objects' centers of mass in their bounding boxes (N, 3) and their first brightest voxels (N,)."""
-        return [_locate(values, self.offsets, self.positions, self.first) for values in self.values]
+    def masses(self):
+        """Center of mass of every object in its bounding box, per channel: ndarray of float64, shape (C, N, 3)."""
+        masses = np.empty((len(self.pixels), len(self.labels), 3))
+        for c, pixels in enumerate(self.pixels):
+            masses[c] = _find_masses(pixels, self.offsets, self.positions, self.first)
+        return masses
 
 
 def _resolve(families):
@@ -226,17 +229,13 @@ def _location_columns(channels, **_):
 
 def _measure_locations(index):
     blocks = [index.centers[:, ::-1]]
-    for masses, brightest in index.brightness:
+    for masses, brightest in zip(index.masses, index.sums.brightest, strict=True):
         blocks += [(index.first.T + masses)[:, ::-1], index.positions[::-1, brightest].T]
     return np.hstack(blocks)
 
 
 def _measure_intensities(index):
     measured = intensity.measure_values(index, _find_edges(index.volume, index.positions))
-    # The only one that depends on where the voxels are.
-    displacement = intensity.MEASUREMENTS.index("MassDisplacement")
-    for c, (masses, _) in enumerate(index.brightness):
-        measured[:, c, displacement] = np.sqrt(((masses - index.middles) ** 2).sum(axis=1))
     return measured.reshape(len(measured), measured.shape[1] * measured.shape[2])
 
 
@@ -277,20 +276,17 @@ def _sum_moments(offsets, positions, first):
 
 
 @kernel
-def _locate(values, offsets, positions, first):
-    """Center of mass in the bounding box, and the first of the brightest voxels, in one channel."""
-    count = len(offsets) - 1
-    masses, brightest = np.zeros((count, 3)), offsets[:-1].copy()
-    for i in range(count):
+def _find_masses(pixels, offsets, positions, first):
+    """Center of mass in the bounding box, in one channel."""
+    masses = np.zeros((len(offsets) - 1, 3))
+    for i in range(len(masses)):
         total = 0.0
         for k in range(offsets[i], offsets[i + 1]):
-            total += values[k]
+            total += pixels[k]
             for axis in range(3):
-                masses[i, axis] += values[k] * (positions[axis, k] - first[axis, i])
-            if values[k] > values[brightest[i]]:
-                brightest[i] = k
+                masses[i, axis] += pixels[k] * (positions[axis, k] - first[axis, i])
         masses[i] /= total
-    return masses, brightest
+    return masses
 
 
 @kernel
