@@ -14,7 +14,9 @@ from plateloom.config import Classification, load_config
 from plateloom.engine import parts
 from plateloom.errors import ConfigError, PlateLayoutError
 from plateloom.planning import STAGES, Screen
+from plateloom.report.screen import regression_section
 from plateloom.stages import classification as stage
+from plateloom.stages.report_classifier import describe_classifier
 from plateloom.store.layout import model_folder, plate_folder, record_path, well_table
 from plateloom.store.provenance import digest, recipe, write_json
 from plateloom.store.tables import read_table, write_table
@@ -201,6 +203,10 @@ def test_numbers_of_a_table_are_predicted(screen):
     assert (classes["Class"] == "").all()
     high = classes["Metadata_Well"].isin([well for i, well in enumerate(WELLS) if i % 3 == 1])
     assert classes.loc[high, "Predicted"].mean() > 2 and classes.loc[~high, "Predicted"].mean() < 0.5
+    (row,) = model["card"]["metrics"]["importance"]
+    assert row["family"] == "Cells Intensity" and row["loss"] > 0.5
+    page = regression_section(describe_classifier([{"status": "done"}], {}))
+    assert "Loss of R² when a family is shuffled" in page and "Cells Intensity" in page
     (screen / "labels.tsv").write_text(lines[0] + "\n" + "\n".join(line + "x" for line in lines[1:]) + "\n")
     found, _, _ = run(labels="labels.tsv", target="number", method="ridge")
     assert found["status"] == "failed" and "A label is no number" in found["reason"]

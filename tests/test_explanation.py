@@ -9,7 +9,7 @@ import torch
 from test_classification_stage import learned, run, screen, tables  # noqa: F401
 from test_cnn import FAST, make_crops
 
-from plateloom.classification import METHODS
+from plateloom.classification import METHODS, REGRESSORS
 from plateloom.classification.attribution import explain_network, grad_cam, integrated_gradients, rank_correlation
 from plateloom.classification.evaluation import evaluate
 from plateloom.classification.explanation import (
@@ -20,6 +20,7 @@ from plateloom.classification.explanation import (
     shapley_values,
 )
 from plateloom.classification.model import input_space
+from plateloom.classification.regression import evaluate_numbers
 from plateloom.registry import load_method
 from plateloom.report.screen import classifier_section
 from plateloom.stages.report_classifier import describe_classifier
@@ -79,6 +80,31 @@ def test_where_nothing_tells_nothing_is_important():
         losses += [row["loss"] for row in found]
         assert sum(row["low"] > 0 for row in found) <= 2
     assert abs(np.mean(losses)) < 0.02
+
+
+@pytest.mark.parametrize("method", sorted(REGRESSORS))
+def test_what_numbers_are_predicted_by_is_found_too(method):
+    X, _, groups = cells()
+    dose = np.array([int(group[-2:]) % 4 for group in groups], float)
+    X[:, :5] += (dose - 3 * (dose % 2))[:, None]  # instead of 3 for every second well
+    kept = []
+    params = load_method(REGRESSORS, method, "regression method").Params()
+    tested = evaluate_numbers(X, dose, groups, method=method, params=params, kept=kept, n_bootstrap=50)
+    options = {"features": FEATURES, "pipelines": kept, "folds": tested["folds"]}
+    first, *others = permute_families(X, dose, groups, **options)
+    assert first["family"] == "Nuclei Intensity" and first["low"] > 0.3 and tested["r2"] > 0.2
+    assert first["loss"] > tested["r2"] - 0.1, "worse than guessing without it"
+    assert all(abs(row["loss"]) < 0.1 for row in others)
+    if method == "ridge":
+        return
+    pytest.importorskip("shap")
+    values = shapley_values(kept[0]["estimator"], scaled := input_space(kept[0], X[:40]))
+    said = kept[0]["estimator"].predict(scaled)
+    np.testing.assert_allclose(values.sum(axis=(1, 2)) - values[0].sum(), said - said[0], atol=1e-5)
+    found = explain_trees(X, dose, groups, **options)
+    assert found["unit"] == "prediction" and [len(row["values"]) for row in found["families"]] == [1] * 4
+    first, second = found["families"][:2]
+    assert first["family"] == "Nuclei Intensity" and first["values"][0] > 3 * second["values"][0]
 
 
 def test_the_same_seed_gives_the_same_numbers():

@@ -1,6 +1,7 @@
-"""What a classifier goes by: families of features that it is worse without, features that move its trees, and pairs of cells
+"""What a model goes by: families of features that it is worse without, features that move its trees, and pairs of cells
 that are nearly alike and yet of two classes. All on cells of groups that it has not seen."""
 
+import functools
 import itertools
 import warnings
 
@@ -8,10 +9,11 @@ import numpy as np
 
 from plateloom.classification.calibration import apply_temperature
 from plateloom.classification.model import input_space
+from plateloom.classification.regression import resample_r2
 from plateloom.classification.scores import bootstrap_accuracy, count_confusion, interval_of, summarize
 
 MOST_CELLS = 4000
-TREES = ("random_forest", "gradient_boosting")
+TREES = ("random_forest", "gradient_boosting", "forest_regression")
 MOST_EXPLAINED = 300  # cells that Shapley values are computed of
 LEAST_EXPLAINED = 10  # per fold, however large the trees
 OPERATIONS = 3e10  # that Shapley values may take, half a minute
@@ -34,14 +36,15 @@ def family_of(feature):
 
 
 def permute_families(X, y, groups, *, features, pipelines, folds, repeats=3, n_bootstrap=500, seed=0):
-    """Measure how much accuracy is lost when a family of features is shuffled among held-out cells.
+    """Measure how much worse predictions become when a family of features is shuffled among held-out cells.
 
     Parameters
     ----------
     X : array of float, shape (N, F) or (N, F, H, W)
         Features of the labeled cells, or crops, of which whole channels are shuffled.
     y, groups : array of str, shape (N,)
-        As for `plateloom.classification.evaluation.evaluate`.
+        As for `plateloom.classification.evaluation.evaluate`, or `y` of float as for
+        `plateloom.classification.regression.evaluate_numbers`.
     features : sequence of str, length F
         Or channels.
     pipelines : sequence of sklearn.pipeline.Pipeline
@@ -55,22 +58,27 @@ def permute_families(X, y, groups, *, features, pipelines, folds, repeats=3, n_b
     Returns
     -------
     list of dict
-        Per family (see `family_of`; of crops per channel): `family`, `features` (how many), `loss` of balanced accuracy with its 95 % interval
-        over resampled groups `low`, `high`. The greatest loss first.
+        Per family (see `family_of`; of crops per channel): `family`, `features` (how many), `loss` of balanced accuracy, of numbers of R²,
+        with its 95 % interval over resampled groups `low`, `high`. The greatest loss first.
 
     Notes
     -----
     Breiman 2001, doi:10.1023/A:1010933404324, with groups of features. A loss of 0 means that the others suffice, not that the
     family differs in nothing. Up to 4,000 cells, drawn evenly over the folds.
     """
-    classes, truth = np.unique(y, return_inverse=True)
     _, member = np.unique(groups, return_inverse=True)
     random = np.random.default_rng(seed)
     quota = -(-MOST_CELLS // max(len(folds), 1))
     held = [random.permutation(np.flatnonzero(np.isin(groups, fold["groups"])))[:quota] for fold in folds]
     rows = np.concatenate(held)
     families = np.array(list(features) if np.ndim(X) == 4 else [family_of(name) for name in features])
-    n_classes = len(classes)
+    options = {"n": n_bootstrap, "seed": seed}
+    if np.asarray(y).dtype.kind == "f":
+        learned = [np.mean(y[~np.isin(groups, fold["groups"])]) for fold in folds]
+        score = functools.partial(_score_numbers, y[rows], np.repeat(learned, [len(own) for own in held]))
+    else:
+        classes, truth = np.unique(y, return_inverse=True)
+        score = functools.partial(_score_classes, truth[rows], len(classes))
 
     def predict(columns=None):
         guess = []
@@ -81,20 +89,28 @@ def permute_families(X, y, groups, *, features, pipelines, folds, repeats=3, n_b
             guess.append(pipeline.predict(values))
         return np.concatenate(guess)
 
-    def score(guess):
-        resampled = bootstrap_accuracy(truth[rows], guess, member[rows], n_classes, n=n_bootstrap, seed=seed)
-        return summarize(count_confusion(truth[rows], guess, n_classes))["balanced_accuracy"], resampled
-
-    whole, of_whole = score(predict())
+    whole, of_whole = score(predict(), member[rows], **options)
     found = []
     for family in np.unique(families):
         columns = np.flatnonzero(families == family)
-        shuffled = [score(predict(columns)) for _ in range(repeats)]
+        shuffled = [score(predict(columns), member[rows], **options) for _ in range(repeats)]
         # the same groups are drawn for every score, so the resamples are paired
         low, high = interval_of(of_whole - np.mean([resampled for _, resampled in shuffled], axis=0))
         loss = whole - float(np.mean([level for level, _ in shuffled]))
         found.append({"family": str(family), "features": len(columns), "loss": loss, "low": low, "high": high})
     return sorted(found, key=lambda row: -row["loss"])
+
+
+def _score_classes(truth, n_classes, guess, member, **options):
+    """Balanced accuracy, and that of resampled groups."""
+    resampled = bootstrap_accuracy(truth, guess, member, n_classes, **options)
+    return summarize(count_confusion(truth, guess, n_classes))["balanced_accuracy"], resampled
+
+
+def _score_numbers(truth, guessed, predicted, member, **options):
+    """R², and that of resampled groups."""
+    wrong, guesses = (truth - predicted) ** 2, (truth - guessed) ** 2
+    return 1 - wrong.sum() / guesses.sum(), resample_r2(wrong, guesses, member, **options)
 
 
 def explain_trees(X, y, groups, *, features, pipelines, folds, seed=0):
@@ -109,8 +125,8 @@ def explain_trees(X, y, groups, *, features, pipelines, folds, seed=0):
     Returns
     -------
     dict
-        `cells`; `unit` of the values: ``probability`` of a forest, ``log odds`` of boosted trees; `families`: rows of `family`,
-        `features` (how many) and `values`, by class the mean over cells of the absolute sum of the values of its features; `features`:
+        `cells`; `unit` of the values: ``probability`` of a forest, ``log odds`` of boosted trees, ``prediction`` of numbers; `families`: rows of
+        `family`, `features` (how many) and `values`, by class (one, of numbers) the mean over cells of the absolute sum of the values of its features; `features`:
         rows of `feature` and `values`, the mean of the absolute ones, of up to 20. The largest sums over classes first.
 
     Notes
@@ -118,7 +134,8 @@ def explain_trees(X, y, groups, *, features, pipelines, folds, seed=0):
     Lundberg et al. 2020, doi:10.1038/s42256-019-0138-9, by the shap package, along the paths of the trees. Of features that say the
     same, any may get the credit; a family's values are summed before their size counts. Up to 300 cells, fewer of large forests.
     """
-    n_classes = len(np.unique(y))
+    numbers = np.asarray(y).dtype.kind == "f"
+    n_classes = 1 if numbers else len(np.unique(y))
     random = np.random.default_rng(seed)
     families = np.array([family_of(name) for name in features])
     names = np.unique(families)
@@ -128,7 +145,7 @@ def explain_trees(X, y, groups, *, features, pipelines, folds, seed=0):
         quota = max(MOST_EXPLAINED // len(folds), 1)
         unit = "log odds"
         if hasattr(trees, "estimators_"):
-            unit = "probability"
+            unit = "prediction" if numbers else "probability"
             work = n_classes * sum(one.tree_.n_leaves * one.tree_.max_depth**2 for one in trees.estimators_)
             quota = min(quota, max(LEAST_EXPLAINED, int(OPERATIONS / len(folds) / max(work, 1))))
         own = random.permutation(np.flatnonzero(np.isin(groups, fold["groups"])))[:quota]
@@ -153,7 +170,7 @@ def shapley_values(trees, X):
 
     Parameters
     ----------
-    trees : RandomForestClassifier or HistGradientBoostingClassifier
+    trees : RandomForestClassifier, RandomForestRegressor or HistGradientBoostingClassifier
         Fitted.
     X : array of float, shape (N, F)
         As the trees get it.
@@ -161,12 +178,14 @@ def shapley_values(trees, X):
     Returns
     -------
     ndarray of float64, shape (N, F, K)
-        They sum to the difference of a cell's output (probability, or log odds) from the mean one.
+        They sum to the difference of a cell's output (probability, log odds or, with K = 1, number) from the mean one.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PendingDeprecationWarning)  # of matplotlib, at its import
         import shap
     values = np.asarray(shap.TreeExplainer(trees).shap_values(X, check_additivity=False), float)
+    if not hasattr(trees, "classes_"):
+        return values[:, :, None]
     # boosted trees of two classes have one output
     return values if values.ndim == 3 else np.stack([-values, values], axis=2)
 

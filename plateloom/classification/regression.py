@@ -138,16 +138,38 @@ def _spearman(truth, predicted):
     return float(np.corrcoef(rankdata(truth), rankdata(predicted))[0, 1])
 
 
+def resample_r2(wrong, guesses, member, *, n, seed):
+    """R² over resampled groups, where it is known: of the cells' squared errors, those of guessing, and their groups.
+
+    Parameters
+    ----------
+    wrong, guesses : array of float, shape (N,)
+    member : array of int, shape (N,)
+        Number of a cell's group.
+    n, seed : int
+
+    Returns
+    -------
+    ndarray of float64, shape (at most n,)
+    """
+    sums = np.stack([np.bincount(member, values) for values in (wrong, guesses)], axis=1)[np.unique(member)]
+    drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=n) @ sums
+    drawn = drawn[drawn[:, 1] > 0]
+    return 1 - drawn[:, 0] / drawn[:, 1]
+
+
 def _resample(truth, predicted, guessed, member, n, seed):
     """R2 and Spearman's correlation over resampled groups."""
-    random, found = np.random.default_rng(seed), {"r2": [], "spearman": []}
+    random, found = np.random.default_rng(seed), []
     order = np.argsort(member, kind="stable")
     cells = np.split(order, np.cumsum(np.bincount(member))[:-1])
     for _ in range(n):
         rows = np.concatenate([cells[group] for group in random.integers(len(cells), size=len(cells))])
-        found["r2"].append(_r2(truth[rows], predicted[rows], guessed[rows]))
-        found["spearman"].append(_spearman(truth[rows], predicted[rows]))
-    return {name: np.array([value for value in values if value is not None]) for name, values in found.items()}
+        found.append(_spearman(truth[rows], predicted[rows]))
+    return {
+        "r2": resample_r2((truth - predicted) ** 2, (truth - guessed) ** 2, member, n=n, seed=seed),
+        "spearman": np.array([value for value in found if value is not None]),
+    }
 
 
 def _ends(values):

@@ -1,4 +1,4 @@
-"""What a classifier goes by: Shapley values of its trees, maps of its network and their test, pairs of cells."""
+"""What a model goes by: Shapley values of its trees, maps of its network and their test, pairs of cells."""
 
 import math
 from dataclasses import dataclass
@@ -21,16 +21,18 @@ MUCH = 0.5  # rank correlation from which on a map of a network that knows nothi
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ExplanationReport:
-    """What a classifier goes by, all measured on cells that it has not seen.
+    """What a model goes by, all measured on cells that it has not seen.
 
     Parameters
     ----------
     importance : DataFrame, optional
-        Loss of accuracy without each family of features, or each channel; all columns are shown.
+        Loss of the score without each family of features, or each channel; all columns are shown.
+    score : str, optional
+        What is lost.
     shuffled : str, optional
         What these are.
     tree_families, tree_features : DataFrame, optional
-        Mean absolute Shapley values: the name, and one column per class.
+        Mean absolute Shapley values: the name, and one column per class or of the predicted number.
     tree_note : str, optional
     pairs, pair_features : DataFrame, optional
         Rows of pairs of cells, and of the features that they differ in; all columns are shown.
@@ -44,6 +46,7 @@ class ExplanationReport:
     """
 
     importance: "pd.DataFrame | None" = None
+    score: str = "balanced accuracy"
     shuffled: str = "families of features"
     tree_families: "pd.DataFrame | None" = None
     tree_features: "pd.DataFrame | None" = None
@@ -97,7 +100,7 @@ def explanation_parts(found):
     if found.importance is not None and len(found.importance):
         one = "a channel" if found.shuffled == "channels" else "a family"
         note = (
-            f"Loss of balanced accuracy when {one} is shuffled among cells that the classifier has not seen, with its 95 % "
+            f"Loss of {found.score} when {one} is shuffled among cells that the model has not seen, with its 95 % "
             "interval. No loss means that the others suffice, not that this one differs in nothing."
         )
         listed = join(paragraph(note, "quiet"), table(found.importance, empty=""))

@@ -175,12 +175,15 @@ class RegressionReport:
         Figures, and how cells were split.
     units : str
         What was held out: ``wells``, ``plates`` or ``batches``.
+    explanation : ExplanationReport, optional
+        What the predictions go by.
     """
 
     points: "pd.DataFrame"
     words: str
     scheme: str
     units: str
+    explanation: ExplanationReport | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -720,7 +723,8 @@ def regression_section(regression):
     )
     words = f"{regression.words} {regression.scheme.rstrip('.')}."
     note = f"Each point is the mean of one of the {regression.units}, by a model that has not seen it."
-    return join(paragraph(words), grid([figure("Predicted numbers", drawing, note)]))
+    explained = explanation_parts(regression.explanation) if regression.explanation is not None else None
+    return join(paragraph(words), grid([figure("Predicted numbers", drawing, note)]), explained)
 
 
 def autoencoder_section(autoencoder):

@@ -309,7 +309,6 @@ def _write_pictures(path, pictures):
 def _test_classes(X, y, groups, cells, places, settings, *, kept, features, method, params):
     """What `evaluate` says of classes, with what labels of single cells it doubts and whether more would help."""
     from plateloom.classification.evaluation import check_labels, evaluate
-    from plateloom.classification.explanation import TREES, explain_trees, permute_families
     from plateloom.classification.learning_curve import learn_by_steps
     from plateloom.classification.shift import grade_transfer
 
@@ -338,22 +337,31 @@ def _test_classes(X, y, groups, cells, places, settings, *, kept, features, meth
     wells = (cells["Metadata_Plate"] + "/" + cells["Metadata_Well"]).to_numpy(str)
     grounds = wells, cells["Metadata_Plate"].to_numpy(str), known["batch"].to_numpy(str)
     metrics["graded"] = grade_transfer(X, y, *grounds, balance=settings["balance"], folds=settings["folds"], **options)
-    explained = {"features": features, "pipelines": kept, "folds": metrics["folds"]}
-    metrics["importance"] = permute_families(X, y, groups, **explained)
-    if method in TREES:
-        metrics["trees"] = {"reason": "the package shap is not installed"}
-        if find_spec("shap") is not None:
-            metrics["trees"] = explain_trees(X, y, groups, **explained)
+    metrics |= _explain(X, y, groups, method, features=features, pipelines=kept, folds=metrics["folds"])
     truth = np.unique(y, return_inverse=True)[1]
     return metrics | {"learning": learn_by_steps(X, truth, groups, balance=settings["balance"], **options)}
 
 
 def _test_numbers(X, y, groups, cells, places, settings, *, kept, features, method, params):
-    """What `evaluate_numbers` says."""
-    from plateloom.classification.regression import evaluate_numbers
+    """What `evaluate_numbers` says, and what the predictions go by."""
+    from plateloom.classification.regression import check_numbers, evaluate_numbers
 
     chosen = {name: settings[name] for name in ("folds", "scheme", "coverage")}
-    return evaluate_numbers(X, y, groups, method=method, params=params, kept=kept, **chosen)
+    metrics = evaluate_numbers(X, y, groups, method=method, params=params, kept=kept, **chosen)
+    X, y, groups = check_numbers(X, y, groups)
+    return metrics | _explain(X, y, groups, method, features=features, pipelines=kept, folds=metrics["folds"])
+
+
+def _explain(X, y, groups, method, **tested):
+    """Which families of features count, and, of trees, how far each feature moves them."""
+    from plateloom.classification.explanation import TREES, explain_trees, permute_families
+
+    found = {"importance": permute_families(X, y, groups, **tested)}
+    if method in TREES:
+        found["trees"] = {"reason": "the package shap is not installed"}
+        if find_spec("shap") is not None:
+            found["trees"] = explain_trees(X, y, groups, **tested)
+    return found
 
 
 def _versions(network):

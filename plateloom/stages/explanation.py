@@ -1,4 +1,4 @@
-"""What a classifier goes by, as the screen's page shows it: its card and the pictures beside it -> a description."""
+"""What a model of classes or numbers goes by, as the screen's page shows it: its card and the pictures beside it -> a description."""
 
 import math
 
@@ -11,7 +11,7 @@ from plateloom.store.layout import model_folder
 
 
 def describe_explanation(card, settings=None):
-    """Describe what a classifier goes by.
+    """Describe what a model of classes or numbers goes by.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def describe_explanation(card, settings=None):
     ]
     described = {"note": " ".join([*missing, *lost]), "importance": importance}
     if trees.get("families"):
-        described |= _trees(trees, found["classes"])
+        described |= _trees(trees, found.get("classes"))
     channels = card.get("pictures", {}).get("channels", [])
     colors = [f"#{settings['channels'][name]['color'].lstrip('#')}" for name in channels[:3]] if settings else []
     described |= _pairs(found.get("pairs", ()), pictures.get("pairs"), colors)
@@ -55,6 +55,7 @@ def describe_explanation(card, settings=None):
         described["attribution"] = _attribution(maps, pictures, shown)
     if "training" in model:
         described |= _training(model["training"], model["params"]["epochs"])
+    described["score"] = "balanced accuracy" if "classes" in found else "R²"
     return ExplanationReport(shuffled="channels" if crops else "families of features", **described)
 
 
@@ -71,13 +72,14 @@ def _read_pictures():
 
 
 def _trees(trees, classes):
-    """Tables of Shapley values, a column per class."""
-    of_class = lambda row: dict(zip(classes, row["values"], strict=True))  # noqa: E731
+    """Tables of Shapley values, a column per class, or one of the predicted number."""
+    of_class = lambda row: dict(zip(classes or ["prediction"], row["values"], strict=True))  # noqa: E731
+    moved = f"{trees['unit']} of each class" if classes else "prediction, in the unit of the labels"
     families = [{"family": row["family"], "features": row["features"]} | of_class(row) for row in trees["families"]]
     features = [{"feature": row["feature"]} | of_class(row) for row in trees["features"]]
     note = (
-        f"How far features move the {trees['unit']} of each class, on average over {trees['cells']} cells that the classifier has not "
-        "seen (mean of absolute Shapley values; those of a family are summed first). Of features that say the same, any may get the credit."
+        f"How far features move the {moved}, on average over {trees['cells']} cells that the model has not seen "
+        "(mean of absolute Shapley values; those of a family are summed first). Of features that say the same, any may get the credit."
     )
     return {"tree_families": pd.DataFrame(families), "tree_features": pd.DataFrame(features), "tree_note": note}
 

@@ -44,7 +44,7 @@ def describe_classifier(records, notes, settings=None):
         f"{units}; all cells of a {unit} are in the same fold, so that no {unit} is tested by a model that has seen it{tuned}"
     )
     if "classes" not in found:
-        return _regression(found, scheme, units)
+        return _regression(found, scheme, units, describe_explanation(described))
     columns = [
         "precision",
         "recall",
@@ -141,7 +141,7 @@ def _graded(rows):
     return table
 
 
-def _regression(found, scheme, units):
+def _regression(found, scheme, units, explanation):
     """What the page says of a model of numbers."""
     points = pd.DataFrame(found["points"])
     width = found["half_width"]
@@ -153,4 +153,4 @@ def _regression(found, scheme, units):
         words += (
             f" A prediction is within {width:.3g} of the truth for {found['coverage']:.0%} of the cells of new {units}."
         )
-    return report.RegressionReport(points=points, words=words, scheme=scheme, units=units)
+    return report.RegressionReport(points=points, words=words, scheme=scheme, units=units, explanation=explanation)
