@@ -1,6 +1,6 @@
 """Our segmentation methods side by side: `python benchmarks/segmentation.py [--write]`.
 
-How well they find the nuclei of 30 real images, how fast they are on a simulated field, and how fast cells grow beside the
+How well they find the nuclei of 30 real images (a pixel classifier from strokes in ten others), how fast they are on a simulated field, and how fast cells grow beside the
 same step of CellProfiler (centrosome's `propagate`, in an environment of its own: `make cp_measure`, or
 `python -m venv build/centrosome` and `build/centrosome/bin/pip install centrosome`). One thread; seconds are of the CPU,
 which other programs do not lengthen; methods take turns. Prints a page in Markdown; `--write` puts it into docs/benchmarks.md.
@@ -48,6 +48,12 @@ def main():
         default=ROOT.parent / "shared" / "data" / "dsb2018_fluo",
         help="Folder with images/*.png and labels/*.tif of the same names.",
     )
+    parser.add_argument(
+        "--painted",
+        type=Path,
+        default=ROOT.parent / "shared" / "data" / "dsb2018_train",
+        help="The same of other images, on some of which strokes are painted.",
+    )
     parser.add_argument("--size", type=int, default=1080, help="Side of the simulated field [px].")
     parser.add_argument("--repeats", type=int, default=5, help="Each time is the median of so many.")
     parser.add_argument("--write", action="store_true", help="Put the page into docs/benchmarks.md.")
@@ -66,6 +72,8 @@ def main():
     lines += (
         compare_quality(options.data) if options.data.is_dir() else [f"No quality: no folder {options.data.name}.", ""]
     )
+    if options.data.is_dir() and options.painted.is_dir():
+        lines += compare_strokes(options.data, options.painted)
     image, names, pixel_size_um = make_field(options.size)
     lines += compare_speed(image, names, pixel_size_um, options.repeats)
     lines += compare_growth(image, names, pixel_size_um, options.data, options.repeats)
@@ -84,20 +92,12 @@ def segment(image, channels, method, pixel_size_um, **params):
 
 def compare_quality(folder):
     """Lines of the table of scores: each image's own diameter from the truth, and estimated by the network."""
-    import tifffile
-    from PIL import Image
-
     from plateloom.segmentation.evaluation import compare_labels, pool
     from plateloom.segmentation.unet import estimate_diameter
 
     rows = {"watershed, diameter of the truth": [], "unet, diameter of the truth": [], "unet, diameter estimated": []}
     ratios = []
-    for path in sorted((folder / "labels").glob("*.tif")):
-        truth = tifffile.imread(path)
-        pixels = np.asarray(Image.open(folder / "images" / f"{path.stem}.png"))
-        image = (pixels if pixels.ndim == 2 else pixels[..., 0]).astype(np.float32) / 255
-        areas = np.unique(truth[truth > 0], return_counts=True)[1]
-        true = float(np.sqrt(np.median(areas) * 4 / np.pi))
+    for image, truth, true in read_images(folder):
         estimated = estimate_diameter(image) or true
         ratios.append(estimated / true)
         for name, found in rows.items():
@@ -112,13 +112,95 @@ def compare_quality(folder):
         "gives its own diameter: the median of its true nuclei, or what `estimate_diameter` finds "
         f"(ratio to the true one {min(ratios):.2f} to {max(ratios):.2f}, median {statistics.median(ratios):.2f}).",
         "",
+        *score_table(pooled),
+    ]
+    return [*lines, ""]
+
+
+def score_table(pooled):
+    """Lines of the table of scores of each method."""
+    lines = [
         "| method | F1 at IoU 0.5 | AP at 0.5 | mean AP, 0.5 to 0.9 | split | merged | missed | spurious |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, found in pooled.items():
         scores = f"{found.f1[0]:.3f} | {found.ap[0]:.3f} | {found.mean_ap:.3f}"
         lines.append(f"| {name} | {scores} | {found.splits} | {found.merges} | {found.missed} | {found.spurious} |")
+    return lines
+
+
+def read_images(folder):
+    """Image (Y, X) in 0 … 1, true labels and the median diameter of these [px], of each image of a folder."""
+    import tifffile
+    from PIL import Image
+
+    for path in sorted((folder / "labels").glob("*.tif")):
+        truth = tifffile.imread(path)
+        pixels = np.asarray(Image.open(folder / "images" / f"{path.stem}.png"))
+        areas = np.unique(truth[truth > 0], return_counts=True)[1]
+        image = (pixels if pixels.ndim == 2 else pixels[..., 0]).astype(np.float32) / 255
+        yield image, truth, float(np.sqrt(np.median(areas) * 4 / np.pi))
+
+
+def compare_strokes(folder, painted, count=10):
+    """Lines on a pixel classifier that learned from a few strokes: on the images of `folder` that are of one magnification."""
+    from plateloom.segmentation.evaluation import compare_labels, pool
+    from plateloom.segmentation.pixel_model import pack_pixel_model
+    from plateloom.segmentation.pixel_training import Painted, train_pixels
+
+    random = np.random.default_rng(0)
+    tested = list(read_images(folder))
+    typical = statistics.median(diameter for *_, diameter in tested)
+    tested = [one for one in tested if 0.8 < one[2] / typical < 1.25]
+    others = [one for one in read_images(painted) if 0.9 < one[2] / typical < 1.1 and one[1].max() >= 10]
+    # Pixels are sized so that a nucleus is 10 µm wide.
+    examples = [
+        Painted(str(i), str(i), image[None], paint_strokes(truth, random), 10 / diameter)
+        for i, (image, truth, diameter) in enumerate(others[:: len(others) // count][:count])
+    ]
+    model = train_pixels(examples, channels=["DNA"], classes=["background", "nuclei"])
+    strokes = sum(int((one.paint > 0).sum()) for one in examples)
+    rows = {"pixels, strokes": [], "watershed": [], "unet": []}
+    with tempfile.TemporaryDirectory() as kept:
+        path = Path(kept) / "pixels.safetensors"
+        path.write_bytes(pack_pixel_model(model))
+        for image, truth, diameter in tested:
+            for name, found in rows.items():
+                more = {"model": str(path)} if name.startswith("pixels") else {}
+                labels = segment(
+                    image[None], ["DNA"], name.split(",")[0], 10 / diameter, nucleus_diameter_um=10.0, **more
+                )
+                found.append(compare_labels(labels["Nuclei"], truth))
+    pooled = {name: pool(found) for name, found in rows.items()}
+    share = strokes / sum(one.paint.size for one in examples)
+    lines = [
+        f"The method `pixels` after strokes in {len(examples)} images of the collection that are none of these ({strokes:,} pixels, "
+        f"{share:.1%} of them: four nuclei an image and what is around them, background, gaps between nuclei), on the "
+        f"{len(tested)} of the {len(list(folder.glob('labels/*.tif')))} images that have nuclei of 0.8 to 1.25 times the typical size ({pooled['unet'].true:,} nuclei).",
+        "",
+        *score_table(pooled),
+    ]
     return [*lines, ""]
+
+
+def paint_strokes(truth, random, count=4):
+    """Paint as a person would: 2 in some nuclei, 1 around them, at some places of the background and where nuclei nearly touch."""
+    from scipy import ndimage
+
+    paint = np.zeros(truth.shape, np.uint8)
+    depth, away = ndimage.distance_transform_edt(truth > 0), ndimage.distance_transform_edt(truth == 0)
+    highest = ndimage.maximum_filter(truth, 5)
+    lowest = -ndimage.maximum_filter(np.where(truth > 0, -truth.astype(int), -(1 << 30)), 5)
+    between = np.argwhere((truth == 0) & (lowest < highest))
+    paint[tuple(random.permutation(between)[: 20 * count].T)] = 1
+    for row, column in random.permutation(np.argwhere(away > 4))[:count]:
+        paint[row - 2 : row + 3, max(column - 6, 0) : column + 7] = 1
+    paint[truth > 0] = 0
+    for label in random.permutation(np.unique(truth[truth > 0]))[:count]:
+        inside = truth == label
+        paint[inside & (depth > 0.2 * depth[inside].max())] = 2
+        paint[(truth == 0) & ndimage.binary_dilation(inside, iterations=3) & ~ndimage.binary_dilation(inside)] = 1
+    return paint
 
 
 def make_field(size):

@@ -57,7 +57,7 @@ class Params(watershed.NucleiParams):
         description="What separates touching nuclei: necks (shape), lines of less probability (intensity), both, or nothing.",
     )
     prominence: float = Field(
-        0.04,
+        0.1,
         ge=0,
         le=1,
         description="How far a neck or line must fall below the lesser of two peaks to part them, as a fraction of "
