@@ -1,7 +1,9 @@
 """Fixtures that several test files share: one small simulated screen, and the folder of real data."""
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zlib
@@ -62,6 +64,22 @@ def data():
     if not DATA.is_dir():
         pytest.skip(f"no real data at {DATA}")
     return DATA
+
+
+@contextlib.contextmanager
+def soon(seconds=120):
+    """Fail where a block takes so much of the processor that it may never end; far more than it takes on a slow machine."""
+
+    def stop(*_):
+        raise AssertionError(f"no end after {seconds} s of the processor")
+
+    former = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, former)
 
 
 def simulate(folder, **design):

@@ -3,11 +3,11 @@
 import itertools
 import os
 import random
-import time
 
 import numpy as np
 import pytest
 import tifffile
+from conftest import soon
 from layouts.imagexpress import index_text, replace_line, write
 
 from plateloom.errors import PlateLayoutError, UnreadableImageError
@@ -259,9 +259,8 @@ def test_empty_files_are_listed_and_many_of_them_take_seconds(tmp_path):
             "ABCDEFGHIJKLMNOP", range(1, 25), range(1, 7), range(1, 6)
         ):
             (folder / f"P_{row}{column:02d}_s{field}_w{channel}.TIF").touch()
-    start = time.perf_counter()
-    assert len(imagexpress.scan(tmp_path, STACK).images) == 23040
-    assert time.perf_counter() - start < 10
+    with soon():
+        assert len(imagexpress.scan(tmp_path, STACK).images) == 23040
 
 
 @pytest.mark.parametrize("layout", ["export", "database"])
@@ -449,33 +448,31 @@ def test_a_damaged_htd_is_read_or_refused(tmp_path):
     root = write(tmp_path, make_planes(wells=("B02",)))
     path, rng, refused = root / "Screen_1.HTD", random.Random(0), 0
     whole = path.read_bytes()
-    start = time.perf_counter()
-    for _ in range(400):
-        path.write_bytes(damage(whole, rng))
-        try:
-            source = imagexpress.scan(tmp_path, STACK)
-            assert len(source.images) == 4 and all("\n" not in note for note in source.notes)
-        except PlateLayoutError as error:
-            assert "Screen_1.HTD" in str(error)
-            refused += 1
-    assert 0 < refused < 200
-    assert time.perf_counter() - start < 20
+    with soon():
+        for _ in range(400):
+            path.write_bytes(damage(whole, rng))
+            try:
+                source = imagexpress.scan(tmp_path, STACK)
+                assert len(source.images) == 4 and all("\n" not in note for note in source.notes)
+            except PlateLayoutError as error:
+                assert "Screen_1.HTD" in str(error)
+                refused += 1
+        assert 0 < refused < 200
 
 
 def test_damaged_tiffs_lose_facts_and_nothing_else(tmp_path):
     root = write(tmp_path, make_planes(wells=("B02",), zs=(1, 2)), projected=(1,))
     rng = random.Random(1)
     whole = {path: path.read_bytes() for path in root.rglob("*.TIF")}
-    start = time.perf_counter()
-    for _ in range(150):
-        for path, content in whole.items():
-            path.write_bytes(damage(content, rng))
-        source = imagexpress.scan(tmp_path, STACK)
-        assert len(source.images) == 8
-        for image in source.images:
-            for value in image[9:]:
-                assert value is None or np.isfinite(value)
-    assert time.perf_counter() - start < 20
+    with soon():
+        for _ in range(150):
+            for path, content in whole.items():
+                path.write_bytes(damage(content, rng))
+            source = imagexpress.scan(tmp_path, STACK)
+            assert len(source.images) == 8
+            for image in source.images:
+                for value in image[9:]:
+                    assert value is None or np.isfinite(value)
 
 
 @pytest.mark.parametrize(
@@ -535,9 +532,8 @@ def test_entities_and_huge_descriptions_cost_nothing(tmp_path):
     for text in (bomb, b"<prop " * 500_000, b'<prop id="' + b" " * 3_000_000, b"<prop" + b" " * 3_000_000):
         path = next(root.rglob("*.TIF"))
         tifffile.imwrite(path, np.zeros((4, 4), np.uint16), description=text, metadata=None)
-        start = time.perf_counter()
-        assert imagexpress.scan(tmp_path, STACK).images[0].wavelength_nm is None
-        assert time.perf_counter() - start < 3
+        with soon():
+            assert imagexpress.scan(tmp_path, STACK).images[0].wavelength_nm is None
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

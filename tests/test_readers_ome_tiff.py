@@ -2,12 +2,12 @@
 
 import datetime
 import os
-import time
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
 import tifffile
+from conftest import soon
 from layouts import ome_tiff as layout
 
 from plateloom.errors import PlateLayoutError, UnreadableImageError
@@ -491,10 +491,9 @@ def test_seventeen_thousand_images_in_one_metadata_file_take_seconds(tmp_path):
         ]
     plate = f'<Plate ID="Plate:0" Rows="16" Columns="24">{"".join(wells)}</Plate>'
     (tmp_path / "plate.companion.ome").write_text(text[: text.index("<Plate")] + plate + "".join(images) + "</OME>")
-    begin = time.perf_counter()
-    found = ome_tiff.scan(tmp_path, ALL)
-    assert len(found.images) == len(planes) == 17_280 and not found.notes
-    assert time.perf_counter() - begin < 20
+    with soon():
+        found = ome_tiff.scan(tmp_path, ALL)
+        assert len(found.images) == len(planes) == 17_280 and not found.notes
 
 
 # Hostile and broken metadata
@@ -584,10 +583,8 @@ def test_blocks_that_declare_planes_without_end_are_refused(tmp_path):
                 block.find("UUID").set("FileName", "absent.tif")
 
     layout.write(tmp_path, planes_of(wells=("A01",), fields=(1, 2)), change=change)
-    start = time.perf_counter()
-    with pytest.raises(PlateLayoutError, match="declares more than"):
+    with soon(), pytest.raises(PlateLayoutError, match="declares more than"):
         ome_tiff.scan(tmp_path, ALL)
-    assert time.perf_counter() - start < 20
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "1e999", "x", "", "-0.65"])
@@ -618,23 +615,22 @@ def test_any_broken_byte_in_the_metadata_is_a_layout_error_or_nothing(tmp_path, 
     good, random = path.read_bytes(), np.random.default_rng(3)
     begin = good.index(b"<OME")
     end = good.index(b"</OME>") + 6
-    start = time.perf_counter()
-    for _ in range(400):
-        data = bytearray(good)
-        if random.random() < 0.2:
-            del data[random.integers(begin, end) :]
-        for _ in range(random.integers(1, 4)):
-            data[random.integers(0 if random.random() < 0.3 else begin, max(len(data), begin + 1))] = random.integers(
-                256
-            )
-        path.write_bytes(data)
-        for params in (ALL, Params(pattern=NAMES)):
-            try:
-                for image in ome_tiff.scan(tmp_path, params).images:
-                    ome_tiff.load(tmp_path, image)
-            except (PlateLayoutError, UnreadableImageError) as error:
-                assert str(error)
-    assert time.perf_counter() - start < 60
+    with soon():
+        for _ in range(400):
+            data = bytearray(good)
+            if random.random() < 0.2:
+                del data[random.integers(begin, end) :]
+            for _ in range(random.integers(1, 4)):
+                data[random.integers(0 if random.random() < 0.3 else begin, max(len(data), begin + 1))] = (
+                    random.integers(256)
+                )
+            path.write_bytes(data)
+            for params in (ALL, Params(pattern=NAMES)):
+                try:
+                    for image in ome_tiff.scan(tmp_path, params).images:
+                        ome_tiff.load(tmp_path, image)
+                except (PlateLayoutError, UnreadableImageError) as error:
+                    assert str(error)
 
 
 def test_any_lost_or_foreign_attribute_is_a_layout_error_or_nothing(tmp_path):

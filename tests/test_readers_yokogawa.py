@@ -133,7 +133,7 @@ def test_names_alone_make_a_plate(tmp_path):
 def test_two_plates_in_one_folder_are_told(tmp_path):
     for plate, well in (("P1", "A01"), ("P2", "A02")):
         layout.write(tmp_path, make_planes((well,)), plate=plate, metadata=())
-    assert noted(scan(tmp_path), "2 names: 'P1', 'P2'")
+    assert noted(scan(tmp_path), "2 names of plates: 'P1', 'P2'")
     layout.write(tmp_path, make_planes(("A01",)), plate="P2", metadata=())
     with pytest.raises(PlateLayoutError, match=r"P1_A01.*P2_A01.*same plane"):
         scan(tmp_path)

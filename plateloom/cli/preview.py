@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import yaml
 
-from plateloom.errors import ConfigError, did_you_mean
+from plateloom.errors import ConfigError, did_you_mean, some_of
 
 SECTION = "segmentation.parameters"
 
@@ -59,7 +59,7 @@ def command(folder, plate, wells, count, changes, vary, out):
         settings = next(iter(loaded.values()))
         screen = Screen(settings)
         if plate is not None and plate not in screen.plates:
-            raise ConfigError([f"there is no plate {plate!r}; there are {', '.join(list(screen.plates)[:20])}"])
+            raise ConfigError([f"there is no plate {plate!r}; there are {some_of(screen.plates, 20)}"])
         row = screen.plates[plate or next(iter(screen.plates))]
         known = read_plate_map(row.plate_map) if row.plate_map else []
         _refuse_other_sections(loaded, settings)

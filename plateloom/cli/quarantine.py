@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from plateloom.errors import ConfigError, DataFault, did_you_mean
+from plateloom.errors import ConfigError, DataFault, did_you_mean, some_of
 
 
 @click.command()
@@ -83,9 +83,7 @@ def _parse(folder, config, targets, plates, found, lift):
     for text in dict.fromkeys(targets):
         plate, slash, well = text.partition("/")
         if plate not in plates:
-            problems.append(
-                f"{text}: no plate {plate!r}.{did_you_mean(plate, plates)} Plates: {', '.join(list(plates)[:20])}"
-            )
+            problems.append(f"{text}: no plate {plate!r}.{did_you_mean(plate, plates)} Plates: {some_of(plates, 20)}")
             continue
         try:
             well = well_name(*parse_well(well)) if slash else ""

@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from plateloom.errors import PlateLayoutError
+from plateloom.errors import PlateLayoutError, some_of
 from plateloom.readers import Source, SourceImage, pattern
 from plateloom.readers.folders import below, compile_expression, list_changes, list_files, name_well, sort_planes
 from plateloom.readers.markup import elements
@@ -323,7 +323,7 @@ def _read_sheets(folder, params, notes):
     chosen = [name for name in folder.companions if re.fullmatch(params.metadata or ".*", name, re.DOTALL)]
     if folder.companions and not chosen:
         raise PlateLayoutError(
-            f"no metadata file matches the parameter `metadata`; there are {', '.join(map(repr, folder.companions[:5]))}"
+            f"no metadata file matches the parameter `metadata`; there are {some_of(map(repr, folder.companions))}"
         )
     for name in chosen:
         sheets.append(parse_sheet(name, elements(folder.source / name, *WANTED, root=True)))

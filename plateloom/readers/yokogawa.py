@@ -35,7 +35,7 @@ from xml.parsers.expat import errors
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from plateloom.errors import PlateLayoutError, UnreadableImageError
+from plateloom.errors import PlateLayoutError, UnreadableImageError, some_of
 from plateloom.readers import Source, SourceImage
 from plateloom.readers.folders import IMAGES, below, list_changes, list_files, name_well, sort_planes
 from plateloom.readers.markup import elements
@@ -447,7 +447,7 @@ def _read_records(source, file, notes):
             renamed += says != record[1:5]
         records.append(record)
     if failed:
-        places = f" in {_some(sorted(failed_wells), 'wells')}" if failed_wells else ""
+        places = f" in {len(failed_wells)} wells: {some_of(sorted(failed_wells))}" if failed_wells else ""
         notes.append(f"{failed} error records in {file!r}{places}: not taken (first: {first_failed!r})")
     for kind, count in sorted(others.items())[:3]:
         notes.append(f"{count} records of the unknown type {kind!r} in {file!r} are left out")
@@ -523,15 +523,10 @@ def _read_names(files, corrections, notes):
         )
     notes.append("no MeasurementData.mlf: wells, fields, channels, z and t are from file names; positions are unknown")
     if len(plates) > 1:
-        notes.append(f"file names begin with {_some([repr(plate) for plate in sorted(plates)], 'names')} of plates")
+        notes.append(f"file names begin with {len(plates)} names of plates: {some_of(map(repr, sorted(plates)))}")
     if others:
         notes.append(f"{len(others)} image files are not named as planes and left out, such as {others[0]!r}")
     return records
-
-
-def _some(names, kind):
-    """A few names of many."""
-    return f"{len(names)} {kind}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
 
 
 def _corrections(files, detail):
@@ -702,7 +697,7 @@ def _note_pixel_sizes(images, detail_file, notes):
     """Name the channels that the .mrf file says nothing of."""
     unknown = sorted({image.channel for image in images if image.pixel_size_um is None})
     if detail_file and unknown:
-        notes.append(f"{detail_file!r} has no pixel size of {_some(unknown, 'channels')}")
+        notes.append(f"{detail_file!r} has no pixel size of {len(unknown)} channels: {some_of(unknown)}")
 
 
 def _fitting(shape, images, notes):
@@ -710,7 +705,7 @@ def _fitting(shape, images, notes):
     outside = sorted({image.well for image in images if shape and not _on_plate(image.well, shape)})
     if not outside:
         return shape
-    notes.append(f"metadata say {shape[0]} × {shape[1]} wells; outside are {_some(outside, 'wells')}")
+    notes.append(f"metadata say {shape[0]} × {shape[1]} wells; outside are {len(outside)} wells: {some_of(outside)}")
     return None
 
 

@@ -130,12 +130,11 @@ def describe_source(images, settings):
     times = sorted({image.t for image in images})
     if len(times) > 1 and conversion["time"] is None:
         raise PlateLayoutError(
-            f"{len(times)} time points ({', '.join(map(str, times[:5]))}{' …' if len(times) > 5 else ''}): "
-            "set conversion.time to one of them, or to keep"
+            f"{len(times)} time points ({some_of(times)}): set conversion.time to one of them, or to keep"
         )
     if conversion["time"] not in (None, "keep"):
         if conversion["time"] not in times:
-            raise PlateLayoutError(f"no time point {conversion['time']}; there are {', '.join(map(str, times[:20]))}")
+            raise PlateLayoutError(f"no time point {conversion['time']}; there are {some_of(times, 20)}")
         images = [image for image in images if image.t == conversion["time"]]
     size = conversion["pixel_size_um"]
     if size is None:

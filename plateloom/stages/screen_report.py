@@ -9,7 +9,7 @@ from plateloom import profiling, report
 from plateloom.classification.enrichment import count_kinds, find_enrichment
 from plateloom.classification.shift import name_others
 from plateloom.engine.parts import Outcome, Unit, run_job
-from plateloom.errors import ConfigError
+from plateloom.errors import ConfigError, some_of
 from plateloom.stages.clusters import count_clusters, read_clusters, sort_examples
 from plateloom.stages.fields import count_by_well, known_cells, quarantined_wells
 from plateloom.stages.profiling import READOUT, left_out
@@ -342,8 +342,7 @@ def _shared_notices(plates, wells, inputs):
             named = [well["well"] for well in known if well["control"] == kind]
             absent = [well for well in named if well not in imaged | held]
             if absent:
-                shown = f"{', '.join(absent[:8])}{' …' if len(absent) > 8 else ''}"
-                text = f"{len(absent)} of {len(named)} {kind} control wells of the plate map were not imaged: {shown}."
+                text = f"{len(absent)} of {len(named)} {kind} control wells of the plate map were not imaged: {some_of(absent, 8)}."
                 found.append(report.Notice(kind="controls", text=text, plate=plate, link=_page_of(plate)))
     return found
 
