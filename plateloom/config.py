@@ -77,6 +77,11 @@ class Conversion(Section):
         "per level, with all planes that they keep.",
     )
 
+    @field_validator("ngff", mode="before")
+    @classmethod
+    def _without_quotes(cls, value):
+        return str(value) if isinstance(value, float) else value
+
     @model_validator(mode="after")
     def _codec_of_format(self):
         if self.codec == {"0.5": "zlib", "0.4": "zstd"}[self.ngff]:
@@ -646,10 +651,17 @@ def _check_readout(config):
                 f"profiling.parameters.readout_denominator: {name} is divided by nothing; write readout_denominator: null"
             )
         elif name not in known and name != "Metadata_CellsPerField":
-            problems.append(
-                f"profiling.parameters.{key}: no feature {name!r}.{did_you_mean(name, known)} A feature is "
-                "Compartment_Family_Measurement_Channel, e.g. Nuclei_Intensity_MeanIntensity_" + channels[0]
+            family = next((one for one in features.FAMILIES if f"_{one}_" in name), None)
+            example = next(
+                (one for one in known if "_MeanIntensity_" in one), next(iter(known), "Nuclei_AreaShape_Area")
             )
+            if family and config.features.families is not None and family not in config.features.families:
+                hint = f" The family {family} is not among features.families"
+            else:
+                hint = (
+                    f"{did_you_mean(name, known)} A feature is Compartment_Family_Measurement_Channel, e.g. {example}"
+                )
+            problems.append(f"profiling.parameters.{key}: no feature {name!r} is measured.{hint}")
     return problems
 
 

@@ -285,7 +285,11 @@ def _identify(arrival, names, config):
         except (DataFault, ValueError) as error:
             fault = fault or f"the reader {name!r} says: {str(error).splitlines()[0]}"
     shown = ", ".join(sorted(names)[:3])
-    raise ValueError(fallback or fault or f"no reader knows its layout; found e.g. {shown}")
+    raise ValueError(
+        fallback
+        or fault
+        or f"no reader, with the parameters of this screen's config, knows its layout; found e.g. {shown}"
+    )
 
 
 def _map_names(arrival, settings):

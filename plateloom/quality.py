@@ -53,7 +53,10 @@ class Params(BaseModel):
     )
     max_saturated: float = Field(0.01, ge=0, le=1, description="Saturated if more than this fraction of pixels is [1].")
     min_contrast: float = Field(
-        12.0, ge=0, description="Empty if the brightest thousandth exceeds the median by less than this [noise]."
+        12.0,
+        ge=0,
+        description="Dark is a channel whose brightest thousandth exceeds the median by less than this [noise]; empty is a "
+        "field all of whose channels are dark.",
     )
     max_brightness: float = Field(
         1.7,
@@ -127,13 +130,14 @@ def flag_fields(table, params=None):
     Returns
     -------
     pandas.DataFrame
-        The same rows and index, with FLAGS (bool) and Reason (str, empty for a good field) added.
+        The same rows and index, with Dark and FLAGS (bool) and Reason (str, empty for a good field) added.
 
     Notes
     -----
     Only fields of the same plate and channel are compared. A field is an outlier if it is beyond ``max_deviation`` MADs
     *and* beyond a factor, for on an even plate the MADs alone would flag what no eye sees. Debris is looked for against the
-    fields that are neither blurred, saturated nor empty. Brightness in one channel is
+    fields that are neither blurred, saturated nor dark. A dark channel is no defect, for a marker that is absent is a result;
+    a field is empty where every channel that it has is dark. Brightness in one channel is
     what a phenotype looks like; debris shines in most, and is a region far brighter than the cells, or in some fields of
     its well only: a well that is bright throughout is a phenotype of its own.
     """
@@ -147,15 +151,16 @@ def flag_fields(table, params=None):
     contrast = table["contrast"].astype(np.float64)
 
     saturated = table["saturated_fraction"].astype(np.float64) > params.max_saturated
-    empty = contrast < params.min_contrast
+    dark = contrast < params.min_contrast
     lost = _outliers(-focus, plate, params.max_deviation, -np.log(params.min_focus))
     blurred = lost & _outliers(-slope, plate, params.max_deviation, params.min_slope_drop)
     if params.min_focus_slope is not None:
         blurred |= slope < params.min_focus_slope
-    blurred &= ~empty
-    usual = ~(saturated | empty | blurred)  # else the defects of some widen what is usual of all
+    blurred &= ~dark
+    usual = ~(saturated | dark | blurred)  # else the defects of some widen what is usual of all
     excess = bright - bright.where(usual).groupby(plate).transform("median")
     field = [table[name] for name in ("Metadata_Plate", "Metadata_Well", "SourceField")]
+    empty = dark & (dark | contrast.isna()).groupby(field).transform("all")
     shared = _shared(excess, field)
     limit = np.log(params.max_brightness)
     debris = _outliers(shared, plate[:1], params.max_deviation, limit, usual) & (excess > limit) & ~saturated
@@ -164,8 +169,8 @@ def flag_fields(table, params=None):
     region = area >= _DEBRIS
     debris &= region | (excess - well > limit)
 
-    table["Flag_Blurred"], table["Flag_Saturated"], table["Flag_Empty"], table["Flag_Debris"] = (
-        flag.to_numpy(dtype=bool) for flag in (blurred, saturated, empty, debris)
+    table["Dark"], table["Flag_Blurred"], table["Flag_Saturated"], table["Flag_Empty"], table["Flag_Debris"] = (
+        flag.to_numpy(dtype=bool) for flag in (dark, blurred, saturated, empty, debris)
     )
     typical = {name: one.groupby(plate).transform("median") for name, one in (("focus", focus), ("bright", bright))}
     parts = {

@@ -116,6 +116,7 @@ def read_screen(folder, *, frozen=None):
     for stage in screen.stages():
         if stage in SCREEN_STAGES:
             above = [(f"{plate} {name}", state) for plate in plates for name, state in plates[plate].items()]
+            above += of_screen.items()
             of_screen[stage] = _state(screen, stage, None, code, above)
         else:
             for plate, states in plates.items():

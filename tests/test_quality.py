@@ -140,8 +140,8 @@ def test_flagging_keeps_rows_index_and_metrics_and_leaves_its_input_alone():
     found = flag_fields(table)
     pd.testing.assert_frame_equal(table, before)
     pd.testing.assert_frame_equal(found[list(table.columns)], before)
-    assert [*table.columns, *FLAGS, "Reason"] == list(found.columns)
-    assert all(found[flag].dtype.kind == "b" for flag in FLAGS)
+    assert [*table.columns, "Dark", *FLAGS, "Reason"] == list(found.columns)
+    assert all(found[flag].dtype.kind == "b" for flag in ("Dark", *FLAGS))
     pd.testing.assert_frame_equal(found.sort_index(), flag_fields(measured(DESIGN)))
 
 
@@ -193,6 +193,16 @@ def test_a_single_field_is_judged_by_the_absolute_limits():
     assert flag_fields(rows(1))["Reason"].tolist() == [""]
     found = flag_fields(rows(1, saturated_fraction=0.5, contrast=2.0))
     assert found["Reason"].tolist() == ["saturated: 50.00% of pixels; empty: contrast 2.0 of the noise"]
+
+
+def test_a_dark_marker_is_no_defect_and_a_field_is_empty_where_all_is_dark():
+    dna, gfp = rows(4), rows(4, Channel="GFP", contrast=4.0)
+    dna.loc[2:, "contrast"] = 5.0
+    gfp.loc[3, "contrast"] = np.nan  # a plane that is missing
+    found = flag_fields(pd.concat([dna, gfp], ignore_index=True))
+    assert found["Dark"].tolist() == [False, False, True, True] + [True, True, True, False]
+    assert found["Flag_Empty"].tolist() == [False, False, True, True] + [False, False, True, False]
+    assert (found["Reason"] != "").tolist() == found["Flag_Empty"].tolist()
 
 
 def test_missing_planes_are_not_flagged_and_do_not_move_the_others():

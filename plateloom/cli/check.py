@@ -151,7 +151,7 @@ def _check_sizes(folder, config, plate, pixel_size_um, width, problems, notes):
         length_px = (length or math.nan) / pixel_size_um
         line = f"{name} is {length:g} µm, which is {length_px:.{0 if length_px >= 10 else 1}f} px" if length else ""
         if length_px < FEWEST_PX:
-            line += f"; expected {FEWEST_PX * pixel_size_um:.2g} µm or more"
+            line += f"; expected {FEWEST_PX * pixel_size_um:.2g} µm or more, or the pixel size of {pixel_size_um:g} µm is wrong"
         elif width and length_px > width:
             line += f", {length_px / width:.2g} times the width of a field ({width} px)"
         else:
@@ -164,10 +164,17 @@ def _check_planes(config, plate, images, problems, notes):
     from plateloom.segmentation import explain_planes
 
     if config.conversion.z != "keep":
+        if config.conversion.z_step_um is not None:
+            line = "config.yaml: warning: conversion.z_step_um is of no use without conversion.z: keep"
+            notes += [] if line in notes else [line]
         return
     if misfit := explain_planes(config.segmentation.method, True):
         line = f"segmentation.method: {misfit}, or run with --until quality"
         notes += [] if any(line in one for one in notes) else [f"config.yaml: warning: {line}"]
+    elif len({image.z for image in images}) < 2:
+        problems.append(
+            f"{plate}: one z plane is there, which is no volume; leave out conversion.z, and choose a method for planes"
+        )
     elif config.conversion.z_step_um is None and not any(image.z_um is not None for image in images):
         problems.append(
             f"{plate}: the files do not say how far the z planes lie apart; set conversion.z_step_um [µm] in config.yaml"

@@ -101,6 +101,7 @@ def _write_screen(folder, found):
         cells=next((name for name in found["channels"] if name != found["nuclei"]), ""),
         guessed=found["guessed"],
         time=found["times"][0] if len(found["times"]) > 1 else None,
+        planes=found["planes"],
         comment=f"Written by `plateloom init`; layout: {found['layout']}.",
     )
 
@@ -158,6 +159,7 @@ def look(sources, pattern=None):
         "pixel_size_um": size or (sorted(sizes)[0] if sizes else None),
         "size_from": "metadata" if sizes else "the files' resolution" if size else "",
         "times": sorted({image.t for image in images}),
+        "planes": len({image.z for image in images}),
         "notes": notes,
         "plates": plates,
     }
@@ -267,6 +269,7 @@ def write_config(
     size_from="",
     guessed=False,
     time=None,
+    planes=1,
     readout=None,
     labels="",
     extra="",
@@ -293,6 +296,8 @@ def write_config(
         Whether the channel of the nuclei is only a guess.
     time : int, optional
         The time point to take, where there are several.
+    planes : int
+        How many z planes there are.
     readout : tuple of str, optional
         Feature, and the one that it is divided by.
     labels : str
@@ -330,6 +335,11 @@ def write_config(
         "  layout: fields          # one image per field; stitched: one per well, where the source tells positions",
         f"  {size}",
         *([f"  time: {time}               # of several time points; or keep"] if time is not None else []),
+        *(
+            [f"  z: max                  # of {planes} planes; keep, with segmentation.method: volume, for volumes"]
+            if planes > 1
+            else []
+        ),
         "",
         "segmentation:",
         "  method: watershed",

@@ -45,7 +45,7 @@ def export_labels(path, out, plates, wells):
     \b
     plateloom labels export screens/demo --plate P1 --wells A01 --to fixes
     """
-    from plateloom.store.plate import field_path
+    from plateloom.store.plate import field_path, image_shape
 
     stores = _find_plates(path)
     chosen = _choose(stores, plates, wells)
@@ -57,13 +57,16 @@ def export_labels(path, out, plates, wells):
     }
     if there := [target for target in targets.values() if target.exists()]:
         raise ConfigError(f"{str(there[0])!r} is there already; give another folder, so that no work on it is lost")
-    bare = []
+    bare, deep = [], False
     for (plate, well, field), target in targets.items():
+        deep |= len(image_shape(field_path(stores[plate], well, field))) > 3
         if not _export_field(field_path(stores[plate], well, field), target):
             bare.append(f"{plate} {well} field {field}")
     click.echo(f"{_count(len(targets), 'field')} in {str(out)!r}")
     if bare:
         click.echo(f"without labels, since they were not segmented: {_some(bare)}")
+    if deep:
+        click.echo("to look at only: planes are kept here, and corrected labels of volumes are not taken back")
 
 
 @command.command("import")

@@ -311,7 +311,9 @@ def _read_acquisitions(texts, inboxes):
     for text in texts:
         name, _, number = text.rpartition("=")
         places = [path for path in [Path(name), *(inbox / name for inbox in inboxes)] if name and path.is_dir()]
-        if not places:
+        if not name:
+            problems.append(f"--acquisition {text!r}: expected FOLDER=NUMBER with a number from 1 on")
+        elif not places:
             problems.append(f"--acquisition {text!r}: no folder {name!r}, neither here nor in the inbox")
         elif not number.isdecimal() or int(number) < 1:
             problems.append(f"--acquisition {text!r}: expected FOLDER=NUMBER with a number from 1 on")

@@ -102,18 +102,30 @@ def _split(text):
 
 def _change(settings, name, value):
     """Set a value by its name; a name without a dot is a parameter of the segmentation."""
+    others = [f"{section}.{name}" for section, found in settings.items() if isinstance(found, dict) and name in found]
+    if others and name not in _known_parameters(settings["segmentation"]["method"]):
+        raise ConfigError([f"{name}: no parameter of the segmentation; write {' or '.join(others)}"])
     *sections, last = (name if "." in name else f"{SECTION}.{name}").split(".")
     level = settings
     for section in sections:
         if not isinstance(level.get(section), dict):
             raise ConfigError([f"{name}: there is no section {section!r}.{did_you_mean(section, level)}"])
         level = level[section]
-    if last == "method":  # another method has other parameters
-        level["parameters"] = {}
+    if last == "method" and isinstance(level.get("parameters"), dict):  # another method has other parameters
+        shared = _known_parameters(value) if sections == ["segmentation"] else ()
+        level["parameters"] = {key: given for key, given in level["parameters"].items() if key in shared}
     try:
         level[last] = yaml.safe_load(value)
     except yaml.YAMLError:
         raise ConfigError([f"{name}: {value!r} is no value as in YAML"]) from None
+
+
+def _known_parameters(method):
+    """Names of the parameters of a method of segmentation; none where there is no such method."""
+    from plateloom.registry import load_method
+    from plateloom.segmentation import METHODS
+
+    return load_method(METHODS, method, "segmentation method").Params.model_fields if method in METHODS else ()
 
 
 def _refuse_other_sections(loaded, settings):

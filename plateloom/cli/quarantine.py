@@ -96,9 +96,7 @@ def _parse(folder, config, targets, plates, found, lift):
             out = ", ".join(_name(plate, other) for other in found.get(plate, {}))
             problems.append(f"{text}: is not quarantined by hand" + (f"; of this plate is: {out}" if out else ""))
         elif (known := wells.get(plate)) and well and well not in known and not lift:
-            problems.append(
-                f"{text}: the plate has no such well.{did_you_mean(well, known)} It has {len(known)}, {known[0]} to {known[-1]}"
-            )
+            problems.append(f"{text}: the plate has no such well; it has {len(known)}: {some_of(known, 20)}")
         chosen.append((plate, well))
     if problems:
         raise ConfigError(problems)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from plateloom.cli.run import run_here as _run
-from plateloom.errors import ConfigError, did_you_mean
+from plateloom.errors import ConfigError, did_you_mean, some_of
 
 
 @click.command()
@@ -88,7 +88,9 @@ def _quarantined(folder):
 def _check_names(option, names, known):
     """Refuse names that are not there."""
     if problems := [
-        f"{option}: there is no {name!r}.{did_you_mean(name, known)}" for name in names if name not in known
+        f"{option}: there is no {name!r}.{did_you_mean(name, known)} There are {some_of(known, 20)}"
+        for name in names
+        if name not in known
     ]:
         raise ConfigError(problems)
 

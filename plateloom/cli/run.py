@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,7 @@ def command(folder, profiles, cores, until, dry_run, recompute, unattended, snak
     options = [*_profile_options(profiles), *_cores_options(cores), *(["--dry-run"] if dry_run else [])]
     _check_options(snakemake_options)
     if not dry_run:
+        _look_for_cluster(profiles)
         _look_at_lock(folder)
     warnings = check_screen(folder, sources=not unattended)
     last = [_last_stage(folder, stage) for stage in until]
@@ -162,6 +164,25 @@ def _profile_options(names):
     return [text for option in options.items() for text in option]
 
 
+def _look_for_cluster(names):
+    """Refuse a profile of ours whose scheduler this machine has no command or no plugin for."""
+    from importlib.util import find_spec
+
+    import yaml
+
+    for name in set(names) & set(PROFILES):
+        said = yaml.safe_load((SNAKEFILE.parent / "profiles" / name / "profile.yaml").read_text())
+        executor = said.get("executor", "local")
+        package = f"snakemake-executor-plugin-{executor}"
+        if executor != "local" and find_spec(package.replace("-", "_")) is None:
+            raise ConfigError(f"--profile {name}: the package {package} is not installed; pip install {package}")
+        command = said.get("cluster-generic-cancel-cmd") or {"slurm": "scancel"}.get(executor)
+        if command and shutil.which(command) is None:
+            raise ConfigError(
+                f"--profile {name}: this machine has no {command!r}; run it where the cluster's commands are"
+            )
+
+
 def _cores_options(cores):
     """Snakemake's option for a number of cores."""
     if cores is None:
@@ -197,7 +218,7 @@ def _check_options(options):
     parser, said = get_argument_parser(), io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            unknown = [text for text in parser.parse_known_args(list(options))[1] if text.startswith("-")]
+            found, unknown = parser.parse_known_args(list(options))
     except SystemExit as stop:
         if stop.code:
             problem = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
@@ -206,7 +227,9 @@ def _check_options(options):
     except Exception as error:
         raise ConfigError(f"snakemake: {error}") from None
     known = [name for action in parser._actions for name in action.option_strings]
-    if unknown:
+    if isinstance(found.jobs, int) and found.jobs < 1:
+        raise ConfigError(f"--jobs: expected a number from 1 on, found {found.jobs}")
+    if unknown := [text for text in unknown if text.startswith("-")]:
         raise ConfigError([f"no option {text!r}.{did_you_mean(text.split('=')[0], known)}" for text in unknown])
 
 

@@ -117,6 +117,7 @@ COLUMNS = {
 }
 PATTERNS = (
     (r"Count_(\w+)", "Number of {} in the field."),
+    (r"Dark", "Whether the channel shows nothing in the field."),
     (r"Flag_(\w+)", "Whether quality control calls the field {}."),
     (r"Probability_(.+)", "Probability of the class {}."),
     (r"Latent_(\w+)_(\d+)", "{} dimension {} of the latent space."),

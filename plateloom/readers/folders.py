@@ -36,8 +36,10 @@ def list_files(source, suffixes=IMAGES):
         folder = waiting.pop()
         try:
             entries = os.scandir(os.path.join(source, folder))
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             raise PlateLayoutError(f"no folder {os.path.join(source, folder)!r}") from None
+        except NotADirectoryError:
+            raise PlateLayoutError(f"{str(source)!r} is a file, expected a folder") from None
         with entries:
             for entry in entries:
                 name = f"{folder}/{entry.name}" if folder else entry.name

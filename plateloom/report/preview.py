@@ -88,6 +88,14 @@ def render_preview(report):
     verdict = [(text, "bad") for text in report.losses]
     for name, texts in report.doubts.items():
         verdict += [(f"{name}: {text}" if len(report.doubts) > 1 else text, "warn") for text in texts]
+    flagged = report.quality[report.quality["flags"] != ""]
+    verdict += [
+        (
+            f"{well}, field {field} is flagged, so a run leaves its cells out: {'; '.join(dict.fromkeys(one['flags']))}.",
+            "warn",
+        )
+        for (well, field), one in flagged.groupby(["Metadata_Well", "Metadata_Field"], sort=False)
+    ]
     contents = {
         "montage": _pictures(report),
         "found": table(report.found, empty="No field was segmented."),

@@ -38,16 +38,16 @@ class NucleiParams(BaseModel):
     nucleus_diameter_min_um: float | None = Field(
         None,
         gt=0,
-        description="Nuclei of less area than a disc of this diameter [µm] are dropped; none: 0.4 × typical.",
+        description="Nuclei of less area than a disc (in volumes: volume, a ball) of this diameter [µm] are dropped; none: 0.4 × typical.",
     )
     nucleus_diameter_max_um: float | None = Field(
         None,
         gt=0,
-        description="Nuclei of more area than a disc of this diameter [µm] are dropped; none: 2.2 × typical.",
+        description="Nuclei of more area than a disc (in volumes: volume, a ball) of this diameter [µm] are dropped; none: 2.2 × typical.",
     )
     border: Literal["keep", "drop"] = Field(
         "keep",
-        description="Keep or drop a nucleus that touches the edge of the image; cells nearby may grow into the place "
+        description="Keep or drop a nucleus that touches the edge of the image, or of the volume; cells nearby may grow into the place "
         "of a dropped one.",
     )
 

@@ -333,7 +333,11 @@ def propose_round(
     features = learned.features if learned is not None and learned.pipeline is not None else None
     table = _candidates(chosen_wells, [*rows, *open_cells], features, number)
     if not len(table):
-        raise PlateLayoutError("every cell of the wells to choose from has been shown already")
+        if rows or open_cells:
+            raise PlateLayoutError("every cell of the wells to choose from has been shown already")
+        raise PlateLayoutError(
+            "the wells to choose from have no cell but on fields that QC has flagged, or none at all"
+        )
     columns = features or profiling.feature_columns(table)
     X = table[columns].to_numpy(float)
     X = np.where(np.isfinite(X), X, np.nan)

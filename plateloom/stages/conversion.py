@@ -134,7 +134,10 @@ def describe_source(images, settings):
         )
     if conversion["time"] not in (None, "keep"):
         if conversion["time"] not in times:
-            raise PlateLayoutError(f"no time point {conversion['time']}; there are {some_of(times, 20)}")
+            there = (
+                f"there are {some_of(times, 20)}" if any(times) else "the images have none: leave conversion.time out"
+            )
+            raise PlateLayoutError(f"no time point {conversion['time']}; {there}")
         images = [image for image in images if image.t == conversion["time"]]
     size = conversion["pixel_size_um"]
     if size is None:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from plateloom import illumination, quality, report, restoration, segmentation
-from plateloom.errors import PlateLayoutError, did_you_mean, some_of
+from plateloom.errors import PlateLayoutError, some_of
 from plateloom.readers import load_reader
 from plateloom.registry import load_method
 from plateloom.stages.conversion import FAILED, describe_source, read_field
@@ -189,7 +189,7 @@ def _places(by_place, asked):
     places, problems = [], []
     for well, field in asked:
         if well not in fields:
-            problems.append(f"there is no well {well}.{did_you_mean(well, fields)}")
+            problems.append(f"there is no well {well}; there are {some_of(fields, 20)}")
         elif field is not None and field not in fields[well]:
             problems.append(f"well {well} has no field {field}; it has {some_of(fields[well], 20)}")
         else:

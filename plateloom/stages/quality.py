@@ -120,5 +120,5 @@ def _with_held(flagged, held):
     """Flagged fields of a plate, and those of quarantined wells, which nothing was compared with, in their place."""
     if not len(held):
         return flagged
-    flags = {name: False for name in flagged if name.startswith("Flag_")}
+    flags = {name: False for name in flagged if name == "Dark" or name.startswith("Flag_")}
     return pd.concat([flagged, held.assign(**flags, Reason=QUARANTINED)]).sort_index()

@@ -45,8 +45,8 @@ def plate_maps(plate, wells, quality, params, classified, shares):
         ("background", "Background", "counts"),
     ):
         for channel, part in quality.groupby("Channel", sort=False):
-            # An empty field is all noise, which no focus blurs: it would be the sharpest of all.
-            shown = part[metric].mask(part["Flag_Empty"] & (metric == "focus_slope"))
+            # A dark channel is all noise, which no focus blurs: it would be the sharpest of all.
+            shown = part[metric].mask(part["Dark"] & (metric == "focus_slope"))
             values = shown.groupby(part["Metadata_Well"]).mean()
             flagged = part.loc[part["Reason"] != "", "Metadata_Well"]
             good = values[~values.index.isin(flagged)].dropna()

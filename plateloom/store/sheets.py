@@ -45,7 +45,8 @@ def read_plate_map(path):
         seen.setdefault(well, line)
         control = row.get("control", "").lower()
         if control not in CONTROLS:
-            problems.append(f"{path}:{line}: control {control!r}; expected negative, positive, empty or nothing")
+            hint = did_you_mean(control, CONTROLS[:3])
+            problems.append(f"{path}:{line}: control {control!r}.{hint} Expected negative, positive, empty or nothing")
         try:
             dose = float(row.get("dose") or "nan")
         except ValueError:
@@ -100,6 +101,8 @@ def read_sheet(path, required, known, usual=()):
     delimiter = "\t" if "\t" in header else ","
     if delimiter not in header and ";" in header:
         return [], [f"{path}:{lines.index(header) + 1}: the separator is ';', expected tabs or commas"]
+    if delimiter not in header and len(required) > 1 and set(header.lower().split()) >= required:
+        return [], [f"{path}:{lines.index(header) + 1}: columns are parted by spaces, expected tabs or commas"]
     standard = {*required, *(known or ()), *usual}
     names, rows, problems = None, [], []
     for number, cells in enumerate(csv.reader(lines, delimiter=delimiter), start=1):
