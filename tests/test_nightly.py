@@ -550,7 +550,9 @@ def test_a_dry_run_says_what_is_there_and_writes_nothing(place):
     code, text = plateloom("nightly", place / "screen", "--inbox", place / "inbox", "--dry-run")
     assert code == 0 and text.count("settling: P") == 2
     assert re.search("^waiting: P2 .*: no plate map 'maps/P2.tsv'", text, re.M)
-    assert re.search("^refused: P4 .*: no reader knows its layout", text, re.M)
+    assert re.search(
+        "^refused: P4 .*: no reader, with the parameters of this screen's config, knows its layout", text, re.M
+    )
 
 
 def test_a_mistake_in_the_config_is_told_in_the_morning(place, idle):
@@ -569,7 +571,7 @@ def test_a_mistake_in_the_config_is_told_in_the_morning(place, idle):
 
 
 @pytest.mark.parametrize(
-    "option, said", [("nothing=2", "no folder 'nothing'"), ("P1=x", "FOLDER=NUMBER"), ("P1", "no folder ''")]
+    "option, said", [("nothing=2", "no folder 'nothing'"), ("P1=x", "FOLDER=NUMBER"), ("P1", "FOLDER=NUMBER")]
 )
 def test_a_wrong_acquisition_is_told_and_starts_nothing(place, option, said):
     code, text, line, page = night(place, "--acquisition", option)

@@ -93,6 +93,8 @@ def test_wrong_input_is_refused_with_what_to_type(screen):
         ("--plate", "P2"): "no plate 'P2'; there are P1",
         ("--set", "prominenz=1"): "Did you mean 'prominence'",
         ("--set", "prominence"): "expected NAME=VALUE",
+        ("--set", "z=keep"): "z: no parameter of the segmentation; write conversion.z",
+        ("--set", "method=unet"): "segmentation.method",
         ("--set", "segmentaton.method=watershed"): "Did you mean 'segmentation'",
         ("--vary", "illumination.fields=3,4"): "works on segmentation",
     }.items():

@@ -1008,6 +1008,7 @@ def a_plate_with_an_empty_well(tmp_path, monkeypatch):
             "focus_laplacian": [0.004, 0.005, 0.0001],
             "background": [140.0, 141.0, 139.0],
             "Reason": ["", "", "empty: contrast 3.3 of the noise"],
+            "Dark": [False, False, True],
             "Flag_Empty": [False, False, True],
         }
     )

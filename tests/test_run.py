@@ -131,6 +131,14 @@ def test_only_plates_that_were_never_converted_need_their_source(screen, records
     assert len(caught.value.problems) == 1 and "raw/P2" in caught.value.problems[0]
 
 
+def test_a_profile_whose_scheduler_is_not_there_starts_nothing(screen, monkeypatch):
+    monkeypatch.setattr(run.shutil, "which", lambda name: None)
+    for profile, command in {"slurm": "scancel", "lsf": "bkill", "sge": "qdel"}.items():
+        code, text = plateloom("run", screen, "--profile", profile)
+        assert code == 2 and f"--profile {profile}: this machine has no '{command}'" in text
+    assert not (screen / ".snakemake").exists()
+
+
 @pytest.mark.parametrize(
     "options, said",
     [
@@ -142,6 +150,9 @@ def test_only_plates_that_were_never_converted_need_their_source(screen, records
         (["--until", "segmentaton"], "Did you mean 'segmentation'?"),
         (["--keep-gonig"], "no option '--keep-gonig'. Did you mean '--keep-going'?"),
         (["--retries", "x"], "invalid int value: 'x'"),
+        (["--jobs", "0"], "--jobs: expected a number from 1 on, found 0"),
+        (["-j", "-1"], "--jobs: expected a number from 1 on, found -1"),
+        (["--profile", "kubernetes"], "snakemake-executor-plugin-kubernetes is not installed; pip install"),
     ],
 )
 def test_a_wrong_option_is_told_in_one_line_and_starts_nothing(screen, options, said):
@@ -403,6 +414,13 @@ def test_one_changed_file_does_not_look_as_if_all_were_lost(screen, records):
     assert cause.later == set(records.screen.stages()) - {"conversion"}
     _, text = plateloom("status", screen)
     assert text.count("stale:") == 1 and "12/12" not in text
+
+
+def test_a_step_of_the_screen_is_stale_after_one_that_is(screen, records):
+    records.write_all(profiles={"settings": "others"})
+    found = status.read_screen(screen)["screen"]
+    assert [found[name].state for name in ("profiles", "comparison", "screen_report")] == ["stale"] * 3
+    assert found["comparison"].waits_for == "profiles" and found["map"].state == "done"
 
 
 def test_a_plate_that_failed_and_was_mended_is_open(screen, records):

@@ -315,6 +315,13 @@ def test_check_says_what_volumes_need(tmp_path):
     said = say("check", folder)
     assert "volume segments volumes, and no z planes are kept: set conversion.z: keep" in said
     assert "Texture: not measured in volumes; families there: AreaShape, Location, Intensity" in said
+    edit(folder, segmentation={"method": "watershed"}, features={"families": None})
+    assert "conversion.z_step_um is of no use without conversion.z: keep" in say("check", folder)
+    for path in (folder / "raw/P1").iterdir():
+        if "_z01_" not in path.name:
+            path.unlink()
+    edit(folder, segmentation={"method": "volume"}, conversion={"z": "keep"})
+    assert "P1: one z plane is there, which is no volume" in say("check", folder)
 
 
 def test_a_method_for_planes_refuses_planes_that_are_kept_and_says_what_to_choose(tmp_path, monkeypatch):
