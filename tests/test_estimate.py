@@ -58,7 +58,7 @@ def test_before_any_run_the_shipped_rates_tell(screen):
     assert cut["features"].core_hours * 3600 == pytest.approx(4 * fixed + rate * pixels)
     assert cut["features"].longest_s < found["features"].longest_s
     said = call(estimate.command, ".")
-    assert "1 plates, 12 fields" in said and "(0 of" in said and "results: about" in said
+    assert "1 plate, 12 fields" in said and "(0 of" in said and "results: about" in said
     assert json.loads(call(estimate.command, ".", "--json"))["plates"]["P1"]["fields"] == 12
 
 
@@ -94,7 +94,7 @@ def test_bytes_and_files_are_those_of_a_plate_that_is_there(profiled):
 def test_a_plate_that_cannot_be_read_is_left_out_and_said(screen):
     Path("plates.tsv").write_text(Path("plates.tsv").read_text() + "P2\tnowhere\tpattern\t\t\n")
     said = call(estimate.command, ".")
-    assert "P2: left out" in said and "1 plates, 12 fields" in said
+    assert "P2: left out" in said and "1 plate, 12 fields" in said
     with pytest.raises(ConfigError, match="Did you mean 'P1'|no plate 'P9'"):
         call(estimate.command, ".", "--plate", "P9")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from plateloom.cli.check import counted
 from plateloom.errors import ConfigError, did_you_mean
 
 MOST_TOLD = 10
@@ -112,7 +113,7 @@ def command(
     spread = {(cell["plate"], cell["well"]) for cell in made["cells"]}
     click.echo(
         f"round {made['round']}: {len(made['cells'])} cells of {len(spread)} wells and "
-        f"{len({plate for plate, _ in spread})} plates to label: {page}"
+        f"{counted(len({plate for plate, _ in spread}), 'plate')} to label: {page}"
     )
     if settings["classification"]["labels"] != annotation.TABLE and rows:
         click.echo(f"a run trains on these labels with `classification: {{labels: {annotation.TABLE}}}` in config.yaml")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from plateloom.cli.check import counted
 from plateloom.errors import ConfigError, DataFault
 
 
@@ -56,7 +57,7 @@ def command(folder, plates, as_json):
     for fault in faults:
         click.echo(fault)
     fields = sum(size.fields for size in sizes.values())
-    click.echo(f"{len(sizes)} plates, {fields:,} fields, {pixels:.3g} gigapixels in all channels")
+    click.echo(f"{counted(len(sizes), 'plate')}, {fields:,} fields, {pixels:.3g} gigapixels in all channels")
     click.echo(f"{'stage':14} {'jobs':>7} {'core-hours':>11} {'GPU-hours':>10} {'MB a job':>9} {'longest job':>12}")
     for one in costs:
         mark = "*" if one.learned else ""

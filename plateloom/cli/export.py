@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from plateloom.cli.check import counted
 from plateloom.errors import ConfigError, CorruptStoreError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -57,4 +58,4 @@ def command(folder, out, plates, tables, link, license, incomplete):
         if error.errno not in FULL:
             raise
         raise click.ClickException(str(error)) from None
-    click.echo(f"{len(taken.plates)} plates, {taken.size / 1e6:.1f} MB in {out}")
+    click.echo(f"{counted(len(taken.plates), 'plate')}, {taken.size / 1e6:.1f} MB in {out}")

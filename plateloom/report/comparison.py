@@ -166,7 +166,8 @@ def mixing_rows(spaces, unit):
                     "change beyond chance": _change(change),
                 }
             )
-    return pd.DataFrame(rows)
+    found = pd.DataFrame(rows)
+    return found.loc[:, [name != "change beyond chance" or (found[name] != _change({})).any() for name in found]]
 
 
 def mixing_words(spaces, unit):
