@@ -360,7 +360,7 @@ def select_features(profiles, params, *, features=None):
     Notes
     -----
     Wells without any value take no part in the decision, else a few empty wells would make every feature fail
-    `drop_na_columns`. pycytominer's `correlation_threshold` looks at positive correlations only.
+    `drop_na_columns`. `correlation_threshold` looks at positive correlations only, as pycytominer's does.
     """
     from pycytominer import feature_select
 
@@ -374,6 +374,9 @@ def select_features(profiles, params, *, features=None):
             continue
         if operation == "variance_threshold" and not (table[remaining].var(ddof=0) > params.min_variance).any():
             kept = []  # scikit-learn raises where nothing is left
+        elif operation == "correlation_threshold":
+            redundant = find_redundant(table[remaining], params.correlation)
+            kept = [name for name in remaining if name not in redundant]
         else:
             with np.errstate(divide="ignore", invalid="ignore"):
                 selected = feature_select(
@@ -381,7 +384,6 @@ def select_features(profiles, params, *, features=None):
                     features=remaining,
                     operation=operation,
                     na_cutoff=params.na_cutoff,
-                    corr_threshold=params.correlation,
                     outlier_cutoff=params.outlier_cutoff,
                     min_variance=params.min_variance,
                 )
@@ -390,6 +392,36 @@ def select_features(profiles, params, *, features=None):
         remaining = kept
     gone = {name for names in dropped.values() for name in names}
     return profiles[[name for name in profiles.columns if name not in gone]], dropped
+
+
+def find_redundant(table, threshold):
+    """Find the features that correlate with one of which the sum of absolute correlations with all features is less.
+
+    Parameters
+    ----------
+    table : DataFrame of float, shape (W, F)
+        Of finite values and gaps.
+    threshold : float
+        Of Pearson's correlation; a feature goes whose correlation with another is above it.
+
+    Returns
+    -------
+    set of str
+
+    Notes
+    -----
+    What `pycytominer.operations.correlation_threshold` drops, without its Python call for each pair of features, of which a
+    plate with few wells has millions.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a constant feature there is no correlation
+        if table.notna().to_numpy().all():
+            correlations = pd.DataFrame(np.corrcoef(table.to_numpy(float).T), table.columns, table.columns)
+        else:
+            correlations = table.corr()
+    order = correlations.abs().sum().sort_values().index.get_indexer(table.columns)
+    alike = np.tril(correlations.to_numpy() > threshold, -1)
+    later = order[:, None] > order
+    return set(table.columns[((alike | alike.T) & later).any(axis=1)])
 
 
 def complete_profiles(profiles, *, features=None):

@@ -22,6 +22,7 @@ from plateloom.profiling import (
     compute_readout,
     dose_response,
     feature_columns,
+    find_redundant,
     fit_hill,
     join_plates,
     normalize_profiles,
@@ -233,6 +234,22 @@ def test_selection_drops_what_is_empty_constant_or_redundant_and_says_which():
     assert dropped["variance_threshold"] == ["Cells_A_Constant"]
     assert len(dropped["correlation_threshold"]) == 1 and set(dropped["correlation_threshold"]) < {AREA, "Cells_A_Copy"}
     assert len(feature_columns(selected)) == 3 and len(selected) == len(profiles)
+
+
+@pytest.mark.parametrize("gaps", [0.0, 0.05])
+@pytest.mark.parametrize("wells", [2, 3, 40])
+def test_redundant_features_are_those_that_pycytominer_finds(wells, gaps):
+    from pycytominer.operations import correlation_threshold
+
+    random = np.random.default_rng(wells)
+    base = random.normal(size=(wells, 12))
+    values = np.hstack([base, base[:, :8] + 0.3 * random.normal(size=(wells, 8)), -base[:, :3], base[:, :2]])
+    values[random.random(values.shape) < (gaps if wells > 3 else 0)] = np.nan
+    table = pd.DataFrame(values, columns=[f"Cells_Intensity_{i}" for i in range(values.shape[1])])
+    for threshold in (0.0, 0.5, 0.9):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            expected = correlation_threshold(table, features=list(table), threshold=threshold)
+        assert find_redundant(table, threshold) == set(expected) and expected
 
 
 def test_empty_wells_do_not_make_selection_drop_everything():
