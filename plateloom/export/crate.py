@@ -112,12 +112,12 @@ COLUMNS = {
     "n_beyond": "Number of wells at or beyond the threshold.",
     "median": "Median of the readout.",
     "robust_z": "Distance from the negative controls in scaled median absolute deviations, median over the wells.",
+    "Dark": "Whether the channel shows nothing in the field.",
     "hit": "Whether it is a hit.",
     "reason": "Why there is no value, or no hit.",
 }
 PATTERNS = (
     (r"Count_(\w+)", "Number of {} in the field."),
-    (r"Dark", "Whether the channel shows nothing in the field."),
     (r"Flag_(\w+)", "Whether quality control calls the field {}."),
     (r"Probability_(.+)", "Probability of the class {}."),
     (r"Latent_(\w+)_(\d+)", "{} dimension {} of the latent space."),
