@@ -444,6 +444,16 @@ def damage(content, rng):
     return bytes(content)
 
 
+def test_an_htd_of_another_plates_folder_says_nothing_of_this_one(tmp_path):
+    root = write(tmp_path / "a", make_planes(wells=("B02",)))
+    (tmp_path / "b").mkdir()
+    (root / "Screen_1.HTD").rename(tmp_path / "b/Screen_1.HTD")
+    found = imagexpress.scan(tmp_path, STACK)
+    assert any("in another plate's folder: 'b/Screen_1.HTD'" in note for note in found.notes)
+    (tmp_path / "b/Screen_1.HTD").rename(tmp_path / "Screen_1.HTD")
+    assert not any("another plate" in note for note in imagexpress.scan(tmp_path, STACK).notes)
+
+
 def test_a_damaged_htd_is_read_or_refused(tmp_path):
     root = write(tmp_path, make_planes(wells=("B02",)))
     path, rng, refused = root / "Screen_1.HTD", random.Random(0), 0

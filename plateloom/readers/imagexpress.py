@@ -244,8 +244,20 @@ def _list_plate(source):
         shown = some_of(map(repr, sorted(strange)), 2)
         notes.append(f"{len(strange)} TIFF files left out, named unlike the others: {shown}")
     prefix = listed[0].plate.lower() if listed else ""
+    if foreign := [
+        name for name, _ in indexes if listed and not _are_one_branch(name.rpartition("/")[0], listed[0].root)
+    ]:
+        notes.append(f"left out, since they lie in another plate's folder: {some_of(map(repr, foreign), 2)}")
+        indexes = [one for one in indexes if one[0] not in foreign]
     indexes.sort(key=lambda one: (Path(one[0]).stem.lower() != prefix, one[0].count("/"), one[0]))
     return _Plate([one.image for one in listed], indexes, notes, listed[0].plate if listed else "")
+
+
+def _are_one_branch(one, other):
+    """Whether a folder is the other or lies in it, whichever way round; the source itself is ''."""
+    one, other = one.split("/") if one else [], other.split("/") if other else []
+    shorter = min(len(one), len(other))
+    return one[:shorter] == other[:shorter]
 
 
 def _list_all(source):
