@@ -20,7 +20,7 @@ METRICS = (
     "std",
     "artefact_fraction",
 )
-FLAGS = ("Flag_Blurred", "Flag_Saturated", "Flag_Empty", "Flag_Debris")
+FLAGS = ("Flag_Blurred", "Flag_Saturated", "Flag_Empty", "Flag_Debris", "Flag_Unlit")
 
 _BAND = (0.02, 0.15)  # [cycles/px]: below are cells, above is noise
 _SIGMA = 1.5  # [px] of the Laplacian of Gaussian: a bare Laplacian measures noise
@@ -28,6 +28,7 @@ _MIN_SIZE = 32  # [px]: a smaller plane has too few frequencies
 _BLOCKS = 8  # along each side: where an artefact is in less than a tenth of them, the others tell how bright cells are
 _ARTEFACT = 2.0  # times as bright as cells are, above background
 _SPECK = 20  # [px]: a smaller region is no artefact
+_SELDOM = 0.1  # share of a plate's fields: a marker that is dark on more is no lamp that failed
 _DEBRIS = 0.001  # share of the area: less is bright spots of cells, unless other fields of the well have none
 
 
@@ -117,7 +118,7 @@ def measure_plane(plane, *, saturation_level=None):
 
 
 def flag_fields(table, params=None):
-    """Flag the fields that are blurred, saturated, empty or littered, against the other fields of their plate.
+    """Flag the fields that are blurred, saturated, empty, littered or unlit, against the other fields of their plate.
 
     Parameters
     ----------
@@ -137,7 +138,8 @@ def flag_fields(table, params=None):
     Only fields of the same plate and channel are compared. A field is an outlier if it is beyond ``max_deviation`` MADs
     *and* beyond a factor, for on an even plate the MADs alone would flag what no eye sees. Debris is looked for against the
     fields that are neither blurred, saturated nor dark. A dark channel is no defect, for a marker that is absent is a result;
-    a field is empty where every channel that it has is dark. Brightness in one channel is
+    a field is empty where every channel that it has is dark, and unlit where one is that most of its well (of three fields or
+    more) and nine of ten of the plate's fields show. Brightness in one channel is
     what a phenotype looks like; debris shines in most, and is a region far brighter than the cells, or in some fields of
     its well only: a well that is bright throughout is a phenotype of its own.
     """
@@ -161,6 +163,10 @@ def flag_fields(table, params=None):
     excess = bright - bright.where(usual).groupby(plate).transform("median")
     field = [table[name] for name in ("Metadata_Plate", "Metadata_Well", "SourceField")]
     empty = dark & (dark | contrast.isna()).groupby(field).transform("all")
+    shown = dark.astype(float).where(~empty & contrast.notna())
+    here = shown.groupby([*plate, table["Metadata_Well"]])
+    unlit = dark & ~empty & (shown.groupby(plate).transform("mean") <= _SELDOM)
+    unlit &= (here.transform("mean") < 0.5) & (here.transform("count") >= 3)
     shared = _shared(excess, field)
     limit = np.log(params.max_brightness)
     debris = _outliers(shared, plate[:1], params.max_deviation, limit, usual) & (excess > limit) & ~saturated
@@ -169,9 +175,8 @@ def flag_fields(table, params=None):
     region = area >= _DEBRIS
     debris &= region | (excess - well > limit)
 
-    table["Dark"], table["Flag_Blurred"], table["Flag_Saturated"], table["Flag_Empty"], table["Flag_Debris"] = (
-        flag.to_numpy(dtype=bool) for flag in (dark, blurred, saturated, empty, debris)
-    )
+    for name, flag in zip(("Dark", *FLAGS), (dark, blurred, saturated, empty, debris, unlit), strict=True):
+        table[name] = flag.to_numpy(dtype=bool)
     typical = {name: one.groupby(plate).transform("median") for name, one in (("focus", focus), ("bright", bright))}
     parts = {
         "Flag_Blurred": (
@@ -181,6 +186,7 @@ def flag_fields(table, params=None):
         ),
         "Flag_Saturated": ("saturated: {:.2%} of pixels", table["saturated_fraction"]),
         "Flag_Empty": ("empty: contrast {:.1f} of the noise", contrast),
+        "Flag_Unlit": ("unlit: contrast {:.1f} of the noise, where other fields show this channel", contrast),
         "Flag_Debris": (
             "debris: {:.1f} times the plate's median brightness, and {} (a bright phenotype can look like this)",
             np.exp(bright - typical["bright"]),

@@ -116,7 +116,7 @@ def read_screen(folder, *, frozen=None):
     for stage in screen.stages():
         if stage in SCREEN_STAGES:
             above = [(f"{plate} {name}", state) for plate in plates for name, state in plates[plate].items()]
-            above += of_screen.items()
+            above += [(name, state) for name, state in of_screen.items() if name in screen.after(stage)]
             of_screen[stage] = _state(screen, stage, None, code, above)
         else:
             for plate, states in plates.items():

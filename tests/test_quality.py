@@ -205,6 +205,20 @@ def test_a_dark_marker_is_no_defect_and_a_field_is_empty_where_all_is_dark():
     assert (found["Reason"] != "").tolist() == found["Flag_Empty"].tolist()
 
 
+def test_a_channel_that_is_dark_where_the_rest_of_its_well_shows_it_is_unlit():
+    wells = [f"A{k:02d}" for k in range(1, 6)]
+    table = rows(20, Metadata_Well=np.repeat(wells, 4), Metadata_Field=[1, 2, 3, 4] * 5, SourceField=[1, 2, 3, 4] * 5)
+    gfp = table.assign(Channel="GFP")
+    table.loc[5, "contrast"] = 4.0
+    found = flag_fields(pd.concat([table, gfp], ignore_index=True))
+    assert np.flatnonzero(found["Flag_Unlit"]).tolist() == [5] == np.flatnonzero(found["Reason"]).tolist()
+    assert found.loc[5, "Reason"].startswith("unlit: contrast 4.0 of the noise")
+    for dark in ([4, 5, 6], [1, 5, 9]):  # most of a well; too many fields of the plate
+        marker = table.assign(contrast=80.0)
+        marker.loc[dark, "contrast"] = 4.0
+        assert not flag_fields(pd.concat([marker, gfp], ignore_index=True))["Flag_Unlit"].any()
+
+
 def test_missing_planes_are_not_flagged_and_do_not_move_the_others():
     table = rows(9)
     table.loc[3, "focus_laplacian"], table.loc[3, "focus_slope"] = 0.0001, -6.0

@@ -45,7 +45,7 @@ def export_labels(path, out, plates, wells):
     \b
     plateloom labels export screens/demo --plate P1 --wells A01 --to fixes
     """
-    from plateloom.store.plate import field_path, image_shape
+    from plateloom.store.plate import describe_image, field_path
 
     stores = _find_plates(path)
     chosen = _choose(stores, plates, wells)
@@ -59,7 +59,7 @@ def export_labels(path, out, plates, wells):
         raise ConfigError(f"{str(there[0])!r} is there already; give another folder, so that no work on it is lost")
     bare, deep = [], False
     for (plate, well, field), target in targets.items():
-        deep |= len(image_shape(field_path(stores[plate], well, field))) > 3
+        deep |= "z" in describe_image(field_path(stores[plate], well, field))["axes"]
         if not _export_field(field_path(stores[plate], well, field), target):
             bare.append(f"{plate} {well} field {field}")
     click.echo(f"{_count(len(targets), 'field')} in {str(out)!r}")

@@ -12,6 +12,7 @@ import yaml
 from plateloom.errors import ConfigError, did_you_mean, some_of
 
 SECTION = "segmentation.parameters"
+CARRIED = ("nuclei_channel", "cells_channel", "nucleus_diameter_um")  # to another method, if they were set
 
 
 @click.command()
@@ -111,21 +112,31 @@ def _change(settings, name, value):
         if not isinstance(level.get(section), dict):
             raise ConfigError([f"{name}: there is no section {section!r}.{did_you_mean(section, level)}"])
         level = level[section]
-    if last == "method" and isinstance(level.get("parameters"), dict):  # another method has other parameters
-        shared = _known_parameters(value) if sections == ["segmentation"] else ()
-        level["parameters"] = {key: given for key, given in level["parameters"].items() if key in shared}
     try:
-        level[last] = yaml.safe_load(value)
+        value = yaml.safe_load(value)
     except yaml.YAMLError:
         raise ConfigError([f"{name}: {value!r} is no value as in YAML"]) from None
+    if last == "method":  # another method has other parameters
+        level["parameters"] = _carried(level, value) if sections == [SECTION.partition(".")[0]] else {}
+    level[last] = value
+
+
+def _carried(chosen, method):
+    """Parameters that a user has set, and that mean the same in another method of segmentation."""
+    before, known = _known_parameters(chosen["method"]), _known_parameters(method)
+    return {
+        name: value
+        for name, value in chosen["parameters"].items()
+        if name in CARRIED and name in known and name in before and value != before[name].default
+    }
 
 
 def _known_parameters(method):
-    """Names of the parameters of a method of segmentation; none where there is no such method."""
+    """Parameters of a method of segmentation by name; none where there is no such method."""
     from plateloom.registry import load_method
     from plateloom.segmentation import METHODS
 
-    return load_method(METHODS, method, "segmentation method").Params.model_fields if method in METHODS else ()
+    return load_method(METHODS, method, "segmentation method").Params.model_fields if method in list(METHODS) else {}
 
 
 def _refuse_other_sections(loaded, settings):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from plateloom.cli.run import check_profiles
 from plateloom.cli.run import run_here as _run
 from plateloom.errors import ConfigError, did_you_mean, some_of
 
@@ -72,6 +73,7 @@ def command(folder, failed, plates, wells, first, dry_run, profiles, cores):
             click.echo(line)
         if dry_run:
             sys.exit(0)
+        check_profiles(profiles)
         remove_damaged(folder, again)
     click.echo(f"plateloom run {shlex.quote(str(folder))}")
     sys.exit(_run(folder, profiles, cores))  # which takes the lock for itself

@@ -67,7 +67,7 @@ def command(folder, profiles, cores, until, dry_run, recompute, unattended, snak
     options = [*_profile_options(profiles), *_cores_options(cores), *(["--dry-run"] if dry_run else [])]
     _check_options(snakemake_options)
     if not dry_run:
-        _look_for_cluster(profiles)
+        _look_for_cluster(profiles, snakemake_options)
         _look_at_lock(folder)
     warnings = check_screen(folder, sources=not unattended)
     last = [_last_stage(folder, stage) for stage in until]
@@ -164,13 +164,21 @@ def _profile_options(names):
     return [text for option in options.items() for text in option]
 
 
-def _look_for_cluster(names):
-    """Refuse a profile of ours whose scheduler this machine has no command or no plugin for."""
+def check_profiles(names):
+    """Refuse profiles that are not there, or whose scheduler is not; for commands that remove something before they run."""
+    _profile_options(names)
+    _look_for_cluster(names)
+
+
+def _look_for_cluster(names, options=()):
+    """Refuse a profile of ours whose scheduler this machine has no command or no plugin for, unless options name another."""
     from importlib.util import find_spec
 
     import yaml
 
-    for name in set(names) & set(PROFILES):
+    if any(option.startswith(("--executor", "-e", "--cluster-generic")) for option in options):
+        return
+    for name in sorted(set(names) & set(PROFILES)):
         said = yaml.safe_load((SNAKEFILE.parent / "profiles" / name / "profile.yaml").read_text())
         executor = said.get("executor", "local")
         package = f"snakemake-executor-plugin-{executor}"

@@ -37,7 +37,7 @@ def command(path, plates, deep, repair, profiles, cores):
             click.echo(f"{problem.file}: {problem.reason}")
         sys.exit(_sum_up(len(problems), deep))
     chosen = _choose(screen, path, chosen, plates)
-    from plateloom.cli.run import check_cost, check_screen
+    from plateloom.cli.run import check_cost, check_profiles, check_screen
     from plateloom.engine import locks
     from plateloom.repair import find_damage, find_left, has_records, last_made, remove_damaged, results_folder
 
@@ -62,7 +62,8 @@ def command(path, plates, deep, repair, profiles, cores):
         again = [one for one in damages if one not in reasons]
         if not again:
             sys.exit(code)
-        check_screen(screen)  # what would not run removes nothing
+        check_profiles(profiles)  # what would not run removes nothing
+        check_screen(screen)
         until = last_made(screen)
         check_cost(screen, until)
         remove_damaged(screen, again)

@@ -253,12 +253,9 @@ def plate_verdict(report):
     if words := empty_words(wells):
         said.append((words, "plain"))
     if "cells" in wells and column_sum(wells, "cells") == 0:
-        left_out = report.exclusions is not None and len(report.exclusions) > 0
-        found = (
-            "No cell of this plate is left: see what was excluded and why."
-            if left_out
-            else "Not a single cell was found on this plate."
-        )
+        found = "Not a single cell was found on this plate."
+        if report.exclusions is not None and len(report.exclusions):
+            found = "Not a single cell of this plate counts: none was found, or what held them was excluded."
         said.append((found, "bad"))
     return said
 

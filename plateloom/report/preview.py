@@ -89,13 +89,10 @@ def render_preview(report):
     for name, texts in report.doubts.items():
         verdict += [(f"{name}: {text}" if len(report.doubts) > 1 else text, "warn") for text in texts]
     flagged = report.quality[report.quality["flags"] != ""]
-    verdict += [
-        (
-            f"{well}, field {field} is flagged, so a run leaves its cells out: {'; '.join(dict.fromkeys(one['flags']))}.",
-            "warn",
-        )
-        for (well, field), one in flagged.groupby(["Metadata_Well", "Metadata_Field"], sort=False)
-    ]
+    for (well, number), rows in flagged.groupby(["Metadata_Well", "Metadata_Field"], sort=False):
+        said = "; ".join(f"{row['channel']} {row['flags']}" for _, row in rows.iterrows())
+        words = f"{well}, field {number} is flagged beside the fields of this page, and by default a run leaves the cells of flagged fields out: {said}."
+        verdict.append((words, "warn"))
     contents = {
         "montage": _pictures(report),
         "found": table(report.found, empty="No field was segmented."),

@@ -58,8 +58,8 @@ def fit_screen(*, plates, settings, code, measured, flagged, record, encoded=())
             sample = sample[np.isfinite(sample[features].to_numpy(float)).any(axis=1)]
             values = sample[features].to_numpy(float)
             if not len(values):
-                flagged = " but on fields that QC has flagged" if any(well["excluded"] for well in wells) else ""
-                raise PlateLayoutError(f"no cell on any plate{flagged}, so there is no map")
+                where = "field that QC has not flagged" if any(well["excluded"] for well in wells) else "plate"
+                raise PlateLayoutError(f"no cell on any {where}, so there is no map")
             if not _any_varies(values):
                 raise PlateLayoutError(
                     f"none of {len(features)} features varies among {len(values)} cells, so there is no map"

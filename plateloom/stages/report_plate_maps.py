@@ -46,7 +46,7 @@ def plate_maps(plate, wells, quality, params, classified, shares):
     ):
         for channel, part in quality.groupby("Channel", sort=False):
             # A dark channel is all noise, which no focus blurs: it would be the sharpest of all.
-            shown = part[metric].mask(part["Dark"] & (metric == "focus_slope"))
+            shown = part[metric].mask(part.get("Dark", part["Flag_Empty"]) & (metric == "focus_slope"))
             values = shown.groupby(part["Metadata_Well"]).mean()
             flagged = part.loc[part["Reason"] != "", "Metadata_Well"]
             good = values[~values.index.isin(flagged)].dropna()
