@@ -67,7 +67,7 @@ def data():
 
 
 @contextlib.contextmanager
-def soon(seconds=120):
+def soon(seconds=60):
     """Fail where a block takes so much of the processor that it may never end; far more than it takes on a slow machine."""
 
     def stop(*_):

@@ -554,6 +554,7 @@ def test_what_excel_makes_of_a_map_is_named(screen):
     assert find_problems(screen, files=True) == found
     for data, said in (
         (good.replace("\t", ";").encode(), "the separator is ';'"),
+        (good.replace("\t", "  ").encode(), "columns are parted by spaces, expected tabs or commas"),
         (b"PK\x03\x04\xff\xfe", "is an Excel workbook; save it as CSV"),
     ):
         path.write_bytes(data)

@@ -467,6 +467,12 @@ def test_every_field_of_a_stitched_well_is_corrected_with_its_own_shading(placed
     assert read_json(record)["facts"]["DNA"] == "from 6 fields"
 
 
+def test_a_version_needs_no_quotes():
+    assert Conversion(ngff=0.4).ngff == Conversion(ngff="0.4").ngff == "0.4"
+    with pytest.raises(ValueError, match="'0.5' or '0.4'"):
+        Conversion(ngff=0.3)
+
+
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_a_file_whose_end_has_not_come_yet_puts_the_plate_off(compression):
     path = Path("raw/A01_s1_w1.tif")

@@ -1,5 +1,6 @@
 """`plateloom preview`: fields segmented straight from the raw files, on a page, without a run."""
 
+import copy
 import html
 import os
 import re
@@ -10,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import TRUNCATED, WITHOUT_GFP
 
-from plateloom.cli.preview import command
+from plateloom.cli.preview import _change, command
 from plateloom.errors import ConfigError, PlateLayoutError
 from plateloom.stages.preview import choose_places
 
@@ -67,6 +68,26 @@ def test_values_are_compared_side_by_side(screen):
     heads = re.findall(r"nucleus_diameter_um = (\d+) .*?field 1, (\d+) nuclei", shown[shown.index("Show outlines") :])
     assert [value for value, _ in heads] == ["6", "12", "6", "12"], "the pictures of one field lie side by side"
     assert "nucleus_diameter_um = 6: " in shown, "sizes that cannot be true are told with the setting they belong to"
+
+
+def test_another_method_takes_over_what_was_set_and_means_the_same_and_nothing_else():
+    chosen = {"nuclei_channel": "Hoechst", "cells_channel": None, "nucleus_diameter_um": 9.0, "prominence": 0.2}
+    settings = {"segmentation": {"method": "watershed", "parameters": chosen}, "conversion": {"z": "max"}}
+    for value in ("unet", " unet", '"unet"'):
+        changed = copy.deepcopy(settings)
+        _change(changed, "segmentation.method", value)
+        assert changed["segmentation"] == {
+            "method": "unet",
+            "parameters": {"nuclei_channel": "Hoechst", "nucleus_diameter_um": 9.0},
+        }
+    defaults = {"nuclei_channel": "DNA", "nucleus_diameter_um": 7.0}
+    _change(changed := {"segmentation": {"method": "watershed", "parameters": defaults}}, "segmentation.method", "nope")
+    assert changed["segmentation"] == {"method": "nope", "parameters": {}}
+
+
+def test_a_flagged_field_is_told(screen):
+    preview("--wells", "A02,A03", "--set", "quality.parameters={min_contrast: 1000000}")
+    assert "A02, field 1 is flagged beside the fields of this page" in text_of()
 
 
 def test_a_field_that_cannot_be_read_is_told_and_the_others_are_shown(screen):

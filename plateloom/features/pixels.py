@@ -45,7 +45,7 @@ class Shared:
 
 
 class Sums(NamedTuple):
-    """What one walk over the objects' pixels gives: ndarrays of shape (C, N), of `masses` (C, N, 2).
+    """What one walk over the objects' pixels gives: ndarrays of shape (C, N), of `masses` (C, N, 2), which volumes find anew.
 
     Intensities are scaled to 0 … 1; `masses` are mean row and column in the bounding box, weighted by intensity [px],
     NaN without any; `brightest` is the place in the list of the first of the brightest pixels.

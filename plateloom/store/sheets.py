@@ -101,9 +101,9 @@ def read_sheet(path, required, known, usual=()):
     delimiter = "\t" if "\t" in header else ","
     if delimiter not in header and ";" in header:
         return [], [f"{path}:{lines.index(header) + 1}: the separator is ';', expected tabs or commas"]
-    if delimiter not in header and len(required) > 1 and set(header.lower().split()) >= required:
-        return [], [f"{path}:{lines.index(header) + 1}: columns are parted by spaces, expected tabs or commas"]
     standard = {*required, *(known or ()), *usual}
+    if delimiter not in header and len(standard & set(header.lower().split())) > 1:
+        return [], [f"{path}:{lines.index(header) + 1}: columns are parted by spaces, expected tabs or commas"]
     names, rows, problems = None, [], []
     for number, cells in enumerate(csv.reader(lines, delimiter=delimiter), start=1):
         cells = [cell.strip() for cell in cells]
