@@ -45,7 +45,7 @@ def empty_fields(quality):
 
     Their cells are known: there are none.
     """
-    other = [name for name in FLAGS if name != "Flag_Empty"]
+    other = [name for name in FLAGS if name != "Flag_Empty" and name in quality]  # earlier code had fewer
     flagged = quality[quality["Reason"] != ""]
     only = flagged["Flag_Empty"] & ~flagged[other].any(axis=1)
     only = only.groupby([flagged["Metadata_Well"], flagged["SourceField"]]).all()
