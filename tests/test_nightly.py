@@ -330,7 +330,7 @@ def test_a_folder_that_cannot_be_a_plate_is_refused_and_said_why(place):
     (box / ".P7").mkdir()
     found = look_twice(place)
     assert {name for name, one in found.items() if one.state == inbox.REFUSED} == {"P4", "P5", "P\t6"}
-    assert "no reader knows" in found["P4"].reason or "says" in found["P4"].reason
+    assert "knows its layout" in found["P4"].reason or "says" in found["P4"].reason
     assert "of the config are in no file" in found["P5"].reason
     assert look(place)["P5"].reason == found["P5"].reason, "it is told every night"
 
