@@ -488,7 +488,12 @@ def test_a_method_that_cannot_work_on_these_pixels_is_a_mistake_told_once(tmp_pa
     "section, key, value, said",
     [
         ("segmentation.parameters", "nucleus_diameter_um", 1200, "1846 px, 7.2 times the width of a field (256 px)"),
-        ("segmentation.parameters", "nucleus_diameter_um", 0.5, "0.8 px; expected 2 µm or more, or the pixel size of 0.65 µm is wrong"),
+        (
+            "segmentation.parameters",
+            "nucleus_diameter_um",
+            0.5,
+            "0.8 px; expected 2 µm or more, or the pixel size of 0.65 µm is wrong",
+        ),
         ("latent.autoencoder", "crop_um", 3000, "4615 px, 18 times the width of a field (256 px)"),
     ],
 )
