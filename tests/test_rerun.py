@@ -57,12 +57,19 @@ def test_one_well_from_a_stage_on_and_nothing_else(done):
     assert tables() == files, "the same input gives the same bytes"
 
 
-def test_profiles_and_cores_are_handed_on(done, monkeypatch):
+def test_profiles_and_cores_are_handed_on(done, monkeypatch, tmp_path):
     given = []
     monkeypatch.undo()
     monkeypatch.chdir(done)
     monkeypatch.setattr(run.command, "main", lambda arguments, **_: given.append(arguments))
-    options = ["--profile", "slurm", "--profile", "mysite", "--cores", "4"]
+    (tmp_path / "profile.yaml").write_text("jobs: 2\n")
+    options = ["--profile", "slurm", "--profile", str(tmp_path), "--cores", "4"]
+    before = tables()
+    monkeypatch.setattr(run.shutil, "which", lambda name: None)
+    with pytest.raises(ConfigError, match="this machine has no 'scancel'"):
+        ask("--from", "profiling", *options)
+    assert tables() == before and not given, "what would not run removes nothing"
+    monkeypatch.setattr(run.shutil, "which", lambda name: name)
     ask("--from", "profiling", *options)
     (PLATE / "features/A02.parquet").write_bytes(b"")
     assert CliRunner().invoke(verify.command, [".", "--repair", *options]).exit_code == 3, "nothing ran"
