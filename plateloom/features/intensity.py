@@ -26,6 +26,7 @@ MEASUREMENTS = (
 )
 
 _STEPS = 1 << 16
+_SIDES = 1 | 4 | 16 | 64  # of `PixelIndex.surround`: the 4-neighbors above, behind, below and before
 
 
 def columns(channels, **options):
@@ -72,16 +73,16 @@ def measure_values(index, edge):
     starts = np.searchsorted(places, index.offsets)
     displacements = np.sqrt(((index.masses - index.middles) ** 2).sum(axis=2))
     # Integers are doubled, so that a median between two of them is an integer, too.
-    unit = 2 if index.levels else 1
-    room = np.empty((2, index.areas.max(initial=0) + 1), np.int32 if index.levels else np.float64)
+    doubled = index.levels > 0
+    room = np.empty((2, index.areas.max(initial=0) + 1), np.int32 if doubled else np.float64)
     out = np.empty((len(index.labels), len(index.pixels), len(MEASUREMENTS)))
     for c, pixels in enumerate(index.pixels):
         moments = sums.total[c], sums.total[c] / index.areas, sums.deviation[c], sums.low[c], sums.high[c]
         out[:, c, :5] = np.column_stack(moments)
         _measure_edges(pixels, levels, places, starts, out[:, c, 5:10])
         out[:, c, 10] = displacements[c]
-        _find_quantiles(pixels, unit, index.offsets, room, out[:, c, 11:])
-        out[:, c, 11:] /= unit * levels
+        _find_quantiles(pixels, doubled, index.offsets, room, out[:, c, 11:])
+        out[:, c, 11:] /= 2 * levels if doubled else levels
     return out
 
 
@@ -90,12 +91,12 @@ def _find_edges(surround, rows, columns, height, width):
     """Flag the pixels with a 4-neighbor inside the image that is not of the same object."""
     edge = np.empty(len(rows), np.bool_)
     for k in range(len(rows)):
-        edge[k] = surround[k] & 85 != 85
+        edge[k] = surround[k] & _SIDES != _SIDES
     for k in range(len(rows)):
         if edge[k]:
             above, below = 1 * (rows[k] == 0), 16 * (rows[k] == height - 1)
             before, behind = 64 * (columns[k] == 0), 4 * (columns[k] == width - 1)
-            edge[k] = (surround[k] | above | below | before | behind) & 85 != 85
+            edge[k] = (surround[k] | above | below | before | behind) & _SIDES != _SIDES
     return edge
 
 
@@ -117,8 +118,8 @@ def _measure_edges(pixels, levels, places, starts, out):
 
 
 @kernel
-def _find_quantiles(pixels, unit, offsets, room, out):
-    """Fill in lower quartile, median, median of the deviations from it, and upper quartile, of `unit` times the pixels.
+def _find_quantiles(pixels, doubled, offsets, room, out):
+    """Fill in lower quartile, median, median of the deviations from it, and upper quartile, of the pixels or their doubles.
 
     They lie at position n * fraction (CellProfiler's rule, not numpy's), interpolated, and no higher than the last value.
     `room` is for two lists of an object's values and one more.
@@ -133,16 +134,16 @@ def _find_quantiles(pixels, unit, offsets, room, out):
         n = offsets[i + 1] - offsets[i]
         values, listed = room[0, :n], pixels[offsets[i] : offsets[i + 1]]
         for k in range(n):
-            values[k] = listed[k] * unit
+            values[k] = 2 * listed[k] if doubled else listed[k]
         for number in range(3):
             k = int(0.25 * (number + 1) * n)
             ranks[2 * number], ranks[2 * number + 1] = min(k, n - 1), min(k + 1, n - 1)
-        _select(values, unit, ranks, found, places, steps, coarse, fine, room[1])
+        _select(values, doubled, ranks, found, places, steps, coarse, fine, room[1])
         median = _between(found[2:4], 0.5 * n)
         out[i, 0], out[i, 1], out[i, 3] = _between(found[:2], 0.25 * n), median, _between(found[4:], 0.75 * n)
         for k in range(n):
             values[k] = abs(values[k] - median)
-        _select(values, unit, ranks[2:4], found, places, steps, coarse, fine, room[1])
+        _select(values, doubled, ranks[2:4], found, places, steps, coarse, fine, room[1])
         out[i, 2] = _between(found[:2], 0.5 * n)
 
 
@@ -154,7 +155,7 @@ def _between(found, position):
 
 
 @kernel
-def _select(values, unit, ranks, found, places, steps, coarse, fine, room):
+def _select(values, doubled, ranks, found, places, steps, coarse, fine, room):
     """Fill in the values of ascending ranks, without sorting the others.
 
     Values are counted in steps of equal width and in blocks of steps. Doubled integers all are odd or all even: a step is
@@ -163,8 +164,8 @@ def _select(values, unit, ranks, found, places, steps, coarse, fine, room):
     n, low, high = len(values), values[0], values[0]
     for k in range(n):
         low, high = min(low, values[k]), max(high, values[k])
-    count = int(high - low) // 2 + 1 if unit == 2 else min(8 * n, _STEPS)
-    scale = 0.5 if unit == 2 else (count - 0.5) / (high - low)
+    count = int(high - low) // 2 + 1 if doubled else min(8 * n, _STEPS)
+    scale = 0.5 if doubled else (count - 0.5) / (high - low)
     if low == high or not 0.0 < scale < np.inf:
         ordered = np.sort(values) if low < high else values
         for r in range(len(ranks)):
@@ -190,8 +191,8 @@ def _select(values, unit, ranks, found, places, steps, coarse, fine, room):
                 kept += fine[step] if step == wanted else 0
                 below += fine[step]
                 step += 1
-        wanted, found[r], places[r] = step, low + 2 * step if unit == 2 else step, kept + ranks[r] - below
-    if unit != 2:
+        wanted, found[r], places[r] = step, low + 2 * step if doubled else step, kept + ranks[r] - below
+    if not doubled:
         for r in range(len(ranks)):
             fine[int(found[r])] = -1
         kept = 0

@@ -32,7 +32,7 @@ def measure(index, image, channels, **options):
     ndarray of float64, shape (N, 2 + 6 C)
     """
     sums, found = index.sums, [index.centers[:, ::-1]]
-    for total, masses, brightest in zip(sums.total, sums.masses, sums.brightest, strict=True):
+    for total, masses, brightest in zip(sums.total, index.masses, sums.brightest, strict=True):
         depth = np.where(total != 0, 0.0, np.nan)
         found += [(index.bounds[:, :2] + masses)[:, ::-1], depth[:, None]]
         found += [index.columns[brightest, None], index.rows[brightest, None], np.zeros((len(depth), 1))]

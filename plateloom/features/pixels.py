@@ -45,17 +45,15 @@ class Shared:
 
 
 class Sums(NamedTuple):
-    """What one walk over the objects' pixels gives: ndarrays of shape (C, N), of `masses` (C, N, 2), which volumes find anew.
+    """Sums and extremes of the objects' intensities: ndarrays of shape (C, N).
 
-    Intensities are scaled to 0 … 1; `masses` are mean row and column in the bounding box, weighted by intensity [px],
-    NaN without any; `brightest` is the place in the list of the first of the brightest pixels.
+    Intensities are scaled to 0 … 1; `brightest` is the place in the list of the first of the brightest pixels.
     """
 
     total: np.ndarray
     deviation: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    masses: np.ndarray
     brightest: np.ndarray
 
 
@@ -87,7 +85,6 @@ class PixelIndex:
         Object number 1 … N of every pixel, 0 for background, inside a frame of -1.
     surround : ndarray of uint8, shape (P,)
         One bit per 8-neighbor, set where it is of the same object: clockwise from 1 above to 128 above on the left.
-    image : ndarray of uint8, uint16 or float64, shape (C, Y, X)
     levels : float
         Largest value of an integer image; 0 for a float image.
     shared : Shared
@@ -104,12 +101,12 @@ class PixelIndex:
         self.offsets, self.rows, self.columns, self.bounds, self.surround = _list_pixels(self.objects, len(self.labels))
         self.levels = LEVELS.get(image.dtype, 0.0)
         self.shared = Shared() if shared is None else shared
-        self.image = image
+        self._image = image
 
     @functools.cached_property
     def pixels(self):
         """Intensities of the listed pixels as the image holds them: ndarray of its type, shape (C, P)."""
-        return _take_pixels(self.image, self.runs, self.rows, self.columns)
+        return _take_pixels(self._image, self.runs, self.rows, self.columns)
 
     @functools.cached_property
     def values(self):
@@ -118,11 +115,11 @@ class PixelIndex:
 
     @functools.cached_property
     def sums(self):
-        """Sums, extremes and centers of the objects' intensities: `Sums`."""
+        """Sums and extremes of the objects' intensities: `Sums`."""
         shape = len(self.pixels), len(self.labels)
-        sums = Sums(*np.empty((4, *shape)), np.empty((*shape, 2)), np.empty(shape, np.int64))
+        sums = Sums(*np.empty((4, *shape)), np.empty(shape, np.int64))
         for pixels, *out in zip(self.pixels, *sums, strict=True):
-            _sum_up(pixels, self.levels or 1.0, self.offsets, self.rows, self.columns, self.bounds, *out)
+            _sum_up(pixels, self.levels or 1.0, self.offsets, *out)
         return sums
 
     @functools.cached_property
@@ -141,7 +138,7 @@ class PixelIndex:
 
         2**30 where there is none.
         """
-        height, width = self.image.shape[1:]
+        height, width = self._image.shape[1:]
         return _measure_depths(self.offsets, self.runs, self.rows, self.columns, self.bounds, height, width)
 
     @functools.cached_property
@@ -155,9 +152,22 @@ class PixelIndex:
         return _mean_positions(self.offsets, self.rows, self.columns, self.bounds)
 
     @property
+    def axes(self):
+        """Per axis the pixels' positions and where the bounding boxes begin: pairs of ndarrays of int32, shapes (P,), (N,)."""
+        return [(self.rows, self.bounds[:, 0].copy()), (self.columns, self.bounds[:, 1].copy())]
+
+    @functools.cached_property
     def masses(self):
-        """Center of mass of every object in its bounding box, per channel [px]: ndarray of float64, shape (C, N, 2)."""
-        return self.sums.masses
+        """Center of mass of every object in its bounding box, per channel [px]: ndarray of float64, shape (C, N, axes).
+
+        NaN for an object without any intensity.
+        """
+        axes = self.axes
+        masses = np.empty((len(self.pixels), len(self.labels), len(axes)))
+        for c, pixels in enumerate(self.pixels):
+            for axis, (positions, firsts) in enumerate(axes):
+                masses[c, :, axis] = _find_masses(pixels, self.offsets, positions, firsts)
+        return masses
 
 
 def check_image(image, channels):
@@ -283,21 +293,17 @@ def _take_pixels(image, runs, rows, columns):
 
 
 @kernel
-def _sum_up(pixels, levels, offsets, rows, columns, bounds, total, deviation, low, high, masses, brightest):
+def _sum_up(pixels, levels, offsets, total, deviation, low, high, brightest):
     """Fill in one channel's `Sums`: of integers in integers, so exactly, loop by loop what a processor can do in parallel."""
     near = np.zeros(1, pixels.dtype)
     zero = near[0] + 0  # int64 for integers, else float64
     for i in range(len(offsets) - 1):
-        values, top, left = pixels[offsets[i] : offsets[i + 1]], bounds[i, 0], bounds[i, 1]
-        across, along = rows[offsets[i] : offsets[i + 1]], columns[offsets[i] : offsets[i + 1]]
-        n, whole, row_sum, column_sum, squares = len(values), zero, zero, zero, zero
+        values = pixels[offsets[i] : offsets[i + 1]]
+        n, whole, squares = len(values), zero, zero
         lowest = highest = values[0]
         for k in range(n):
             whole += values[k]
             lowest, highest = min(lowest, values[k]), max(highest, values[k])
-        for k in range(n):
-            row_sum += values[k] * (across[k] - top)
-            column_sum += values[k] * (along[k] - left)
         # Around the mean, of integers around one next to it.
         near[0] = whole / n
         center = near[0] + 0
@@ -309,7 +315,21 @@ def _sum_up(pixels, levels, offsets, rows, columns, bounds, total, deviation, lo
         mean = whole / n
         total[i], low[i], high[i] = whole / levels, lowest / levels, highest / levels
         deviation[i] = np.sqrt(max(squares / n - (mean - center) ** 2, 0.0)) / levels
-        masses[i, 0], masses[i, 1] = row_sum / whole, column_sum / whole
+
+
+@kernel
+def _find_masses(pixels, offsets, positions, firsts):
+    """Mean position along one axis from the bounding box on, weighted by intensity; integers are summed as integers."""
+    zero = np.zeros(1, pixels.dtype)[0] + 0
+    masses = np.empty(len(firsts))
+    for i in range(len(firsts)):
+        values, places, first = pixels[offsets[i] : offsets[i + 1]], positions[offsets[i] : offsets[i + 1]], firsts[i]
+        whole, moment = zero, zero
+        for k in range(len(values)):
+            whole += values[k]
+            moment += values[k] * (places[k] - first)
+        masses[i] = moment / whole
+    return masses
 
 
 @kernel

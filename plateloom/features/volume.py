@@ -131,13 +131,10 @@ class VoxelIndex(PixelIndex):
         """Mean plane, row and column of every object: ndarray of float64, shape (N, 3)."""
         return self.first.T + self.middles
 
-    @functools.cached_property
-    def masses(self):
-        """Center of mass of every object in its bounding box, per channel: ndarray of float64, shape (C, N, 3)."""
-        masses = np.empty((len(self.pixels), len(self.labels), 3))
-        for c, pixels in enumerate(self.pixels):
-            masses[c] = _find_masses(pixels, self.offsets, self.positions, self.first)
-        return masses
+    @property
+    def axes(self):
+        """As of `PixelIndex`, of planes, rows and columns."""
+        return list(zip(self.positions, self.first, strict=True))
 
 
 def _resolve(families):
@@ -273,20 +270,6 @@ def _sum_moments(offsets, positions, first):
                     product += (positions[a, k] - origin_a) * (positions[b, k] - origin_b)
                 covariances[i, a, b] = covariances[i, b, a] = product / size
     return means, covariances
-
-
-@kernel
-def _find_masses(pixels, offsets, positions, first):
-    """Center of mass in the bounding box, in one channel."""
-    masses = np.zeros((len(offsets) - 1, 3))
-    for i in range(len(masses)):
-        total = 0.0
-        for k in range(offsets[i], offsets[i + 1]):
-            total += pixels[k]
-            for axis in range(3):
-                masses[i, axis] += pixels[k] * (positions[axis, k] - first[axis, i])
-        masses[i] /= total
-    return masses
 
 
 @kernel
