@@ -118,10 +118,20 @@ def did_you_mean(name, known):
 
 
 def some_of(values, most=5):
-    """The first of several values, for a message.
+    """The first of several values and how many more there are, for a message.
 
     >>> some_of(range(7))
-    '0, 1, 2, 3, 4 …'
+    '0, 1, 2, 3, 4 and 2 more'
     """
     values = [str(value) for value in values]
-    return ", ".join(values[:most]) + (" …" if len(values) > most else "")
+    rest = f" and {len(values) - most:,} more" if len(values) > most else ""
+    return f"{', '.join(values[:most])}{rest}"
+
+
+def counted(number, noun):
+    """A number with its noun.
+
+    >>> counted(1, "well"), counted(1200, "well")
+    ('1 well', '1,200 wells')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from plateloom import inbox
-from plateloom.errors import ConfigError
+from plateloom.errors import ConfigError, some_of
 from plateloom.report.night import NightReport, render_night
-from plateloom.status import FAILED, INTERRUPTED, age, find_causes, find_failures, read_screen, screen_state, shorten
+from plateloom.status import FAILED, INTERRUPTED, age, find_causes, find_failures, read_screen, screen_state
 from plateloom.store.layout import plate_folder, record_path, screen_folder
 from plateloom.store.provenance import digest, read_json, write_bytes
 from plateloom.store.tables import read_table
@@ -194,7 +194,7 @@ def summary_line(report):
 def _some(frame, column="plate"):
     """How many plates, and the first of their names."""
     names = [str(name) for name in dict.fromkeys(frame[column])]
-    return f"{len(names)} ({shorten(names)})" if names else "0"
+    return f"{len(names)} ({some_of(names)})" if names else "0"
 
 
 def write_summary(folder, report):

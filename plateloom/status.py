@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 
 from plateloom.engine import locks
-from plateloom.errors import INTERRUPTION
+from plateloom.errors import INTERRUPTION, some_of
 from plateloom.planning import STAGES, Screen, nearest_stages
 from plateloom.store.provenance import digest, read_json
 
@@ -373,10 +373,10 @@ def screen_state(states):
     complete = len(sorts["complete"]) + len(sorts["with_failures"])
     summary = f"{complete} of {len(states['plates'])} plates complete"
     if partly := sorts["with_failures"]:
-        summary += f", {len(partly)} of them with failed fields ({shorten(partly)})"
+        summary += f", {len(partly)} of them with failed fields ({some_of(partly)})"
     for name, word in (("quarantined", "quarantined"), ("deferred", "put off"), ("open", "open")):
         if sorts[name]:
-            summary += f"; {word}: {shorten(sorts[name])}"
+            summary += f"; {word}: {some_of(sorts[name])}"
     if not_made:
         summary += f"; not made: {', '.join(not_made)}"
     warnings = {
@@ -406,18 +406,6 @@ def _sort(plate, stages):
     if DEFERRED in kinds:
         return "deferred"
     return "with_failures" if find_failures(stages) else "complete"
-
-
-def shorten(names, most=5):
-    """The first names, and how many more there are.
-
-    Examples
-    --------
-    >>> shorten(["a", "b", "c", "d"], most=2)
-    'a, b and 2 more'
-    """
-    shown, more = ", ".join(names[:most]), len(names) - most
-    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def warning_lines(summed, most=5):

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import click
 
-from plateloom.cli.check import counted
-from plateloom.errors import ConfigError, did_you_mean
+from plateloom.errors import ConfigError, counted, did_you_mean
 
 MOST_TOLD = 10
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from plateloom.errors import ConfigError, DataFault, LabelError, did_you_mean, some_of
+from plateloom.errors import ConfigError, DataFault, LabelError, counted, did_you_mean, some_of
 
 SAMPLED = 9  # files of a plate that are decoded before it is called unreadable
 FEWEST_PX = 3  # that a nucleus or a crop is wide
@@ -29,15 +29,6 @@ def command(folder):
         raise ConfigError(problems)
     warnings = sum("warning: " in note for note in notes)
     click.echo(f"no mistake, but {counted(warnings, 'warning')} to read" if warnings else "nothing wrong")
-
-
-def counted(number, noun):
-    """A number with its noun.
-
-    >>> counted(1, "well"), counted(2, "well")
-    ('1 well', '2 wells')
-    """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def find_problems(folder, *, files, decode=True):

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from plateloom.cli.check import counted
-from plateloom.errors import ConfigError, DataFault
+from plateloom.errors import ConfigError, DataFault, counted
 
 
 @click.command()

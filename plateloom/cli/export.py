@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from plateloom.cli.check import counted
-from plateloom.errors import ConfigError, CorruptStoreError
+from plateloom.errors import ConfigError, CorruptStoreError, counted
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import click
 
-from plateloom.cli.check import counted
-from plateloom.errors import ConfigError
+from plateloom.errors import ConfigError, counted
 
 COLORS = {
     "dna": "4080FF",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from plateloom.errors import ConfigError, did_you_mean
+from plateloom.errors import ConfigError, counted, did_you_mean, some_of
 from plateloom.store.layout import plate_store
 
 IMAGE = "image.ome.tif"
@@ -62,9 +62,9 @@ def export_labels(path, out, plates, wells):
         deep |= "z" in describe_image(field_path(stores[plate], well, field))["axes"]
         if not _export_field(field_path(stores[plate], well, field), target):
             bare.append(f"{plate} {well} field {field}")
-    click.echo(f"{_count(len(targets), 'field')} in {str(out)!r}")
+    click.echo(f"{counted(len(targets), 'field')} in {str(out)!r}")
     if bare:
-        click.echo(f"without labels, since they were not segmented: {_some(bare)}")
+        click.echo(f"without labels, since they were not segmented: {some_of(bare, NAMED)}")
     if deep:
         click.echo("to look at only: planes are kept here, and corrected labels of volumes are not taken back")
 
@@ -99,7 +99,7 @@ def import_labels(screen, folder):
             write_correction(place, labels)
             click.echo(f"{plate} {well} field {field}: {before} nuclei before, {_objects(labels['Nuclei'])} now")
     same = len(found) - len(corrected)
-    click.echo(f"{_count(len(corrected), 'field')} corrected" + (f", {same} as before" if same else ""))
+    click.echo(f"{counted(len(corrected), 'field')} corrected" + (f", {same} as before" if same else ""))
 
 
 @command.command("withdraw")
@@ -121,7 +121,7 @@ def withdraw_labels(screen, plates, wells, every):
         chosen = _choose_corrections(screen, plates, wells)
         for plate, well, field in chosen:
             remove_correction(screen / correction_path(plate, well, field))
-    click.echo(f"{_count(len(chosen), 'correction')} withdrawn")
+    click.echo(f"{counted(len(chosen), 'correction')} withdrawn")
 
 
 @command.command("list")
@@ -138,7 +138,7 @@ def list_labels(screen, plates, wells):
 
     for plate, well, field in _choose_corrections(screen, plates, wells):
         labels = read_correction(screen / correction_path(plate, well, field))
-        click.echo(f"{plate} {well} field {field}: {_count(_objects(labels['Nuclei']), 'cell')}")
+        click.echo(f"{plate} {well} field {field}: {counted(_objects(labels['Nuclei']), 'cell')}")
 
 
 def _hold(screen):
@@ -203,7 +203,7 @@ def _choose_corrections(screen, plates, wells):
 
 def _strangers(option, names, known):
     """A line for each name that is not known."""
-    listed = f"there are {_some(known)}" if known else "there are none"
+    listed = f"there are {some_of(known, NAMED)}" if known else "there are none"
     return [f"{option}: no {name!r}.{did_you_mean(name, known)} {listed}" for name in names if name not in known]
 
 
@@ -374,13 +374,3 @@ def _objects(labels):
     import numpy as np
 
     return int((np.unique(labels) > 0).sum())
-
-
-def _count(number, noun):
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _some(names):
-    """Names in one line, not endless."""
-    names = list(map(str, names))
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

@@ -100,7 +100,6 @@ def _check_names(option, names, known):
 def _lines(again):
     """What is made again and why, a line per plate, stage and reason."""
     from plateloom.planning import STAGES
-    from plateloom.status import shorten
 
     grouped = {}
     for one in again:
@@ -108,5 +107,5 @@ def _lines(again):
     order = list(STAGES)
     for plate, stage, reason in sorted(grouped, key=lambda key: (key[0] == "", key[0], order.index(key[1]))):
         wells = sorted(filter(None, grouped[plate, stage, reason]))
-        which = f" ({len(wells)} wells: {shorten(wells)})" if len(wells) > 1 else f" ({wells[0]})" if wells else ""
+        which = f" ({len(wells)} wells: {some_of(wells)})" if len(wells) > 1 else f" ({wells[0]})" if wells else ""
         yield f"{plate or 'the screen'}: {stage}{which}: {reason}"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from plateloom.cli.check import counted, explain_untrainable
-from plateloom.errors import ConfigError
+from plateloom.cli.check import explain_untrainable
+from plateloom.errors import ConfigError, counted
 
 # A demonstration should be over in minutes on two cores.
 QUICK = """illumination:

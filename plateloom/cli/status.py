@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from plateloom.errors import ConfigError
+from plateloom.errors import ConfigError, some_of
 
 COLORS = {
     "done": "green",
@@ -210,9 +210,7 @@ def _abbreviate(names):
 
 def _describe(cause, everything):
     """One line: which stage of which plates, what is wrong, and how much waits for it."""
-    from plateloom.status import shorten
-
-    where = f"of {shorten(cause.plates, len(cause.plates) if everything else 5)}" if cause.plates else "of the screen"
+    where = f"of {some_of(cause.plates, len(cause.plates) if everything else 5)}" if cause.plates else "of the screen"
     word = "not made" if cause.state == "quarantined" and not cause.plates else cause.state
     begun = cause.state in ("running", "failed", "interrupted")
     how = f" {cause.done}/{cause.of} wells" if cause.of and begun else ""

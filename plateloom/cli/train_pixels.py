@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from plateloom.errors import ConfigError, did_you_mean
+from plateloom.errors import ConfigError, counted, did_you_mean
 
 folder_type = click.Path(exists=True, file_okay=False, path_type=Path)
 FEW = 100  # painted pixels of a class, from which on a classifier is worth a try
@@ -120,7 +120,7 @@ def command(
         sigmas_um=wide, intensities="absolute" if absolute else "relative", trees=trees, pixels=pixels, seed=seed
     )
     painted = sum(bool(one.paint.any()) for one in examples)
-    click.echo(f"{_count(painted, 'image')} painted, channels {', '.join(chosen)}")
+    click.echo(f"{counted(painted, 'image')} painted, channels {', '.join(chosen)}")
 
     def keep(example, found):
         write_maps(maps / example.name / MAPS, found, names, example.pixel_size_um)
@@ -141,7 +141,7 @@ def command(
     _say(model.card, "image" if images else "well")
     if maps is not None:
         _write_others(maps, model, others)
-        click.echo(f"probabilities of {_count(len(examples) + len(others), 'image')} in {str(maps)!r}")
+        click.echo(f"probabilities of {counted(len(examples) + len(others), 'image')} in {str(maps)!r}")
     click.echo(f"{output}: SHA-256 {sha256}")
     if screen is not None:
         setting = shlex.quote(f"model={os.path.relpath(output, screen)}")
@@ -231,13 +231,13 @@ def _say(card, group):
         found = None if test is None else test["f1"][name]
         click.echo(f"{name:<16}{count:>9,}{'-' if found is None else f'{found:.3f}':>8}")
         if count < FEW:
-            click.echo(f"warning: only {_count(count, 'pixel')} of class {name!r} painted", err=True)
+            click.echo(f"warning: only {counted(count, 'pixel')} of class {name!r} painted", err=True)
     if test is None:
         click.echo(
             f"warning: all that was painted is of one {group}: no test is possible; paint on two or more", err=True
         )
     else:
-        click.echo(f"F1 of pixels, pooled over {_count(test['groups'], group)} held out in {test['folds']} folds")
+        click.echo(f"F1 of pixels, pooled over {counted(test['groups'], group)} held out in {test['folds']} folds")
 
 
 def _write_others(folder, model, others):
@@ -248,7 +248,3 @@ def _write_others(folder, model, others):
     for name, image, pixel_size_um in others:
         found = map_image(model, image, pixel_size_um)
         write_maps(folder / name / MAPS, found, model.card["classes"], pixel_size_um)
-
-
-def _count(number, noun):
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

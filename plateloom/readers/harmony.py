@@ -30,7 +30,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from plateloom.errors import PlateLayoutError
+from plateloom.errors import PlateLayoutError, some_of
 from plateloom.readers import Source, SourceImage
 from plateloom.readers.folders import below, list_changes, list_files, sort_planes
 from plateloom.readers.markup import elements
@@ -748,6 +748,5 @@ def _note_optics(counted, calls, params):
 
 def _list_some(texts, most=5):
     """The first of some texts, for a person."""
-    texts = sorted(map(str, texts))
-    some = ", ".join(texts[:most]) + (", …" if len(texts) > most else "")
+    some = some_of(sorted(map(str, texts)), most)
     return "".join(letter if letter.isprintable() else "?" for letter in some)

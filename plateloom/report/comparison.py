@@ -2,8 +2,8 @@
 
 import math
 
+from plateloom.errors import some_of
 from plateloom.report.charts import element, number_of
-from plateloom.report.notices import name_some
 from plateloom.report.page import join, paragraph, table
 
 MIXING_NOTE = (
@@ -89,9 +89,7 @@ def wells_words(found):
     shared = f", those with a profile of each kind ({each})" if len(known) > 1 else ""
     said = [f"All figures and tables are of {found['n_wells']:,} wells{shared}."]
     if left := found.get("left_out"):
-        said.append(
-            f"Left out, with all of their wells: {name_some(f'{plate} ({why})' for plate, why in left.items())}."
-        )
+        said.append(f"Left out, with all of their wells: {some_of(f'{plate} ({why})' for plate, why in left.items())}.")
     return said
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
+from plateloom.errors import some_of
 from plateloom.report.charts import element
 from plateloom.report.page import join, local_address
 
@@ -24,7 +25,6 @@ NOTICES = {  # what a plate's page warns of -> how the screen's page sums it up
     "quarantined": "Wells are quarantined by hand",
     "flagged": "Flagged fields are left out of profiles",
 }
-MOST_NAMES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def find_losses(wells: "pd.DataFrame", exclusions):
     found = []
     failed = (wells["fields"] > 0) & (wells["fields"] == wells["failed_fields"])
     if failed.any():
-        text = f"{count_of(failed.sum(), len(wells), 'well')} no usable field: {name_some(wells.loc[failed, 'Metadata_Well'])}."
+        text = f"{count_of(failed.sum(), len(wells), 'well')} no usable field: {some_of(wells.loc[failed, 'Metadata_Well'])}."
         found.append(Notice(kind="wells", text=text, section="exclusions"))
     gone = exclusions[exclusions["what"].isin(["failed", "unlike the plate", "hole", "not segmented"])]
     elsewhere = gone[~gone["Metadata_Well"].isin(wells.loc[failed, "Metadata_Well"])]
@@ -78,7 +78,7 @@ def find_losses(wells: "pd.DataFrame", exclusions):
         places = list(
             dict.fromkeys(f"{well} field {field}" for well, field in elsewhere.iloc[:, :2].itertuples(index=False))
         )
-        text = f"{len(places):,} fields failed in wells whose other fields are used: {name_some(places)}."
+        text = f"{len(places):,} fields failed in wells whose other fields are used: {some_of(places)}."
         if len(places) == 1:
             text = f"A field failed: {places[0]}."
         found.append(Notice(kind="fields", text=text, section="exclusions"))
@@ -87,7 +87,7 @@ def find_losses(wells: "pd.DataFrame", exclusions):
     bare = bare[bare["Metadata_Control"] != "empty"]
     if len(bare):
         text = f"{count_of(len(bare), len(wells), 'well')} no cell left, because of flagged fields: "
-        text += f"{name_some(bare['Metadata_Well'])}."
+        text += f"{some_of(bare['Metadata_Well'])}."
         found.append(Notice(kind="wells", text=text, section="flagged"))
     for kind in ("negative", "positive"):
         controls = wells[wells["Metadata_Control"] == kind]
@@ -96,7 +96,7 @@ def find_losses(wells: "pd.DataFrame", exclusions):
             lost |= controls["value"].isna()
         if lost.any():
             text = f"{count_of(lost.sum(), len(controls), f'{kind} control well')} no value: "
-            text += f"{name_some(controls.loc[lost, 'Metadata_Well'])}."
+            text += f"{some_of(controls.loc[lost, 'Metadata_Well'])}."
             found.append(Notice(kind="controls", text=text, section="heat_maps"))
     number = len(flagged[["Metadata_Well", "Metadata_Field"]].drop_duplicates())
     if number:
@@ -109,13 +109,6 @@ def find_losses(wells: "pd.DataFrame", exclusions):
 def count_of(number, total, noun):
     """``1 of 7 wells has``, ``2 of 7 wells have``."""
     return f"{number:,} of {total:,} {noun}{'' if total == 1 else 's'} {'has' if number == 1 else 'have'}"
-
-
-def name_some(names):
-    """The first names of a list, and how many more there are."""
-    names = [str(name) for name in names]
-    rest = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
-    return f"{', '.join(names[:MOST_NAMES])}{rest}"
 
 
 def notice_banners(notices, titles):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from plateloom.errors import some_of
 from plateloom.report.charts import (
     CONTROLS,
     PALETTES,
@@ -31,7 +32,7 @@ from plateloom.report.charts import (
 from plateloom.report.embeddings import maps_section
 from plateloom.report.exclusions import WHAT, count_exclusions
 from plateloom.report.montage import Tile, scale_bar
-from plateloom.report.notices import Notice, name_some, notice_banners
+from plateloom.report.notices import Notice, notice_banners
 from plateloom.report.page import (
     color_legend,
     commands,
@@ -267,12 +268,12 @@ def empty_words(wells):
     blank = wells[[text_of(kind) == "empty" for kind in wells["Metadata_Control"]]]
     if not len(blank):
         return ""
-    words = f"{len(blank)} empty control {'well' if len(blank) == 1 else 'wells'}: {name_some(blank['Metadata_Well'])}."
+    words = f"{len(blank)} empty control {'well' if len(blank) == 1 else 'wells'}: {some_of(blank['Metadata_Well'])}."
     inhabited = blank[[number_of(count) > 0 for count in blank["cells"]]]
     if not len(inhabited):
         return f"{words} No cell was counted there, as it should be."
     listed = [f"{well} ({number_of(count):,.0f})" for well, count in inhabited[["Metadata_Well", "cells"]].to_numpy()]
-    return f"{words} Cells were found in {len(inhabited)} of them: {name_some(listed)}."
+    return f"{words} Cells were found in {len(inhabited)} of them: {some_of(listed)}."
 
 
 def excluded(frame, nothing, *, note=""):

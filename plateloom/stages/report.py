@@ -8,10 +8,9 @@ import pandas as pd
 from plateloom import profiling, report, segmentation
 from plateloom.classification.shift import shift_text
 from plateloom.engine.parts import Outcome, Unit, run_job
-from plateloom.errors import PlateLayoutError
+from plateloom.errors import PlateLayoutError, some_of
 from plateloom.plate_effects import find_effects
 from plateloom.registry import load_method
-from plateloom.report.notices import name_some
 from plateloom.report.plate import name_flags
 from plateloom.stages.clusters import read_clusters
 from plateloom.stages.fields import known_cells, unlike_fields
@@ -246,7 +245,7 @@ def _held_notice(held):
         return []
     listed = [f"{well} ({why})" for well, why in held.items()]
     noun = "One well is" if len(held) == 1 else f"{len(held)} wells are"
-    text = f"{noun} quarantined by hand, and in no result: {name_some(listed)}."
+    text = f"{noun} quarantined by hand, and in no result: {some_of(listed)}."
     return [report.Notice(kind="quarantined", text=text, section="exclusions")]
 
 
@@ -346,7 +345,7 @@ def _unlike_notice(unlike, left_out):
         for well, field, count, usual in unlike.itertuples(index=False)
     ]
     what = "are left out of values per well" if left_out else "are used all the same"
-    text = f"Fields with far fewer or more nuclei than the others of their well, which {what}: {name_some(listed)}."
+    text = f"Fields with far fewer or more nuclei than the others of their well, which {what}: {some_of(listed)}."
     return [report.Notice(kind="fields", text=text, section="exclusions" if left_out else "montage")]
 
 
