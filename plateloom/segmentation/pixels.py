@@ -25,7 +25,7 @@ BLOCK_PX = 384  # pixels are filtered in squares of this width, so that memory d
 PIXEL_SIZES = (0.8, 1.25)  # of an image, as a fraction of those that the classifier was trained on
 
 
-class Params(watershed.NucleiParams):
+class Params(watershed.SharedParams):
     """Parameters of the pixel classifier's method; for most assays model and diameter are all there is to set."""
 
     model: str = Field("", description="File that `plateloom train-pixels` wrote: a path, from the screen's folder.")
@@ -65,17 +65,6 @@ class Params(watershed.NucleiParams):
     )
     fill_holes: bool = Field(
         True, description="Fill holes in nuclei and cells up to the typical nucleus' radius (yes/no)."
-    )
-    cells_distance_um: float | None = Field(
-        None,
-        ge=0,
-        description="No cell reaches farther than this from the nuclei [µm]; none: 2.5 × typical diameter with cells_class or a "
-        "cells channel, no growth without.",
-    )
-    cells_threshold_correction: float = Field(
-        0.3,
-        gt=0,
-        description="With cells_channel: the cells' threshold above background is multiplied by this (dimensionless).",
     )
     cells_regularization: float = Field(
         0.3,

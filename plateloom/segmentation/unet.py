@@ -25,13 +25,10 @@ TOGETHER = 4  # images or tiles that a GPU's worker prepares at a time, in threa
 BATCH = 8  # images or views at most that a GPU is given at once
 
 
-class Params(watershed.NucleiParams):
+class Params(watershed.SharedParams):
     """Parameters of the network's method; for most assays the channels and the diameter are all there is to set."""
 
     nuclei_channel: str = Field("DNA", description="Channel that shows the nuclei, bright on dark.")
-    cells_channel: str | None = Field(
-        None, description="Channel that shows the whole cell; none: cells grow by distance only."
-    )
     probability: float = Field(
         0.6, gt=0, lt=1, description="Pixels at least this likely to be in a nucleus are (dimensionless)."
     )
@@ -47,15 +44,6 @@ class Params(watershed.NucleiParams):
         ge=0,
         description="Nuclei and cells must rise above the background by this many of its standard deviations "
         "(dimensionless); keeps empty fields empty.",
-    )
-    cells_distance_um: float | None = Field(
-        None,
-        ge=0,
-        description="No cell reaches farther than this from the nuclei [µm]; none: 2.5 × typical diameter with a cells "
-        "channel, no growth without.",
-    )
-    cells_threshold_correction: float = Field(
-        0.3, gt=0, description="The cells' threshold above background is multiplied by this (dimensionless)."
     )
     cells_regularization: float = Field(
         0.3,

@@ -29,8 +29,8 @@ _TRUNCATE = 3.0
 _HEIGHT = 10_000  # steps of the landscape per nucleus radius or per mean brightness
 
 
-class NucleiParams(BaseModel):
-    """Parameters that all methods of ours have: how large nuclei are, and what becomes of those at the edge."""
+class SharedParams(BaseModel):
+    """Parameters that all methods of ours have: how large nuclei are, what becomes of those at the edge, how far cells reach."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,6 +49,18 @@ class NucleiParams(BaseModel):
         "keep",
         description="Keep or drop a nucleus that touches the edge of the image, or of the volume; cells nearby may grow into the place "
         "of a dropped one.",
+    )
+    cells_channel: str | None = Field(
+        None, description="Channel that shows the whole cell; none: cells grow by distance only."
+    )
+    cells_distance_um: float | None = Field(
+        None,
+        ge=0,
+        description="No cell reaches farther than this from the nuclei [µm]; none: 2.5 × typical diameter with a cells "
+        "channel or class, no growth without.",
+    )
+    cells_threshold_correction: float = Field(
+        0.3, gt=0, description="The cells' threshold above background is multiplied by this (dimensionless)."
     )
 
     @model_validator(mode="after")
@@ -69,13 +81,10 @@ class NucleiParams(BaseModel):
         return 0.4 * typical if low is None else low, 2.2 * typical if high is None else high
 
 
-class ThresholdParams(NucleiParams):
-    """Parameters that planes and volumes share: channels, thresholds, and how far cells reach."""
+class ThresholdParams(SharedParams):
+    """Parameters that planes and volumes share: the nuclei's channel and thresholds."""
 
     nuclei_channel: str = Field("DNA", description="Channel that shows the nuclei.")
-    cells_channel: str | None = Field(
-        None, description="Channel that shows the whole cell; none: cells grow by distance only."
-    )
     smoothing_um: float | None = Field(
         None, ge=0, description="Gaussian sigma of the smoothing before thresholds [µm]; none: 0.05 × typical diameter."
     )
@@ -103,15 +112,6 @@ class ThresholdParams(NucleiParams):
         ge=0,
         lt=1,
         description="A nucleus ends where its intensity falls to this fraction of its own brightness (dimensionless).",
-    )
-    cells_distance_um: float | None = Field(
-        None,
-        ge=0,
-        description="No cell reaches farther than this from the nuclei [µm]; none: 2.5 × typical diameter with a cells "
-        "channel, no growth without.",
-    )
-    cells_threshold_correction: float = Field(
-        0.3, gt=0, description="The cells' threshold above background is multiplied by this (dimensionless)."
     )
 
 
