@@ -324,6 +324,44 @@ def test_init_shows_file_names_where_it_knows_no_layout(tmp_path):
     assert not (tmp_path / "screen").exists()
 
 
+def _lay_out(folder, *names):
+    """Empty images, which a layout is recognized by."""
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).touch()
+
+
+def test_init_takes_each_folder_of_a_folder_as_a_plate(tmp_path):
+    for plate in ("P2", "P1"):
+        _lay_out(tmp_path / "in" / plate, "A01_s1_w1.tif", "A02_s1_w1.tif")
+    for other in (".cache", "logs"):
+        (tmp_path / "in" / other).mkdir()
+    code, text = plateloom("init", tmp_path / "screen", "--plates", tmp_path / "in")
+    assert code == 0 and "2 plates" in text and "logs' is left out: no images" in text and ".cache" not in text
+    listed = (tmp_path / "screen" / "plates.tsv").read_text().splitlines()
+    assert [line.split("\t")[:2] for line in listed[1:]] == [[p, str(tmp_path / "in" / p)] for p in ("P1", "P2")]
+    code, text = plateloom("init", tmp_path / "none", "--plates", tmp_path / "in" / "logs")
+    assert code == 2 and "no plate in" in text
+    code, text = plateloom("init", tmp_path / "none")
+    assert code == 2 and "--source" in text and "--plates" in text
+
+
+def test_init_tells_a_note_of_many_plates_once(tmp_path):
+    for plate in ("P1", "P2"):
+        _lay_out(tmp_path / "in" / plate, "A01_s1_w1.tif", "overview.tif")
+    code, text = plateloom("init", tmp_path / "screen", "--plates", tmp_path / "in")
+    assert code == 0 and text.count("overview.tif") == 1 and "P1, P2: " in text
+
+
+@pytest.mark.parametrize("second", [["A01_s1_w1.tif"], ["B7_01_1_3_DAPI_001.tif", "B8_01_1_3_DAPI_001.tif"]])
+def test_init_takes_no_folder_of_plates_for_a_plate(tmp_path, second):
+    _lay_out(tmp_path / "in" / "P1", *(f"A0{i}_s1_w1.tif" for i in range(1, 5)))
+    _lay_out(tmp_path / "in" / "P2", *second)
+    code, text = plateloom("init", tmp_path / "screen", "--source", tmp_path / "in")
+    assert code == 2 and "P1" in text and "P2" in text and f"--plates {tmp_path / 'in'}" in text
+    assert not (tmp_path / "screen").exists()
+
+
 def test_status_of_a_screen_that_never_ran(screen):
     code, text = plateloom("status", screen)
     assert code == 0 and "0 of 1 plates complete" in text

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from plateloom.errors import ConfigError, counted
+from plateloom.errors import ConfigError, PlateLayoutError, counted, some_of
 
 COLORS = {
     "dna": "4080FF",
@@ -29,9 +29,15 @@ NUCLEI = ("dna", "dapi", "hoechst", "draq", "nuclei", "nucleus")
     "--source",
     "sources",
     multiple=True,
-    required=True,
     type=click.Path(path_type=Path),
     help="A plate's folder of images; once per plate.",
+)
+@click.option(
+    "--plates",
+    "folders",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A folder of which each folder is a plate, in place of one --source for each.",
 )
 @click.option("--pattern", default=None, help="Regular expression of file names, where the layout is not recognized.")
 @click.option(
@@ -42,13 +48,16 @@ NUCLEI = ("dna", "dapi", "hoechst", "draq", "nuclei", "nucleus")
     metavar="UM",
     help="Size of a pixel [µm/px], where the files do not say it, or say it wrong.",
 )
-def command(folder, sources, pattern, pixel_size_um):
+def command(folder, sources, folders, pattern, pixel_size_um):
     """Look at image folders, guess reader, channels and pattern, and write a screen's files into FOLDER.
 
     \b
     plateloom init screens/mine --source /data/plate1 --source /data/plate2
+    plateloom init screens/mine --plates /data/screen
     """
-    found = look(sources, pattern)
+    if not sources and not folders:
+        raise click.UsageError("Missing option '--source', once per plate, or '--plates'.")
+    found = look(sources, pattern, folders)
     if pixel_size_um:
         found |= {"pixel_size_um": pixel_size_um, "size_from": "--pixel-size"}
     if (folder / "config.yaml").exists():
@@ -105,8 +114,17 @@ def _write_screen(folder, found):
     )
 
 
-def look(sources, pattern=None):
+def look(sources, pattern=None, folders=()):
     """Recognize the layout of plates' folders.
+
+    Parameters
+    ----------
+    sources : sequence of path
+        A folder per plate.
+    pattern : str, optional
+        Of file names, where no layout is to be recognized.
+    folders : sequence of path
+        Each folder in these is a plate, too; those without images are left out, with a note.
 
     Returns
     -------
@@ -118,25 +136,43 @@ def look(sources, pattern=None):
     Raises
     ------
     ConfigError
-        If a folder holds nothing that a reader knows; the message shows some file names.
+        If a folder holds nothing that a reader knows; the message shows some file names. If it holds several plates.
     """
     from plateloom.readers import load_reader
 
-    plates, layouts, notes, scans = [], [], [], []
-    for source in sources:
-        best = recognize_folder(source, pattern)
+    plates, layouts, scans, notes, noted = [], [], [], [], {}
+    inside = [plate for folder in folders for plate in _folders_in(folder)]
+    for source in [*sources, *inside]:
+        try:
+            best = recognize_folder(source, pattern)
+        except ConfigError:
+            if source not in inside or _holds_images(source):
+                raise
+            notes.append(f"{str(source)!r} is left out: no images")
+            continue
         module = load_reader(best["reader"])
-        found = module.scan(source, module.Params(**best["params"]))
+        try:
+            found = module.scan(source, module.Params(**best["params"]))
+        except PlateLayoutError as error:
+            if sum(map(_holds_images, _folders_in(source))) > 1:
+                raise ConfigError(
+                    f"{error}. If each folder in it is a plate: --plates {shlex.quote(str(source))}"
+                ) from None
+            raise
         if not found.images:
             raise ConfigError(
                 f"{str(source)!r}: no file is as {best['params'].get('pattern') or best['layout']!r} says"
             )
+        _refuse_several_plates(source, {image.file.partition("/")[0] for image in found.images}, pattern)
         layouts.append(best)
         scans.append((module, source, found))
         name = _plate_name(source, plates)
-        notes += [f"{name}: {note}" for note in [*found.notes, *_doubts(best, source, found.images[0])]]
+        for note in [*found.notes, *_doubts(best, source, found.images[0])]:
+            noted.setdefault(note, []).append(name)
         plates.append({"name": name, "source": source, "wells": sorted({image.well for image in found.images})})
-    if len(resolved := {Path(source).resolve() for source in sources}) < len(sources):
+    if not plates:
+        raise ConfigError(f"no plate in {', '.join(repr(str(folder)) for folder in folders)}")
+    if len(resolved := {Path(plate["source"]).resolve() for plate in plates}) < len(plates):
         raise ConfigError(f"a source is given twice; {len(resolved)} different folders")
     kinds = {(best["reader"], best["layout"]) for best in layouts}
     if len(kinds) > 1:
@@ -159,9 +195,40 @@ def look(sources, pattern=None):
         "size_from": "metadata" if sizes else "the files' resolution" if size else "",
         "times": sorted({image.t for image in images}),
         "planes": len({image.z for image in images}),
-        "notes": notes,
+        "notes": notes + [f"{some_of(names)}: {note}" for note, names in noted.items()],
         "plates": plates,
     }
+
+
+def _folders_in(folder):
+    """The folders in a folder, hidden ones apart, by name."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise ConfigError(f"{str(folder)!r} cannot be read: {error.strerror}") from None
+
+
+def _holds_images(folder):
+    from plateloom.readers.folders import list_files
+
+    return any(True for _ in list_files(folder))
+
+
+def _refuse_several_plates(source, read, pattern):
+    """Refuse a folder if only one of the folders in it is `read`, and a reader would know another one, too."""
+    if len(read) > 1 or not (source / min(read)).is_dir():
+        return
+    for other in _folders_in(source):
+        if other.name in read or not _holds_images(other):
+            continue
+        try:
+            recognize_folder(other, pattern)
+        except ConfigError:
+            continue
+        raise ConfigError(
+            f"{str(source)!r}: {min(read)!r} would be read, {other.name!r} beside it would not; give the folder that is the "
+            f"plate, or if each folder in it is one: --plates {shlex.quote(str(source))}"
+        )
 
 
 def recognize_folder(source, pattern):
