@@ -30,6 +30,7 @@ PLATE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 LISTED_ALONE = 8  # so many source folders are listed sooner than other processes have started,
 ALONE_SECONDS = 1.0  # and as many as in this time
 LISTERS = 8
+TOLD_OF_QUARANTINES = ("flagging", "profiling", "report", "profiles", "screen_report")
 OF_THE_RUN = ("complete_plates", "failed_stages")  # that a run on complete plates only begins with
 NO_PLATE = "lists no plate; each has a line: plate, source, reader, plate_map, batch"
 PLATE_COLUMNS = {"plate", "source", "reader", "plate_map", "batch", "acquisition"}
@@ -341,13 +342,15 @@ class Screen:
     def _quarantine_settings(self, stage, plate):
         """What a stage must know of what people have taken out; nothing where they have not, as before there was any."""
         found = {}
+        if stage not in TOLD_OF_QUARANTINES:
+            return found
         if stage in ("flagging", "profiling"):  # what is said of a well changes no number
             found = sorted(self.quarantined_wells(plate))
         elif stage == "report":
             found = self.quarantined_wells(plate)
         elif stage == "profiles":
             found = sorted(self.quarantined_plates)
-        elif stage == "screen_report":
+        else:
             found = self.quarantined_plates
         return {"quarantined": found} if found else {}
 

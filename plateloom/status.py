@@ -8,7 +8,7 @@ from pathlib import Path
 
 from plateloom.engine import locks
 from plateloom.errors import INTERRUPTION, some_of
-from plateloom.planning import STAGES, Screen, nearest_stages
+from plateloom.planning import STAGES, TOLD_OF_QUARANTINES, Screen, nearest_stages
 from plateloom.store.provenance import digest, read_json
 
 DONE, RUNNING, FAILED, INTERRUPTED = "done", "running", "failed", "interrupted"
@@ -237,7 +237,7 @@ def _changed(screen, stage, plate, part, record, code):
     if stage == "segmentation" and record["status"] == "done" and taken != screen.corrections(plate, part):
         return "corrected labels have changed, come or gone; only the wells concerned are made anew"
     if record["settings"] != digest(screen.recorded_settings(stage, plate)):
-        return "settings have changed"
+        return "settings or quarantines have changed" if stage in TOLD_OF_QUARANTINES else "settings have changed"
     if record["code"] not in code(stage):
         return "its code has changed"
     return ""

@@ -104,7 +104,7 @@ def _compile(names):
     try:
         pattern = re.compile(names or NAMES, re.IGNORECASE)
     except re.error as error:
-        raise ConfigError(f"--names {names!r} is no regular expression: {error}") from None
+        raise ConfigError(f"--names '{names}' is no regular expression: {error}") from None
     if lacking := [name for name in ("well", "field") if name not in pattern.groupindex]:
         raise ConfigError(f"--names {names!r} has no group {lacking[0]!r}; write one as (?P<{lacking[0]}>…)")
     return pattern
@@ -152,7 +152,7 @@ def _list_places(folder, pattern, compartment):
         if (told.get("compartment") or compartment).lower() == compartment.lower():
             placed.append((placed_at, path))
     if not placed:
-        told = "of other compartments" if len(others) < len(files) else f"not such as {pattern.pattern!r}"
+        told = "of other compartments" if len(others) < len(files) else f"not such as '{pattern.pattern}'"
         raise ConfigError(
             f"{str(folder)!r} holds no label image of {compartment} by name: {_enumerate(path.name for path in files)} "
             f"are {told}; give --names with groups well and field"

@@ -161,7 +161,7 @@ def look(sources, pattern=None, folders=()):
             raise
         if not found.images:
             raise ConfigError(
-                f"{str(source)!r}: no file is as {best['params'].get('pattern') or best['layout']!r} says"
+                f"{str(source)!r}: no file is as '{best['params'].get('pattern') or best['layout']}' says"
             )
         _refuse_several_plates(source, {image.file.partition("/")[0] for image in found.images}, pattern)
         layouts.append(best)

@@ -62,6 +62,8 @@ def command(folder, plate, wells, count, changes, vary, out):
         if plate is not None and plate not in screen.plates:
             raise ConfigError([f"there is no plate {plate!r}; there are {some_of(screen.plates, 20)}"])
         row = screen.plates[plate or next(iter(screen.plates))]
+        if not Path(row.source).is_dir():
+            raise ConfigError([f"{row.plate}: no folder {row.source!r}"])
         known = read_plate_map(row.plate_map) if row.plate_map else []
         _refuse_other_sections(loaded, settings)
         page = preview_plate(

@@ -119,7 +119,7 @@ def compile_expression(text):
     try:
         return re.compile(text)
     except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"{text!r} is no regular expression: {error}") from None
+        raise ValueError(f"'{text}' is no regular expression: {error}") from None
 
 
 def name_well(text, file):

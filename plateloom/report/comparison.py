@@ -16,7 +16,7 @@ MIXING_NOTE = (
 RETRIEVAL_NOTE = (
     "Replicates found: each well ranks its replicates on {where} and the negative controls of its own plate by how alike they are; mAP is the "
     "mean average precision, 1 if replicates always come first. By chance: wells of different treatments, on the same plates and in the same "
-    "numbers; what is beyond it is compared, where there are enough such wells to know it. Treatments found have an mAP beyond chance (q ≤ 0.05, Benjamini, Hochberg). "
+    "numbers; what is beyond it is compared between spaces. Where there are too few such wells, by chance is that of random rankings: shown, not compared. Treatments found have an mAP beyond chance (q ≤ 0.05, Benjamini, Hochberg). "
     "Treatments recognized: balanced accuracy of linear discriminants on plates that they have not learned from. Intervals (95 %) are over "
     "treatments, and over plates."
 )

@@ -217,7 +217,9 @@ def compare_profiles(spaces, *, sphering=0.1, neighbors=mixing.NEIGHBORS, seed=0
         rows.append(row)
         final.append(corrected[features])
     better = {
-        "by_retrieval": comparison.compare_spaces(by_treatment, unit="treatments whose chance is known", seed=seed),
+        "by_retrieval": comparison.compare_spaces(
+            by_treatment, unit="treatments with enough others on their plates to know chance", seed=seed
+        ),
         "by_classes": comparison.compare_spaces(by_plate, unit="plates", seed=seed),
     }
     keys = normalized[[f"Metadata_{name}" for name in ANNOTATION if f"Metadata_{name}" in normalized]]
