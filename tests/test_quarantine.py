@@ -122,7 +122,11 @@ def test_a_plate_is_left_out_and_said_to_be(done, tmp_path):
 def test_only_what_depends_on_it_is_stale(done):
     append_rows(".", [("P1", WELL)], action="quarantine", reason="dust", who="Ada")
     states = read_screen(".")
-    stale = {stage for stage, state in states["plates"]["P1"].items() if state.reason == "settings or quarantines have changed"}
+    stale = {
+        stage
+        for stage, state in states["plates"]["P1"].items()
+        if state.reason == "settings or quarantines have changed"
+    }
     assert stale == {"flagging", "profiling", "report"}
     assert states["plates"]["P1"]["features"].state == "done"
     append_rows(".", [("P1", WELL)], action="quarantine", reason="no, a fiber", who="Ada")

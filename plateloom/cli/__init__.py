@@ -30,12 +30,13 @@ COMMANDS = {
     "train-pixels": "Train the pixel classifier of the segmentation method pixels with strokes that you paint.",
     "compare": "Compare the latents of several runs of a screen, each with another encoder, and its features.",
     "verify": "Check that results are what was made, chunk by chunk, and make damaged wells again.",
+    "table": "Write a table of results as CSV: hits, profiles, cells.",
     "export": "Put a finished screen together as one folder to hand on.",
     "tune": "Propose memory, time limits and parts by what the screen's own jobs have taken.",
     "clean": "List what serves nobody in a screen's folder, and remove it when told to.",
     "config": "Show every setting with default, unit and meaning.",
 }
-LOOKING = {"scan", "check", "status", "trace", "features", "config"}  # which start nothing anyway
+LOOKING = {"scan", "check", "status", "trace", "features", "table", "config"}  # which start nothing anyway
 
 
 class Commands(click.Group):

@@ -273,7 +273,7 @@ def _describe_screen(plates, missing, settings, inputs, enrichment=None, grouped
         comparison=compared,
         versions=versions_of(records | pages),
         parameters=settings["config"],
-        reproduce=("plateloom check .", "plateloom run .", "plateloom status ."),
+        reproduce=("plateloom check .", "plateloom run .", "plateloom status .", "plateloom table .  # tables, as CSV"),
         origin={
             "config": "config.yaml in the folder of the screen; with the defaults (see Parameters) digest "
             f"{digest(settings['config'])}",
