@@ -61,6 +61,22 @@ def test_the_labels_are_those_of_the_method_on_the_corrected_field(screen, monke
     assert f"field 1, {labels['Nuclei'].max()} nuclei" in text_of()
 
 
+def test_channels_that_no_picture_shows_are_named(screen):
+    preview("--wells", "A02")
+    assert "Not shown" not in text_of(), "three channels fit into a picture"
+    preview("--wells", "A02", "--set", "report.composite=[GFP]")
+    assert "Not shown: DNA, ER." in text_of()
+
+
+def test_a_plate_without_its_folder_is_a_mistake(screen):
+    names, first, *others = Path("plates.tsv").read_text().splitlines()
+    cells = first.split("\t")
+    cells[names.split("\t").index("source")] = "gone"
+    Path("plates.tsv").write_text("\n".join([names, "\t".join(cells), *others]))
+    with pytest.raises(ConfigError, match="P1: no folder 'gone'"):
+        preview()
+
+
 def test_values_are_compared_side_by_side(screen):
     preview("--wells", "A02,A03", "--vary", "nucleus_diameter_um=6,12", "--out", "compared.html")
     shown = text_of("compared.html")

@@ -229,7 +229,7 @@ def small_screen(**changes):
             per_class=pd.DataFrame({"class": ["a"], "precision": [1.0], "recall": [0.5], "f1": [0.67], "support": [6]}),
             balanced_accuracy=0.83,
             scheme="5 folds by plate",
-            calibration=pd.DataFrame({"confidence": [0.5, 0.9], "accuracy": [0.4, 0.95]}),
+            calibration=pd.DataFrame({"confidence": [0.5, 0.9], "accuracy": [0.4, 0.95], "share": [0.25, 0.75]}),
         ),
         autoencoder=AutoencoderReport(
             learning=pd.DataFrame({"epoch": [1, 2], "training": [0.5, 0.4], "validation": [0.5, NAN]}),
@@ -497,6 +497,10 @@ def test_a_well_outside_the_plate_is_an_error_that_names_it():
         plate_chart(HeatMap(title="x", values={"I01": 1.0}), (8, 12))
     with pytest.raises(ValueError, match="'<x>' is not a well"):
         render_plate(small_plate(wells=pd.DataFrame({"Metadata_Well": ["<x>"]})))
+
+
+def test_the_calibration_says_how_many_cells_each_point_is():
+    assert "From left to right the points are 25, 75 % of the cells." in Page(render_screen(small_screen())).words
 
 
 def test_all_plates_of_a_screen_share_one_color_scale():

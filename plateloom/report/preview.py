@@ -53,6 +53,8 @@ class PreviewReport:
         Fields that were asked for and cannot be shown, in whole sentences.
     colors, outlines : mapping of str to str
         ``#rrggbb`` of channels and of outlines.
+    unseen : sequence of str
+        Channels that no picture shows.
     parameters : mapping
     reproduce : sequence of str
         Lines for a shell.
@@ -69,6 +71,7 @@ class PreviewReport:
     losses: tuple = ()
     colors: Mapping = field(default_factory=dict)
     outlines: Mapping = field(default_factory=dict)
+    unseen: tuple = ()
     parameters: Mapping = field(default_factory=dict)
     reproduce: tuple = ()
 
@@ -128,6 +131,9 @@ def _pictures(report):
     return join(
         paragraph("The middle of each field. All pictures of a channel have the same contrast.", "quiet"),
         color_legend(report.colors, title="Channels:"),
+        paragraph(f"Not shown: {', '.join(report.unseen)}. What is shown: report.composite.", "quiet")
+        if report.unseen
+        else None,
         color_legend(report.outlines, title="Outlines:", outlines=True),
         element("label", Markup('<input type="checkbox" checked>'), "Show outlines", class_="toggle"),
         *pictures,

@@ -626,7 +626,9 @@ def classifier_section(classifier):
             diagonal=True,
             width=320,
         )
-        figures.append(figure("Calibration", drawing, "On the dashed line the probabilities can be believed."))
+        shares = ", ".join(f"{100 * share:.0f}" for share in calibration["share"])
+        note = f"On the dashed line the probabilities can be believed. From left to right the points are {shares} % of the cells."
+        figures.append(figure("Calibration", drawing, note))
     if classifier.precision_recall:
         recalls = [0.05 * step for step in range(1, 21)]
         drawing = line_chart(recalls, classifier.precision_recall, x_label="recall", y_label="precision", width=320)

@@ -150,6 +150,7 @@ def preview_plate(*, plate, source, reader, settings, places, count, order, cont
         losses=tuple(losses),
         colors=colors,
         outlines=report.named_colors(["Nuclei", "Cells"]),
+        unseen=tuple(name for name in channels if name not in colors),
         parameters={name: chosen for name, chosen in variants.items()},
     )
 
