@@ -130,6 +130,26 @@ def test_pca_agrees_with_scikit_learn():
         assert (fitted_map.axes[np.abs(fitted_map.axes).argmax(axis=0), [0, 1]] > 0).all()
 
 
+def test_wells_lie_by_what_a_treatment_changes_however_many_features_it_leaves_alone():
+    from plateloom.stages.profiling import place_wells
+
+    random = np.random.default_rng(0)
+    treated = np.arange(48) % 2 == 1
+    values = random.normal(size=(48, 400))  # [SD of the controls]
+    values[treated, :6] += 8.0
+    values[0, 399] = 1e6  # a broken well
+    wells = pd.DataFrame(values, columns=[f"Cells_Texture_{i}" for i in range(400)])
+    placed, _, explained = place_wells(wells.assign(Metadata_Normalized=True), "pca")
+    first = placed["Metadata_PCA_1"].to_numpy()
+    assert min(abs(first[treated])) > 5 and len(set(np.sign(first[treated]))) == 1, "all on one side"
+    assert set(np.sign(first[~treated])) == {-np.sign(first[treated][0])} and explained[0] > 0.15
+    # Without controls features have units of their own, and none may own an axis by its unit.
+    raw = values[:, :20] * np.where(np.arange(20) == 19, 1e4, 1.0)
+    wells = pd.DataFrame(raw, columns=[f"Cells_Texture_{i}" for i in range(20)])
+    placed, _, explained = place_wells(wells.assign(Metadata_Normalized=False), "pca")
+    assert abs(np.corrcoef(placed["Metadata_PCA_1"], treated)[0, 1]) > 0.9 and explained[0] < 0.6
+
+
 def test_umap_places_the_rows_of_the_sample_where_they_were_fitted():
     X, names, _ = make_clusters()
     fitted_map = fit_map(X, features=names, method="umap", params=load_method(MAPS, "umap", "map").Params())

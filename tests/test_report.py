@@ -1206,7 +1206,7 @@ def test_maps_of_raw_features_say_so():
     from plateloom.profiling import Params
     from plateloom.stages.screen_report import _rawness
 
-    normalized = "Features are normalized to the negative control wells of each plate (median and MAD)."
+    normalized = "Features are normalized to the negative control wells of each plate (median and MAD); those that vary more count more."
     assert _rawness(["P1", "P2"], [], Params()) == normalized
     assert "to all wells of each plate (mean and SD)" in _rawness(
         ["P1"], [], Params(normalize_to="all", method="standardize")

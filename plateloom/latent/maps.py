@@ -164,7 +164,7 @@ class Map:
         return (weights[:, :, None] * self.embedding[near]).sum(axis=1).astype(np.float32)
 
 
-def fit_map(sample, *, features, method="umap", params):
+def fit_map(sample, *, features, method="umap", params, rescale=True):
     """Fit a map on a sample of cells, or on all wells of a screen.
 
     Parameters
@@ -177,6 +177,8 @@ def fit_map(sample, *, features, method="umap", params):
         A name in `plateloom.latent.MAPS`.
     params : Params
         Of that method.
+    rescale : bool
+        False: the features have one scale already, around 0, and are clipped only.
 
     Returns
     -------
@@ -206,14 +208,16 @@ def fit_map(sample, *, features, method="umap", params):
     if not len(sample):
         raise ValueError("No rows to fit a map on.")
     with threadpool_limits(1):
-        return _fit(module, sample, features, method, params)
+        return _fit(module, sample, features, method, params, rescale)
 
 
-def _fit(module, sample, features, method, params):
+def _fit(module, sample, features, method, params, rescale):
     """The map; see `fit_map`."""
     median, scale = _robust_moments(sample)
     if not (scale > 0).any():
         raise ValueError(f"None of {len(features)} features varies among {len(sample)} rows; no map can be fitted.")
+    if not rescale:
+        median, scale = np.zeros_like(median), np.where(scale > 0, 1.0, 0.0)
     scaled = _scale(sample, median, scale, params.clip)
     mean = scaled.mean(axis=0)
     axes, explained = _principal_axes(scaled - mean, params.n_components)

@@ -271,6 +271,11 @@ def place_wells(profiles, method):
         Why the map is another than asked for; else empty.
     explained : list of float
         Share of the variance that each principal component explains.
+
+    Notes
+    -----
+    Normalized features are in units of what the negative controls vary. Scaled once more, by what all wells vary, the few
+    that a treatment changes would count no more than the hundreds that it leaves alone.
     """
     from plateloom.latent import MAPS
     from plateloom.latent.maps import fit_map
@@ -282,7 +287,8 @@ def place_wells(profiles, method):
     if known.sum() >= 2:
         values = profiles.loc[known, features].to_numpy(float)
         params = load_method(MAPS, method, "map").Params()
-        fitted = fit_map(values, features=features, method=method, params=params)
+        rescale = not profiles["Metadata_Normalized"].all()
+        fitted = fit_map(values, features=features, method=method, params=params, rescale=rescale)
         places[known] = fitted.transform(values, features=features)
         found = fitted.project(values, features=features)[:, :2]
         components[known, : found.shape[1]] = found

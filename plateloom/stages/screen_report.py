@@ -355,7 +355,7 @@ def _rawness(plates, raw, params):
             "have nothing to do with the treatments."
         )
     reference = "the negative control wells" if params.normalize_to == "negative" else "all wells"
-    text = f"Features are normalized to {reference} of each plate ({SCALES[params.method]})."
+    text = f"Features are normalized to {reference} of each plate ({SCALES[params.method]}); those that vary more count more."
     return f"{text} Only normalized plates are shown; without {', '.join(raw)}." if raw else text
 
 
