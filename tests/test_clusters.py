@@ -242,13 +242,29 @@ def test_a_cluster_is_told_by_what_it_differs_in_once():
     assert len({"larger", "double"} & set(told)) == 1 and set(told) - {"larger", "double"} == {"smaller"}
     table = pd.DataFrame(values, columns=names)
     sides = table[labels == 1], table[labels != 1]
-    spread = np.maximum(*(1.4826 * (side - side.median()).abs().median() for side in sides))
+    spread = np.maximum(*((side.quantile(0.84) - side.quantile(0.16)) / 2 for side in sides))
     expected = (sides[0].median() - sides[1].median()) / spread
     for name, difference in told.items():
         assert difference == pytest.approx(expected[name], rel=0.03)
     assert rows[1]["of_one_well"] == pytest.approx(np.bincount(np.arange(400)[labels == 1] % 7).max() / 99)
     examples = rows[1]["examples"]
     assert len(examples) == len(set(wells[examples])) == 6 and set(labels[examples]) == {1}
+
+
+def test_a_feature_that_is_next_to_0_in_half_of_the_cells_does_not_differ_by_hundreds_of_its_spread():
+    random = np.random.default_rng(0)
+    truth = (np.arange(1000) < 300).astype(int)
+    without = random.random(1000) < np.where(truth, 0.4, 0.6)
+    values = (
+        np.column_stack([np.where(without, 1e-3, 5.0), truth * 4.0])
+        + random.normal(size=(1000, 2)) * np.array([np.where(without, 1e-4, 1.0), np.ones(1000)]).T
+    )
+    names = ["granularity", "clear"]
+    fitted = fit_map(values, features=names, method="pca", params=pca.Params())
+    components = fitted.project(values, features=names)
+    rows = describe_clusters(truth, components, values, fitted=fitted, wells=np.full(1000, "P/1"))
+    (first, most), *others = rows[1]["features"]
+    assert first == "clear" and 3 < most < 5 and all(abs(difference) < 2.5 for _, difference in others)
 
 
 def test_one_cluster_of_all_cells_differs_in_nothing():

@@ -6,7 +6,7 @@ import numpy as np
 
 from plateloom.errors import ModelMismatchError
 from plateloom.latent import CLUSTERINGS
-from plateloom.latent.maps import MAD_TO_SD, fuzzy_weights
+from plateloom.latent.maps import fuzzy_weights
 from plateloom.latent.neighbors import BLOCK, nearest_rows
 from plateloom.registry import load_method
 
@@ -304,7 +304,7 @@ def describe_clusters(labels, components, values, *, fitted, wells):
     values : array of float, shape (n, F)
         Features; NaN counts as the sample's median.
     fitted : Map
-        With the names and the robust scale of the features; those that it has dropped tell nothing.
+        With the names of the features; those that it has dropped tell nothing.
     wells : array of str, shape (n,)
 
     Returns
@@ -312,11 +312,14 @@ def describe_clusters(labels, components, values, *, fitted, wells):
     list of dict
         JSON, one per cluster: `cluster`, `cells`, `share` of the sample, `of_one_well` (largest share of its cells that comes from
         a single well), `features` (pairs of a name and the difference of the medians, cluster minus all other cells [robust SD of
-        the side that varies more]; the three largest of at least 0.5, of several that are correlated one) and `examples` (positions of the cells nearest to its center,
+        the side that varies more: half of the range of its middle 68 %]; the three largest of at least 0.5, of several that are correlated one) and `examples` (positions of the cells nearest to its center,
         each of another well while there are others).
     """
-    scaled = np.where(np.isfinite(values), values, fitted.median) - fitted.median
-    scaled = (scaled / np.where(fitted.scale > 0, fitted.scale, np.inf)).clip(-LARGEST, LARGEST).astype(np.float32)
+    scaled = np.where(np.isfinite(values), values, fitted.median)
+    middle, scale = _middle(scaled)
+    scale = np.where(scale > 0, scale, scaled.std(axis=0))
+    scale = np.where((scale > 0) & (fitted.scale > 0), scale, np.inf)
+    scaled = ((scaled - middle) / scale).clip(-LARGEST, LARGEST).astype(np.float32)
     features, told = fitted.features, []
     for cluster in range(int(labels.max(initial=NONE)) + 1):
         inside = labels == cluster
@@ -344,9 +347,12 @@ def describe_clusters(labels, components, values, *, fitted, wells):
 
 
 def _middle(values):
-    """Median and robust standard deviation of every column."""
-    middle = np.median(values, axis=0)
-    return middle, MAD_TO_SD * np.median(np.abs(values - middle), axis=0)
+    """Median and robust standard deviation of every column, by the middle 68 %.
+
+    By the MAD, half of the cells decide: a feature that is next to 0 in them would differ by hundreds of its deviations.
+    """
+    low, middle, high = np.percentile(values, [16, 50, 84], axis=0)
+    return middle, (high - low) / 2
 
 
 def _tell_apart(difference, within):

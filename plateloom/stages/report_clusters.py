@@ -72,7 +72,7 @@ def describe_clusters(counted, pictures, settings, inputs, notes):
             "Stability: how alike a cluster and the one most like it are (Jaccard index, mean) when clusters are looked for "
             f"again in {100 * DRAWN:.0f} % of the wells; {STABLE:g} and more is found again, less than {DOUBTFUL:g} is not. One well: the largest "
             "share of its cells that comes from a single well. Unlike other cells: features whose medians differ most "
-            "from those of all other cells, for how much they vary on either side [robust SD]. Enriched in: treatments and doses with a larger share than the negative controls of "
+            "from those of all other cells, for how much they vary on either side [robust SD: half of what the middle 68 % span]. Enriched in: treatments and doses with a larger share than the negative controls of "
             "their plates, a well being one observation (q ≤ 0.05, corrected over all treatments, doses and clusters; the whole "
             "table is clusters.parquet). The pictures show the cells nearest to the middle of each cluster, of several wells."
         ),
