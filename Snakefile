@@ -48,6 +48,8 @@ rule all:
     default_target: True
     input:
         every_target(),
+    message:
+        "Everything that was asked for is there"
 
 
 onstart:
