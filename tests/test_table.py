@@ -66,6 +66,13 @@ def test_a_file_reads_as_the_table_does(screen, tmp_path, name, separator):
     pd.testing.assert_frame_equal(found, pd.read_parquet(screen / "results/screen/hits.parquet"))
 
 
+def test_a_formula_is_neutral(screen):
+    path = screen / "results/screen/hits.parquet"
+    write(path, pd.read_parquet(path).assign(Metadata_Treatment=["=1+1", None], Metadata_Dose=["-2.5", "-DMSO"]))
+    text = table(screen, "hits", "--columns", "Metadata_*")
+    assert text.splitlines() == ['"Metadata_Treatment","Metadata_Dose"', '"\'=1+1","-2.5"', ',"\'-DMSO"']
+
+
 def test_cells_of_chosen_plates_wells_and_columns(screen, tmp_path):
     text = table(screen, "features")
     assert len(text.splitlines()) == 1 + 4 * CELLS and "nan" not in text

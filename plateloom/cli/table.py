@@ -28,7 +28,7 @@ def command(folder, name, plates, wells, columns, out, excel):
     """Write the table NAME of the screen in FOLDER as CSV, to the terminal or a file; without NAME, list its tables.
 
     Tables of cells (features, latent, maps, classes …) have a file per well and are written one after the other; as text they
-    are large, so choose wells or columns. What is no number is empty.
+    are large, so choose wells or columns. What is no number is empty; a text that a spreadsheet would run gets an apostrophe.
 
     \b
     plateloom table screens/mine
@@ -158,7 +158,7 @@ def _write(file, files, wanted, columns, separator):
                 except OSError as error:
                     raise CorruptStoreError(path, f"cannot be read: {error}") from None
                 group = _chosen_rows(group, wanted)
-                writer.write(_without_nan(group.select(names), schema))
+                writer.write(_for_spreadsheets(group.select(names), schema))
                 rows += len(group)
                 seen.update(group[KEYS["--wells"]].unique().to_pylist() if wanted["--wells"] else ())
     if absent := sorted(wanted["--wells"] - seen):
@@ -196,13 +196,21 @@ def _chosen_rows(group, wanted):
     return group
 
 
-def _without_nan(group, schema):
-    """The same with nothing where there is no number, as spreadsheets expect."""
+def _for_spreadsheets(group, schema):
+    """The same with nothing where there is no number, and texts that are no formula."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    from plateloom.export.redaction import without_formula
+
     arrays = []
     for field, values in zip(schema, group.itercolumns(), strict=True):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            texts = values.unique()
+            safe = pa.array(
+                [None if text is None else without_formula(text) for text in texts.to_pylist()], pa.string()
+            )
+            values = safe.take(pc.index_in(values, texts).combine_chunks())
         if pa.types.is_floating(field.type):
             values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
         arrays.append(values.cast(field.type))
