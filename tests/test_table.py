@@ -97,6 +97,8 @@ def test_wells_of_a_table_of_plates(screen):
     ("arguments", "said"),
     [
         (["hit"], "Did you mean 'hits'?"),
+        (["**"], "there are hits, profiles, aggregates, features"),
+        (["../x"], "there are hits, profiles, aggregates, features"),
         (["hits", "--plate", "P1"], "--plate: hits has no Metadata_Plate"),
         (["hits", "--wells", "A01"], "--wells: hits has no Metadata_Well"),
         (["features", "--plate", "P3"], "--plate: no P3; there are P1, P2"),

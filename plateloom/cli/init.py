@@ -163,7 +163,8 @@ def look(sources, pattern=None, folders=()):
             raise ConfigError(
                 f"{str(source)!r}: no file is as '{best['params'].get('pattern') or best['layout']}' says"
             )
-        _refuse_several_plates(source, {image.file.partition("/")[0] for image in found.images}, pattern)
+        if not pattern:
+            _refuse_several_plates(source, {image.file.partition("/")[0] for image in found.images})
         layouts.append(best)
         scans.append((module, source, found))
         name = _plate_name(source, plates)
@@ -214,7 +215,7 @@ def _holds_images(folder):
     return any(True for _ in list_files(folder))
 
 
-def _refuse_several_plates(source, read, pattern):
+def _refuse_several_plates(source, read):
     """Refuse a folder if only one of the folders in it is `read`, and a reader would know another one, too."""
     if len(read) > 1 or not (source / min(read)).is_dir():
         return
@@ -222,7 +223,7 @@ def _refuse_several_plates(source, read, pattern):
         if other.name in read or not _holds_images(other):
             continue
         try:
-            recognize_folder(other, pattern)
+            recognize_folder(other, None)
         except ConfigError:
             continue
         raise ConfigError(

@@ -3,6 +3,7 @@
 import contextlib
 import fnmatch
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -35,11 +36,12 @@ def command(folder, name, plates, wells, columns, out, excel):
     plateloom table screens/mine hits --out hits.csv
     plateloom table screens/mine features --plate P1 --wells B02 --columns 'Metadata_*,Nuclei_AreaShape_*' --out cells.csv
     """
-    tables = _list_tables(folder)
+    tables = _list_tables(folder, name if re.fullmatch(r"\w+", name or "") else "*")
     if name is None:
         _show(folder, tables)
         return
     if name not in tables:
+        tables = _list_tables(folder, "*")
         known = f"there are {', '.join(tables)}" if tables else "there are none: plateloom run makes them"
         raise ConfigError(f"no table {name!r}.{did_you_mean(name, tables)} {known}")
     if out and out.suffix.lower() not in SEPARATORS:
@@ -57,15 +59,17 @@ def command(folder, name, plates, wells, columns, out, excel):
         click.echo(f"{counted(rows, 'row')} in {str(out)!r}")
 
 
-def _list_tables(folder):
-    """Files of each table by its name, as (plate, path); those of the screen have no plate, and stand for its plates'."""
-    tables = {path.stem: [("", path)] for path in sorted((folder / "results/screen").glob("*.parquet"))}
+def _list_tables(folder, name):
+    """Files of the tables called so (*: all), by name, as (plate, path); a screen's has no plate, and stands for its plates'."""
+    tables = {path.stem: [("", path)] for path in sorted((folder / "results/screen").glob(f"{name}.parquet"))}
+    if name in tables:
+        return tables
     whole = set(tables)
     for plate in sorted((folder / "results/plates").glob("*/")):
-        for path in sorted(plate.glob("*.parquet")):
+        for path in sorted(plate.glob(f"{name}.parquet")):
             if path.stem not in whole:
                 tables.setdefault(path.stem, []).append((plate.name, path))
-        for path in sorted(plate.glob("*/*.parquet")):
+        for path in sorted(plate.glob(f"{name}/*.parquet")):
             tables.setdefault(path.parent.name, []).append((plate.name, path))
     return tables
 
