@@ -340,6 +340,9 @@ def test_init_takes_each_folder_of_a_folder_as_a_plate(tmp_path):
     assert code == 0 and "2 plates" in text and "logs' is left out: no images" in text and ".cache" not in text
     listed = (tmp_path / "screen" / "plates.tsv").read_text().splitlines()
     assert [line.split("\t")[:2] for line in listed[1:]] == [[p, str(tmp_path / "in" / p)] for p in ("P1", "P2")]
+    _lay_out(tmp_path / "in" / "overviews", "strange.tif")
+    code, text = plateloom("init", tmp_path / "none", "--plates", tmp_path / "in")
+    assert code == 2 and "strange.tif" in text and "If this is no plate" in text
     code, text = plateloom("init", tmp_path / "none", "--plates", tmp_path / "in" / "logs")
     assert code == 2 and "no plate in" in text
     code, text = plateloom("init", tmp_path / "none")

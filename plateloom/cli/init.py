@@ -145,9 +145,11 @@ def look(sources, pattern=None, folders=()):
     for source in [*sources, *inside]:
         try:
             best = recognize_folder(source, pattern)
-        except ConfigError:
-            if source not in inside or _holds_images(source):
+        except ConfigError as error:
+            if source not in inside:
                 raise
+            if _holds_images(source):
+                raise ConfigError(f"{error}\nIf this is no plate, name the others one by one: --source") from None
             notes.append(f"{str(source)!r} is left out: no images")
             continue
         module = load_reader(best["reader"])
