@@ -30,7 +30,13 @@ PLATE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 LISTED_ALONE = 8  # so many source folders are listed sooner than other processes have started,
 ALONE_SECONDS = 1.0  # and as many as in this time
 LISTERS = 8
-TOLD_OF_QUARANTINES = ("flagging", "profiling", "report", "profiles", "screen_report")
+TOLD_OF_QUARANTINES = {  # what a stage must know of what people have taken out; what is said of it changes no number
+    "flagging": lambda screen, plate: sorted(screen.quarantined_wells(plate)),
+    "profiling": lambda screen, plate: sorted(screen.quarantined_wells(plate)),
+    "report": lambda screen, plate: screen.quarantined_wells(plate),
+    "profiles": lambda screen, plate: sorted(screen.quarantined_plates),
+    "screen_report": lambda screen, plate: screen.quarantined_plates,
+}
 OF_THE_RUN = ("complete_plates", "failed_stages")  # that a run on complete plates only begins with
 NO_PLATE = "lists no plate; each has a line: plate, source, reader, plate_map, batch"
 PLATE_COLUMNS = {"plate", "source", "reader", "plate_map", "batch", "acquisition"}
@@ -341,17 +347,7 @@ class Screen:
 
     def _quarantine_settings(self, stage, plate):
         """What a stage must know of what people have taken out; nothing where they have not, as before there was any."""
-        found = {}
-        if stage not in TOLD_OF_QUARANTINES:
-            return found
-        if stage in ("flagging", "profiling"):  # what is said of a well changes no number
-            found = sorted(self.quarantined_wells(plate))
-        elif stage == "report":
-            found = self.quarantined_wells(plate)
-        elif stage == "profiles":
-            found = sorted(self.quarantined_plates)
-        else:
-            found = self.quarantined_plates
+        found = TOLD_OF_QUARANTINES[stage](self, plate) if stage in TOLD_OF_QUARANTINES else None
         return {"quarantined": found} if found else {}
 
     def _reader_params(self, reader):

@@ -56,6 +56,29 @@ def parse_well(text):
     return row, int(found[2]) - 1
 
 
+def read_wells(text):
+    """Read names of wells with commas or blanks between them.
+
+    Returns
+    -------
+    found : list of str
+    problems : list of str
+        A line for each that is none.
+
+    Examples
+    --------
+    >>> read_wells("b2, C-03")
+    (['B02', 'C03'], [])
+    """
+    found, problems = [], []
+    for word in filter(None, re.split(r"[,\s]+", text)):
+        try:
+            found.append(well_name(*parse_well(word)))
+        except ValueError as error:
+            problems.append(str(error))
+    return found, problems
+
+
 def well_name(row, column):
     """The one spelling of a well that tables, paths and records use: ``A01``."""
     return f"{row_name(row)}{column + 1:02d}"

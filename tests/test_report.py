@@ -500,7 +500,10 @@ def test_a_well_outside_the_plate_is_an_error_that_names_it():
 
 
 def test_the_calibration_says_how_many_cells_each_point_is():
-    assert "From left to right the points are 25, 75 % of the cells." in Page(render_screen(small_screen())).words
+    assert (
+        "From left to right the points of the first line are 25, 75 % of the cells."
+        in Page(render_screen(small_screen())).words
+    )
 
 
 def test_all_plates_of_a_screen_share_one_color_scale():

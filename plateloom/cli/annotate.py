@@ -174,18 +174,13 @@ def _parse_names(text):
 
 
 def _parse_wells(text):
-    """Wells of a comma-separated list; None: all."""
-    from plateloom.wells import parse_well, well_name
+    """Wells of a list; None: all."""
+    from plateloom.wells import read_wells
 
-    found, problems = set(), []
-    for word in _parse_names(text):
-        try:
-            found.add(well_name(*parse_well(word)))
-        except ValueError as error:
-            problems.append(f"--wells: {error}")
+    found, problems = read_wells(text or "")
     if problems:
-        raise ConfigError(problems)
-    return found or None
+        raise ConfigError([f"--wells: {problem}" for problem in problems])
+    return set(found) or None
 
 
 def _choose_channels(text, settings):

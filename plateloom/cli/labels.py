@@ -1,6 +1,5 @@
 """`plateloom labels`: labels out as TIFF, corrected by a person, and in again; the wells concerned are computed anew."""
 
-import re
 from pathlib import Path
 
 import click
@@ -208,18 +207,11 @@ def _strangers(option, names, known):
 
 
 def _parse_wells(text):
-    """Wells of a comma-separated list (None: all), and what is wrong with it."""
-    from plateloom.wells import parse_well, well_name
+    """Wells of a list (None: all), and what is wrong with it."""
+    from plateloom.wells import read_wells
 
-    if text is None:
-        return None, []
-    found, problems = [], []
-    for name in filter(None, re.split(r"[,\s]+", text)):
-        try:
-            found.append(well_name(*parse_well(name)))
-        except ValueError as error:
-            problems.append(f"--wells: {error}")
-    return found, problems
+    found, problems = read_wells(text or "")
+    return None if text is None else found, [f"--wells: {problem}" for problem in problems]
 
 
 def _export_field(path, target):

@@ -36,6 +36,8 @@ def command(folder, name, plates, wells, columns, out, excel):
     plateloom table screens/mine hits --out hits.csv
     plateloom table screens/mine features --plate P1 --wells B02 --columns 'Metadata_*,Nuclei_AreaShape_*' --out cells.csv
     """
+    from plateloom.wells import read_wells
+
     tables = _list_tables(folder, name if re.fullmatch(r"\w+", name or "") else "*")
     if name is None:
         _show(folder, tables)
@@ -48,7 +50,10 @@ def command(folder, name, plates, wells, columns, out, excel):
         raise ConfigError(f"--out {str(out)!r}: expected a name that ends with {' or '.join(SEPARATORS)}")
     if out and out.exists():
         raise ConfigError(f"{str(out)!r} is there already; choose another name")
-    wanted = {"--plate": set(plates), "--wells": _parse_wells(wells)}
+    chosen, problems = read_wells(wells or "")
+    if problems:
+        raise ConfigError([f"--wells: {problem}" for problem in problems])
+    wanted = {"--plate": set(plates), "--wells": set(chosen)}
     files = _choose_files(tables[name], wanted)
     separator = SEPARATORS[out.suffix.lower()] if out else ","
     with _opened(out) as file:
@@ -83,16 +88,6 @@ def _show(folder, tables):
         of = f"{counted(len(plates), 'plate')} in {counted(len(files), 'file')}" if plates else "the screen"
         with _reading(files[0][1]) as file:
             click.echo(f"{name:<22}{counted(len(file.schema_arrow.names), 'column'):>14} of {of}")
-
-
-def _parse_wells(text):
-    """Names of wells from a comma-separated list."""
-    from plateloom.wells import parse_well, well_name
-
-    try:
-        return {well_name(*parse_well(word.strip())) for word in (text or "").split(",") if word.strip()}
-    except ValueError as error:
-        raise ConfigError(f"--wells: {error}") from None
 
 
 def _choose_files(files, wanted):

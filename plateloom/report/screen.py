@@ -627,7 +627,7 @@ def classifier_section(classifier):
             width=320,
         )
         shares = ", ".join(f"{100 * share:.0f}" for share in calibration["share"])
-        note = f"On the dashed line the probabilities can be believed. From left to right the points are {shares} % of the cells."
+        note = f"On the dashed line the probabilities can be believed. From left to right the points of the first line are {shares} % of the cells."
         figures.append(figure("Calibration", drawing, note))
     if classifier.precision_recall:
         recalls = [0.05 * step for step in range(1, 21)]

@@ -200,6 +200,7 @@ def _describe_screen(plates, missing, settings, inputs, enrichment=None, grouped
             skipped=found["skipped_plates"],
             unit=unit_of(params),
         )
+        hits_note += " For a spreadsheet: plateloom table . hits --out hits.csv"
         if not curves:
             notes["dose_response"] = "No treatment was given in three doses or more."
     else:
@@ -273,7 +274,7 @@ def _describe_screen(plates, missing, settings, inputs, enrichment=None, grouped
         comparison=compared,
         versions=versions_of(records | pages),
         parameters=settings["config"],
-        reproduce=("plateloom check .", "plateloom run .", "plateloom status .", "plateloom table .  # tables, as CSV"),
+        reproduce=("plateloom check .", "plateloom run .", "plateloom status ."),
         origin={
             "config": "config.yaml in the folder of the screen; with the defaults (see Parameters) digest "
             f"{digest(settings['config'])}",
