@@ -506,6 +506,15 @@ def test_the_calibration_says_how_many_cells_each_point_is():
     )
 
 
+def test_a_network_that_pca_beats_is_told_with_what_helps():
+    def said(error):
+        trained = replace(small_screen().autoencoder, held_out_error=0.2, pca_error=error)
+        return Page(render_screen(small_screen(autoencoder=trained))).words
+
+    assert "gives 0.18: the network is no better; train longer (latent.autoencoder.parameters.epochs) or on" in said(0.18)
+    assert "gives 0.25: the network is better." in said(0.25)
+
+
 def test_all_plates_of_a_screen_share_one_color_scale():
     html = render_screen(small_screen())
     section = html[html.index('id="heat_maps"') : html.index('id="well_maps"')]

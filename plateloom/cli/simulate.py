@@ -17,7 +17,7 @@ QUICK = """illumination:
 latent:
   autoencoder:
     cells: 1500           # at most, of about {cells:.0f}; the default is made for real screens
-    parameters: {{epochs: 12, out_px: 48}}
+    parameters: {{epochs: 30, out_px: 48}}
   maps:
     cells: 2000
 """

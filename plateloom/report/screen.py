@@ -76,6 +76,7 @@ SCREEN_SECTIONS = {
     "reproduce": "How to reproduce this screen",
 }
 MOST_RECTANGLES = 20_000
+MORE_TRAINING = "train longer (latent.autoencoder.parameters.epochs) or on more cells (latent.autoencoder.cells)"
 FEW_PLATES = 24  # so many fit into a chart of half the width, and two charts stand side by side
 
 
@@ -739,8 +740,8 @@ def autoencoder_section(autoencoder):
         gain = 1 - held / mean
         words += f" That is {gain:.0%} less." if gain > 0 else f" It is no better than {autoencoder.baseline}."
     if math.isfinite(autoencoder.pca_error):
-        better = "better" if held < autoencoder.pca_error else "no better"
-        words += f" PCA with as many numbers, fitted on the same crops, gives {format_number(autoencoder.pca_error)}: the network is {better}."
+        better = "better." if held < autoencoder.pca_error else f"no better; {MORE_TRAINING}."
+        words += f" PCA with as many numbers, fitted on the same crops, gives {format_number(autoencoder.pca_error)}: the network is {better}"
     words = autoencoder.untrained or words
     if autoencoder.scheme:
         words += f" {autoencoder.scheme.rstrip('.')}."
