@@ -11,13 +11,27 @@ import pandas as pd
 from plateloom import inbox
 from plateloom.errors import ConfigError, some_of
 from plateloom.report.night import NightReport, render_night
-from plateloom.status import FAILED, INTERRUPTED, age, find_causes, find_failures, read_screen, screen_state
+from plateloom.status import (
+    DEFERRED,
+    INTERRUPTED,
+    MISSING,
+    QUARANTINED,
+    RUNNING,
+    STALE,
+    age,
+    find_causes,
+    find_failures,
+    read_screen,
+    screen_state,
+)
 from plateloom.store.layout import plate_folder, record_path, screen_folder
 from plateloom.store.provenance import digest, read_json, write_bytes
 from plateloom.store.tables import read_table
 
 NIGHTS = Path("results/nights")
 HOOK_SECONDS = 120  # that a hook may take [s]
+PUT_OFF, LEFT = "put off", "left"
+GOES_ON = (INTERRUPTED, RUNNING, STALE, MISSING, PUT_OFF, LEFT)  # that the next night does by itself
 ENDINGS = {
     0: "Everything is complete.",
     1: "Work is left, which the next night does.",
@@ -92,6 +106,8 @@ def describe_night(
     ending = ENDINGS.get(code, f"Interrupted by signal {code - 128}; the next night goes on.")
     if over and code == 1:
         ending = f"The {hours:g} hours are over; the next night goes on."
+    undone = pd.DataFrame(_list_undone(states, summed), columns=["plate", "status", "stage", "reason", "log"])
+    goes_on = undone["status"].isin(GOES_ON)
     report = NightReport(
         screen=name,
         date=time.strftime("%Y-%m-%d", time.localtime(began)),
@@ -113,7 +129,8 @@ def describe_night(
             [_describe_finished(plate, states["plates"][plate]) for plate in finished],
             columns=["plate", "wells", "failed fields", "warnings", "job time"],
         ),
-        attention=pd.DataFrame(_list_attention(states, summed), columns=["plate", "status", "stage", "reason", "log"]),
+        attention=undone[~goes_on],
+        left=undone[goes_on],
         waiting=_list_folders(waiting),
         refused=_list_folders(refused),
         warnings=pd.DataFrame(
@@ -137,16 +154,16 @@ def _describe_finished(plate, stages):
     return plate, stages["conversion"].of, failed, warnings, age(sum(state.seconds for state in stages.values()))
 
 
-def _list_attention(states, summed):
+def _list_undone(states, summed):
     """What is not done, a row per plate and cause; what only waits for something else is no cause."""
     rows, told = [], set()
-    words = {FAILED: "failed", INTERRUPTED: "interrupted", "deferred": "put off"}
     for cause in find_causes(states):
-        word = "not made" if cause.state == "quarantined" and not cause.plates else cause.state
+        word = "not made" if cause.state == QUARANTINED and not cause.plates else cause.state
+        word = PUT_OFF if word == DEFERRED else word
         for plate in cause.plates or ["the screen"]:
-            rows.append((plate, words.get(word, word), cause.stage, cause.reason, cause.logs[0] if cause.logs else ""))
+            rows.append((plate, word, cause.stage, cause.reason, cause.logs[0] if cause.logs else ""))
             told.add(plate)
-    rows += [(plate, "left", "", "not begun, or not finished", "") for plate in summed["open"] if plate not in told]
+    rows += [(plate, LEFT, "", "not begun, or not finished", "") for plate in summed["open"] if plate not in told]
     return rows
 
 
@@ -180,7 +197,7 @@ def summary_line(report):
         *([f"waiting {_some(report.waiting, 'plate')}"] if len(report.waiting) else []),
         *([f"not taken {_some(report.refused, 'plate')}"] if len(report.refused) else []),
     ]
-    for status, rows in report.attention.groupby("status", sort=True):
+    for status, rows in pd.concat([report.attention, report.left]).groupby("status", sort=True):
         pieces.append(f"{status} {_some(rows)}")
     if len(report.warnings):
         pieces.append(f"{len(report.warnings)} warnings")

@@ -473,6 +473,8 @@ def test_an_interrupted_night_ends_whole_and_says_so(place):
     (path,) = (screen / "results/nights").glob("*.txt")
     line = path.read_text()
     assert "Interrupted by signal 15" in line and line.endswith("exit 143\n") and registered(place) == ["P1"]
+    page = path.with_suffix(".html").read_text()
+    assert "Plates that the next night goes on with" in page and "Plates that need somebody" not in page
 
 
 def test_a_second_night_says_who_is_at_work(place):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 NIGHT_SECTIONS = {
     "attention": "Plates that need somebody",
+    "left": "Plates that the next night goes on with",
     "refused": "Folders that are not taken",
     "waiting": "Folders that wait",
     "finished": "Finished since the last summary",
@@ -47,8 +48,8 @@ class NightReport:
         ``plate`` first: rows that plates.tsv has got. Columns without a text are left out.
     finished : DataFrame
         ``plate`` first: plates that are complete, and were not, or were made anew.
-    attention : DataFrame
-        ``plate``, ``status``, ``stage``, ``reason``, ``log``.
+    attention, left : DataFrame
+        ``plate``, ``status``, ``stage``, ``reason``, ``log``: what is not done and stays so, or is gone on with.
     waiting, refused : DataFrame
         ``folder`` first, ``reason``.
     warnings : DataFrame
@@ -76,6 +77,7 @@ class NightReport:
     new: "pd.DataFrame"
     finished: "pd.DataFrame"
     attention: "pd.DataFrame"
+    left: "pd.DataFrame"
     waiting: "pd.DataFrame"
     refused: "pd.DataFrame"
     warnings: "pd.DataFrame"
@@ -98,6 +100,7 @@ def render_night(report):
     """
     contents = {
         "attention": _rows(report.attention, report.links),
+        "left": _rows(report.left, report.links),
         "refused": _rows(report.refused),
         "waiting": _rows(report.waiting),
         "finished": _rows(report.finished, report.links),
@@ -113,7 +116,7 @@ def render_night(report):
         "new": f"{len(report.new):,}",
         "waiting": f"{len(report.waiting):,}",
         "not taken": f"{len(report.refused):,}",
-        "need somebody": f"{report.attention['plate'].nunique() if len(report.attention) else 0:,}",
+        "need somebody": f"{report.attention['plate'].nunique():,}",
         "hits": "–" if report.hits is None else f"{report.hits:,}",
     }
     return render_page(
