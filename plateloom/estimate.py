@@ -30,7 +30,7 @@ RATES = {
     "features": (10, 2000),
     "profiling": (10, 740),
     "profiles": (14, 240),
-    "autoencoder": (10, 12.8),
+    "autoencoder": (60, 3),
     "latent": (8, 330),
     "latent_profiling": (4, 60),
     "comparison": (5, 40),
@@ -41,6 +41,7 @@ RATES = {
     "report": (5, 80),
     "screen_report": (1.5, 4),
 }
+CELLS = 190.0  # per megapixel of one channel, on that screen
 # Bytes per pixel of all channels, likewise; features depend on the number of cells and channels above all.
 BYTES = {"plate.zarr": 1.64, "features": 3.25, "all else": 0.25}
 ON_GPU = ("segmentation", "training", "autoencoder", "latent")
@@ -180,10 +181,12 @@ def estimate_screen(screen, sizes):
         parts = screen.config.parts if scope == "part" else 1
         fixed, rate, learned = _learn(screen, stage, sizes)
         if scope == "screen":
-            works = [_work(screen, stage, None, total)]
+            works = [_work(screen, stage, None, total, sizes)]
         else:
             works = [
-                _work(screen, stage, size, size.gigapixels) / parts for size in sizes.values() for _ in range(parts)
+                _work(screen, stage, size, size.gigapixels, sizes) / parts
+                for size in sizes.values()
+                for _ in range(parts)
             ]
         seconds = [fixed + rate * work for work in works]
         field_mb = max((8e-6 * size.channels * size.shape[0] * size.shape[1] for size in sizes.values()), default=0)
@@ -208,17 +211,18 @@ def estimate_screen(screen, sizes):
     return found
 
 
-def _work(screen, stage, size, gigapixels):
+def _work(screen, stage, size, gigapixels, sizes):
     """How much a stage has to do, in the unit of its rate."""
-    latent = screen.config.latent
+    latent, classification = screen.config.latent, screen.config.classification
+    there = 1e-6 * CELLS * sum(one.fields * one.shape[0] * one.shape[1] for one in sizes.values())
     if stage == "illumination" and size and size.fields:
         return gigapixels * min(1, screen.config.illumination.fields / size.fields)
     if stage == "autoencoder":
-        return latent.autoencoder.cells / 1000 * latent.autoencoder.parameters.get("epochs", 1)
+        return min(latent.autoencoder.cells, there) / 1000 * latent.autoencoder.parameters.get("epochs", 1)
     if stage == "map":
-        return latent.maps.cells / 1000
+        return min(latent.maps.cells, there) / 1000
     if stage == "classifier":
-        return screen.config.classification.cells / 1000
+        return min(classification.cells, there) / 1000
     return gigapixels
 
 
@@ -230,7 +234,7 @@ def _learn(screen, stage, sizes):
     for plate in [None] if scope == "screen" else sizes:
         for record in _fresh_records(screen, stage, plate):
             size = sizes.get(plate)
-            work = _work(screen, stage, size, size.gigapixels if size else total) / (record.get("parts") or 1)
+            work = _work(screen, stage, size, size.gigapixels if size else total, sizes) / (record.get("parts") or 1)
             spent.append((record["seconds"] * max(1, record.get("threads", 1)), work))
     work = sum(one for _, one in spent)
     if not spent or not work:

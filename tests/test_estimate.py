@@ -10,6 +10,7 @@ from conftest import TO_PROFILES, call
 from plateloom.cli import estimate, tune
 from plateloom.errors import ConfigError
 from plateloom.estimate import (
+    CELLS,
     RATES,
     Observed,
     estimate_results,
@@ -60,6 +61,16 @@ def test_before_any_run_the_shipped_rates_tell(screen):
     said = call(estimate.command, ".")
     assert "1 plate, 12 fields" in said and "(0 of" in said and "results: about" in said
     assert json.loads(call(estimate.command, ".", "--json"))["plates"]["P1"]["fields"] == 12
+
+
+def test_a_model_learns_from_no_more_cells_than_the_images_can_hold(screen):
+    settings = {"latent": {"autoencoder": {"enabled": True, "parameters": {"epochs": 10}}}}
+    fixed, rate = RATES["autoencoder"]
+    cells = CELLS * 12 * 256 * 256 * 1e-6
+    found = costs_of(open_screen(**settings))["autoencoder"]
+    assert cells < 1000 and found.core_hours * 3600 == pytest.approx(fixed + rate * 10 * cells / 1000)
+    settings["latent"]["autoencoder"]["cells"] = 100
+    assert costs_of(open_screen(**settings))["autoencoder"].core_hours * 3600 == pytest.approx(fixed + rate)
 
 
 def test_every_stage_has_a_rate_and_a_rule():
