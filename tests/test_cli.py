@@ -532,13 +532,13 @@ def test_a_method_that_cannot_work_on_these_pixels_is_a_mistake_told_once(tmp_pa
         (
             "segmentation.parameters",
             "nucleus_diameter_um",
-            0.5,
-            "0.8 px; expected 2 µm or more, or the pixel size of 0.65 µm is wrong",
+            1.5,
+            "2.3 px; expected 2.0 µm or more, or the pixel size of 0.65 µm is wrong",
         ),
         ("latent.autoencoder", "crop_um", 3000, "4615 px, 18 times the width of a field (256 px)"),
     ],
 )
-def test_sizes_that_cannot_be_are_warnings_in_pixels(screen, section, key, value, said):
+def test_sizes_that_can_hardly_be_are_warnings_in_pixels(screen, section, key, value, said):
     def change(given):
         for name in section.split("."):
             given = given.setdefault(name, {})
@@ -550,6 +550,14 @@ def test_sizes_that_cannot_be_are_warnings_in_pixels(screen, section, key, value
     assert not problems and [note for note in notes if "which is" in note] == [
         f"P1: warning: {section}.{key} is {value} µm, which is {said}"
     ]
+
+
+def test_a_nucleus_below_one_pixel_is_an_error(screen):
+    edit(screen, lambda given: given["conversion"].update(pixel_size_um=6500))
+    problems, notes = find_problems(screen, files=True)
+    said = "12 µm, which is 0.002 px; expected 19500 µm or more, or the pixel size of 6500 µm is wrong"
+    assert f"P1: segmentation.parameters.nucleus_diameter_um is {said}" in problems
+    assert not any("which is" in note for note in notes)
 
 
 def test_a_reader_is_known_by_its_microscope(screen):

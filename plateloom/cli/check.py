@@ -140,14 +140,19 @@ def _check_sizes(folder, config, plate, pixel_size_um, width, problems, notes):
         lengths["classification.parameters.crop_um"] = config.classification.parameters.get("crop_um")
     for name, length in lengths.items():
         length_px = (length or math.nan) / pixel_size_um
-        line = f"{name} is {length:g} µm, which is {length_px:.{0 if length_px >= 10 else 1}f} px" if length else ""
+        shown = f"{length_px:.{0 if length_px >= 10 else 1}f}" if length_px >= 0.1 else f"{length_px:.1g}"
+        line = f"{name} is {length:g} µm, which is {shown} px" if length else ""
         if length_px < FEWEST_PX:
-            line += f"; expected {FEWEST_PX * pixel_size_um:.2g} µm or more, or the pixel size of {pixel_size_um:g} µm is wrong"
+            least = FEWEST_PX * pixel_size_um
+            line += f"; expected {least:.{0 if least >= 10 else 1}f} µm or more, or the pixel size of {pixel_size_um:g} µm is wrong"
         elif width and length_px > width:
             line += f", {length_px / width:.2g} times the width of a field ({width} px)"
         else:
             continue
-        notes += [] if any(line in one for one in notes) else [f"{plate}: warning: {line}"]
+        if length_px < 1:  # nothing can be that small
+            problems += [] if any(line in one for one in problems) else [f"{plate}: {line}"]
+        else:
+            notes += [] if any(line in one for one in notes) else [f"{plate}: warning: {line}"]
 
 
 def _check_planes(config, plate, images, problems, notes):
