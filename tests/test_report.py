@@ -511,7 +511,7 @@ def test_a_network_that_pca_beats_is_told_with_what_helps():
         trained = replace(small_screen().autoencoder, held_out_error=0.2, pca_error=error)
         return Page(render_screen(small_screen(autoencoder=trained))).words
 
-    assert "gives 0.18: the network is no better; train longer (latent.autoencoder.parameters.epochs) or on" in said(0.18)
+    assert "gives 0.18: the network is worse; train longer (latent.autoencoder.parameters.epochs) or on" in said(0.18)
     assert "gives 0.25: the network is better." in said(0.25)
 
 

@@ -136,13 +136,13 @@ def test_what_is_not_there_is_refused_and_nothing_is_touched(done):
         with pytest.raises(ConfigError) as refused:
             ask(*options)
         assert said in "\n".join(refused.value.problems)
-    assert "nothing to remove" in ask("--failed", "--well", "A02", "-n")
+    assert "nothing is to be made again" in ask("--failed", "--well", "A02", "-n")
     assert forget() == before
 
 
 def test_where_nothing_is_to_be_removed_it_runs_what_is_left(done):
     before = forget()
-    assert "nothing to remove" in ask("--failed", "--well", "A02")
+    assert "nothing is to be made again" in ask("--failed", "--well", "A02")
     assert computed(before) == {}
 
 

@@ -269,7 +269,9 @@ def recognize_folder(source, pattern):
     guesses = [load_reader(name).recognize(source, names) for name in READERS]
     best = max((guess for guess in guesses if guess), key=lambda guess: guess["share"], default=None)
     if best is None:
-        shown = "\n".join(f"  {name}" for name in names[:5]) or "  (no file at all)"
+        if not names:
+            raise ConfigError(f"{str(source)!r} holds no file")
+        shown = "\n".join(f"  {name}" for name in names[:5])
         raise ConfigError(
             f"{str(source)!r}: no known layout. Some of its files:\n{shown}\n"
             "Give --pattern with named groups, e.g. --pattern '(?P<well>[A-P][0-9]{2})_s(?P<field>[0-9]+)_(?P<channel>.+)[.]tif'"

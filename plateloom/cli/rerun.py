@@ -68,7 +68,7 @@ def command(folder, failed, plates, wells, first, dry_run, profiles, cores):
         if not again:
             for cause in find_causes(states):
                 click.echo(f"{cause.stage} {cause.state}: {cause.reason}")
-            click.echo("nothing to remove; what is left, `plateloom run` does by itself")
+            click.echo("nothing is to be made again; the run does what is left")
         for line in _lines(again):
             click.echo(line)
         if dry_run:

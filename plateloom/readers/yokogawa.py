@@ -603,7 +603,7 @@ def _choose(located, params, records_file, notes):
     if len(absent) == len(present) and params.absent != "keep":
         raise PlateLayoutError(
             f"none of the {len(absent)} images {where} is there, such as {absent[0]!r}; with the parameter "
-            "`absent: keep` the table comes out all the same"
+            "`absent: keep` the table comes out all the same (plateloom scan --set absent=keep)"
         )
     if absent:
         notes.append(f"{len(absent)} of {len(present)} images {where} are absent, such as {absent[0]!r}")

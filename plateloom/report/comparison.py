@@ -125,7 +125,7 @@ def spaces_table(spaces):
         rows.append(
             {
                 "profiles of": name_of(space["space"]),
-                "numbers per well": space["n_features"],
+                "numbers": space["n_features"],
                 "corrected": last["correction"],
                 "mAP of replicates": _with_interval(retrieval, "map"),
                 "by chance": _text(retrieval.get("expected")),
@@ -184,7 +184,7 @@ def mixing_words(spaces, unit):
         if last["own"] > max(first["own"], last["own_high"]):
             text += (
                 " They mix worse than before: where a plate has few control wells, normalizing to them adds noise that all of its wells "
-                "share."
+                "share. More control wells help; profiling.parameters.normalize_to: all does where most wells look like controls."
             )
         undone = [step for step in space["corrections"] if step["reason"]]
         if undone:

@@ -124,7 +124,8 @@ def _pictures(report):
         fields = zip(*report.rows.values(), strict=True)
         pictures = [
             grid(
-                [tile_figure(replace(tile, why=name)) for name, tile in zip(report.rows, tiles, strict=True)], "montage"
+                [tile_figure(replace(tile, why=name)) for name, tile in zip(report.rows, tiles, strict=True)],
+                "montage abreast",
             )
             for tiles in fields
         ]

@@ -707,7 +707,8 @@ def enrichment_section(enrichment):
     words = f"Treatments and doses that differ from the negative controls: {', '.join(pieces)}." if pieces else ""
     note = (
         "Novel cells are farther from the labeled ones than 99 % of these are from each other; they are in no class here. A well counts "
-        "as one observation; q is corrected for all rows (Benjamini, Hochberg). The whole table is enrichment.parquet."
+        "as one observation; q is corrected for all rows (Benjamini, Hochberg). Shares are of cells as the classifier calls them; on "
+        "the pages of plates they are corrected for its errors. The whole table is enrichment.parquet."
     )
     whole = enrichment_table(enrichment, empty="No treatment was classified.")
     return join(paragraph(words) if words else None, paragraph(note, "quiet"), whole)
@@ -740,7 +741,7 @@ def autoencoder_section(autoencoder):
         gain = 1 - held / mean
         words += f" That is {gain:.0%} less." if gain > 0 else f" It is no better than {autoencoder.baseline}."
     if math.isfinite(autoencoder.pca_error):
-        better = "better." if held < autoencoder.pca_error else f"no better; {MORE_TRAINING}."
+        better = "better." if held < autoencoder.pca_error else f"worse; {MORE_TRAINING}."
         words += f" PCA with as many numbers, fitted on the same crops, gives {format_number(autoencoder.pca_error)}: the network is {better}"
     words = autoencoder.untrained or words
     if autoencoder.scheme:

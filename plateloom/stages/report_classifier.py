@@ -92,8 +92,9 @@ def _classifier_details(found, units):
         low, gain, high = (learning[name] for name in ("gain_low", "gain", "gain_high"))
         verdict = "so more labels would help" if low > 0 else "which may be chance"
         verdict = f"so more of the same labels would hardly help (below {LITTLE})" if high < LITTLE else verdict
+        half, whole = (round(step["groups"]) for step in learning["steps"][-2:])
         learned = (
-            f"Learning from all {units} instead of half of them changes the balanced accuracy by {gain:+.3f} (95 % interval {low:+.3f} "
+            f"Learning from {whole} {units}, all that the test leaves to learn from, instead of {half} changes the balanced accuracy by {gain:+.3f} (95 % interval {low:+.3f} "
             f"to {high:+.3f}), {verdict}."
         )
     else:
