@@ -29,8 +29,8 @@ from plateloom.wells import parse_well, row_name
 
 UNIT = "micrometer"
 TO_MICROMETER = {"angstrom": 1e-4, "nanometer": 1e-3, UNIT: 1.0, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
-# NGFF wants a color for every label value: written up to here, beyond it viewers choose their own.
-COLORED_LABELS = 255
+# NGFF wants a color for every label value: 45 bytes that every read of a window parses. Beyond so many viewers choose.
+COLORED_LABELS = 4095
 OPENED_ARRAYS = 64  # kept open by a process
 _OPENED = {}
 SHARD_PX = 2048  # in NGFF 0.4, which has none: what is in memory at once of large labels
