@@ -41,7 +41,7 @@ RATES = {
     "report": (5, 80),
     "screen_report": (1.5, 4),
 }
-CELLS = 190.0  # per megapixel of one channel, on that screen
+CELLS = 500.0  # per megapixel of one channel, at most: a dense layer at 10x; that screen has 190
 # Bytes per pixel of all channels, likewise; features depend on the number of cells and channels above all.
 BYTES = {"plate.zarr": 1.64, "features": 3.25, "all else": 0.25}
 ON_GPU = ("segmentation", "training", "autoencoder", "latent")
