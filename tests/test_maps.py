@@ -319,6 +319,47 @@ def test_joined_points_come_together_and_others_part():
     assert not np.array_equal(layout.lay_out(graph, start, seed=1), places)
 
 
+def test_rows_without_a_value_have_no_neighbors_and_are_refused():
+    rows = np.zeros((20, 2), np.float32)
+    rows[3] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        umap.find_neighbors(rows, 2)
+
+
+def test_pulls_inside_of_a_group_do_not_move_it():
+    graph = umap.fuzzy_graph(*umap.find_neighbors(np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32), 14))
+    places = np.random.default_rng(1).normal(0, 5, (60, 2)).astype(np.float32)
+    before = places.copy()
+    pull, push = layout._force_tables(*layout.fit_curve(0.1))
+    ends = graph.indptr.astype(np.int64), graph.indices.astype(np.int32)
+    layout._move(places, *ends, graph.data, 200, pull, np.zeros_like(push), np.uint64(0))
+    assert places.std() < 0.5 * before.std()
+    np.testing.assert_allclose(places.mean(axis=0), before.mean(axis=0), atol=1e-3)
+
+
+def test_groups_that_nothing_joins_lie_a_quarter_of_their_radii_apart_and_are_not_bent():
+    from scipy import sparse
+    from scipy.spatial.distance import pdist
+
+    graph = sparse.csr_array(np.kron(np.eye(3), np.ones((20, 20)) - np.eye(20)).astype(np.float32))
+    scattered = np.random.default_rng(0).normal(0, [1.0, 2.0], (3, 20, 2))
+    far = (scattered + np.array([[0, 0], [90, 0], [0, 200]])[:, None]).reshape(-1, 2).astype(np.float32)
+    near = layout.draw_together(graph, far).reshape(3, 20, 2)
+    np.testing.assert_allclose(
+        near - near.mean(1, keepdims=True), scattered - scattered.mean(1, keepdims=True), atol=1e-4
+    )
+    middles = near.mean(axis=1)
+    radii = np.linalg.norm(near - middles[:, None], axis=2).max(axis=1)
+    pairs = ((0, 1), (0, 2), (1, 2))
+    gaps = [np.linalg.norm(middles[i] - middles[j]) / (radii[i] + radii[j]) for i, j in pairs]
+    assert min(gaps) == pytest.approx(1.25, abs=1e-4)
+    before = far.reshape(3, 20, 2).mean(axis=1)
+    np.testing.assert_allclose(pdist(middles) / pdist(before), pdist(middles)[0] / pdist(before)[0], rtol=1e-4)
+    np.testing.assert_array_equal(layout.draw_together(graph, near.reshape(-1, 2)), near.reshape(-1, 2))
+    whole = sparse.csr_array(np.ones((60, 60), np.float32))
+    assert layout.draw_together(whole, far) is far
+
+
 @pytest.mark.parametrize("rows", [np.ones((40, 3)), np.arange(40.0)[:, None]], ids=["one place", "one component"])
 def test_what_lies_in_one_place_or_on_a_line_still_has_a_layout(rows):
     places, reason = umap.embed(rows.astype(np.float32), umap.Params())

@@ -7,6 +7,7 @@ from plateloom.compilation import kernel
 EPOCHS, EPOCHS_OF_MANY, MANY = 500, 200, 10_000  # as umap-learn's: fewer epochs for more than so many rows
 PUSHES = 5  # rows drawn by chance that a row is pushed from, each time that a neighbor pulls it
 STEP_MAX = 4.0  # [map units]
+GAP = 1.25  # distance of the middles of two groups that nothing joins, at least, in sums of their radii
 SHIFT = np.uint32(16)  # the bits of a float32 that are left say its size to 1/128
 
 
@@ -28,10 +29,11 @@ def lay_out(graph, start, *, min_dist=0.1, seed=0):
 
     Notes
     -----
-    The forces, their limit, the falling rate and the schedule of the edges are those of UMAP. Other than there, an edge moves only
-    the end that it belongs to, twice as far (the graph is symmetric, so that the other end moves in its own turn), the
-    five pushes that go with a pull are added up before the point moves, and forces are looked up in tables that are
-    right to 1 %. One thread, one order: the same seed gives the same bytes however many cores there are.
+    The forces, their limit, the falling rate and the schedule of the edges are those of UMAP. Other than there, the five
+    pushes that go with a pull are added up before the point moves, and forces are looked up in tables that are right to
+    1 %. An edge moves both of its ends: if each moved its own end only, a group would be moved by pulls inside of it, and
+    the groups of a small set wander apart. One thread, one order: the same seed gives the same bytes however many cores
+    there are.
     """
     epochs = EPOCHS if len(start) <= MANY else EPOCHS_OF_MANY
     share = graph.data / graph.data.max()
@@ -49,6 +51,38 @@ def lay_out(graph, start, *, min_dist=0.1, seed=0):
         np.uint64(seed),
     )
     return places
+
+
+def draw_together(graph, places):
+    """Move groups that nothing joins as near to each other as they can be told apart, as they lie around the middle.
+
+    Such groups only push each other, for as long as the layout goes on: how far apart they end says nothing, and the
+    fewer rows there are, the less room it leaves to see them.
+
+    Parameters
+    ----------
+    graph : scipy.sparse.csr_array, shape (n, n)
+    places : ndarray of float32, shape (n, 2)
+
+    Returns
+    -------
+    ndarray of float32, shape (n, 2)
+        Distances within a group are what they were.
+    """
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial.distance import pdist
+
+    count, group = connected_components(graph, directed=False)
+    if count == 1:
+        return places
+    sizes = np.bincount(group)
+    middles = np.stack([np.bincount(group, axis) / sizes for axis in places.T.astype(float)], axis=1)
+    radii = np.zeros(count)
+    np.maximum.at(radii, group, np.linalg.norm(places - middles[group], axis=1))
+    first, second = np.triu_indices(count, 1)
+    apart = np.maximum(pdist(middles), np.finfo(np.float32).tiny)
+    factor = min(1.0, (GAP * (radii[first] + radii[second]) / apart).max())
+    return (places - (1 - factor) * (middles - middles.mean(axis=0))[group]).astype(np.float32)
 
 
 def fit_curve(min_dist):
@@ -88,7 +122,6 @@ def _move(places, starts, ends, rounds, epochs, pull, push, seed):
     n = np.uint64(len(places))
     for epoch in range(epochs):
         rate = np.float32(1 - epoch / epochs)
-        twice = rate + rate
         for point in range(len(places)):
             x, y = places[point]
             state = _scramble(seed * n * np.uint64(epochs) + np.uint64(epoch) * n + np.uint64(point))
@@ -97,12 +130,16 @@ def _move(places, starts, ends, rounds, epochs, pull, push, seed):
                 if np.int64(share * np.float32(epoch + 1)) == np.int64(share * np.float32(epoch)):
                     continue
                 step_x, step_y = _step(x, y, places, ends[edge], pull)
-                x -= twice * step_x
-                y -= twice * step_y
+                x -= rate * step_x
+                y -= rate * step_y
+                places[ends[edge], 0] += rate * step_x
+                places[ends[edge], 1] += rate * step_y
                 sum_x, sum_y = np.float32(0), np.float32(0)
                 for _ in range(PUSHES):
                     state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
                     other = ((state >> np.uint64(32)) * n) >> np.uint64(32)
+                    if other == np.uint64(point):  # whose place is not yet where the point has moved to
+                        continue
                     step_x, step_y = _step(x, y, places, other, push)
                     sum_x += step_x
                     sum_y += step_y

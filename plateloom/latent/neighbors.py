@@ -33,7 +33,7 @@ def find_neighbors(rows, count):
     Raises
     ------
     ValueError
-        If there are not more rows than neighbors.
+        If there are not more rows than neighbors, or some are not finite.
 
     Notes
     -----
@@ -50,6 +50,8 @@ def find_neighbors(rows, count):
     if len(rows) <= count:
         raise ValueError(f"Found {len(rows)} rows. Expected more than the {count} neighbors of each.")
     rows = np.ascontiguousarray(rows, np.float32)
+    if not np.isfinite(rows).all():  # they would be nobody's neighbor, and lists of neighbors be left with gaps
+        raise ValueError("Some rows hold NaN or infinity. Leave them out.")
     numbers = np.zeros((len(rows), count), np.int32)
     distances = np.zeros((len(rows), count), np.float32)
     if len(rows) <= EXACT:

@@ -3,7 +3,7 @@
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from plateloom.latent.layout import lay_out
+from plateloom.latent.layout import draw_together, lay_out
 from plateloom.latent.neighbors import find_neighbors, fuzzy_graph
 from plateloom.latent.pca import first_two
 
@@ -30,13 +30,14 @@ def embed(components, params):
     -----
     UMAP (McInnes et al. 2018, arXiv:1802.03426) starts here from the first two principal components: repeatable, and it keeps the
     large distances better than a random start (Kobak & Linderman 2021, doi:10.1038/s41587-020-00809-z). The layout is our own,
-    of two coordinates only, and needs no package; see `lay_out`.
+    of two coordinates only, and needs no package; see `lay_out` and `draw_together`.
     """
     reason = reason_of_few(len(components), params)
     if reason:
         return None, reason
     graph = fuzzy_graph(*find_neighbors(components, params.n_neighbors - 1))
-    return lay_out(graph, start_of(components, params.seed), min_dist=params.min_dist, seed=params.seed), ""
+    places = lay_out(graph, start_of(components, params.seed), min_dist=params.min_dist, seed=params.seed)
+    return draw_together(graph, places), ""
 
 
 def reason_of_few(n, params):
