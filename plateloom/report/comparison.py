@@ -184,7 +184,8 @@ def mixing_words(spaces, unit):
         if last["own"] > max(first["own"], last["own_high"]):
             text += (
                 " They mix worse than before: where a plate has few control wells, normalizing to them adds noise that all of its wells "
-                "share. More control wells help; profiling.parameters.normalize_to: all does where most wells look like controls."
+                "share. More control wells help, and profiling.parameters.method: standardize: mean and SD of few wells vary less than "
+                "median and MAD, if none of these wells is an outlier."
             )
         undone = [step for step in space["corrections"] if step["reason"]]
         if undone:
