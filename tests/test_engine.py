@@ -3,9 +3,13 @@
 import fcntl
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
+from conftest import ROOT
 
 from plateloom.engine import locks, parts
 from plateloom.engine.cluster import open_cluster
@@ -186,3 +190,16 @@ def test_execution_never_enters_a_fingerprint(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "EXECUTION", parts.Execution(threads=1, cluster={"kind": "threads"}, tile_px=64))
     two = run(tmp_path, [unit(tmp_path, "A01")])
     assert two["kept"] == ["A01"] and one["artefacts"] == two["artefacts"]
+
+
+@pytest.mark.parametrize("given, found", [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_a_job_that_wait_leave_the_cores_to_others_unless_told_otherwise(given, found):
+    program = """import os, types
+from plateloom.engine import parts
+parts.start_job(types.SimpleNamespace(log=["log"], threads=1, resources={}, config={}))
+print(os.environ["OMP_WAIT_POLICY"])"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == found

@@ -100,6 +100,8 @@ def start_job(snakemake):
 
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
+    # Threads that spin while they wait for each other take the cores that the others need, wherever something else runs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     handler = logging.FileHandler(snakemake.log[0], mode="w")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
