@@ -173,7 +173,7 @@ def estimate_screen(screen, sizes):
     -------
     list of StageCost
     """
-    found, total = [], sum(size.gigapixels for size in sizes.values())
+    found, total, cells = [], sum(size.gigapixels for size in sizes.values()), _most_cells(sizes)
     for stage in screen.stages():
         threads, gigabytes = rule_of(stage)
         gigabytes += screen.stacks_gb if stage == "conversion" else 0
@@ -181,10 +181,10 @@ def estimate_screen(screen, sizes):
         parts = screen.config.parts if scope == "part" else 1
         fixed, rate, learned = _learn(screen, stage, sizes)
         if scope == "screen":
-            works = [_work(screen, stage, None, total, sizes)]
+            works = [_work(screen, stage, None, total, cells)]
         else:
             works = [
-                _work(screen, stage, size, size.gigapixels, sizes) / parts
+                _work(screen, stage, size, size.gigapixels, cells) / parts
                 for size in sizes.values()
                 for _ in range(parts)
             ]
@@ -211,18 +211,22 @@ def estimate_screen(screen, sizes):
     return found
 
 
-def _work(screen, stage, size, gigapixels, sizes):
-    """How much a stage has to do, in the unit of its rate."""
-    latent, classification = screen.config.latent, screen.config.classification
-    there = 1e-6 * CELLS * sum(one.fields * one.shape[0] * one.shape[1] for one in sizes.values())
+def _most_cells(sizes):
+    """Cells that the images of all plates hold at most."""
+    return 1e-6 * CELLS * sum(size.fields * size.shape[0] * size.shape[1] for size in sizes.values())
+
+
+def _work(screen, stage, size, gigapixels, cells):
+    """How much a stage has to do, in the unit of its rate; no model learns from more cells than there are."""
+    latent = screen.config.latent
     if stage == "illumination" and size and size.fields:
         return gigapixels * min(1, screen.config.illumination.fields / size.fields)
     if stage == "autoencoder":
-        return min(latent.autoencoder.cells, there) / 1000 * latent.autoencoder.parameters.get("epochs", 1)
+        return min(latent.autoencoder.cells, cells) / 1000 * latent.autoencoder.parameters.get("epochs", 1)
     if stage == "map":
-        return min(latent.maps.cells, there) / 1000
+        return min(latent.maps.cells, cells) / 1000
     if stage == "classifier":
-        return min(classification.cells, there) / 1000
+        return min(screen.config.classification.cells, cells) / 1000
     return gigapixels
 
 
@@ -230,11 +234,11 @@ def _learn(screen, stage, sizes):
     """Core-seconds of a job and per unit of work: of this screen's own jobs where there are some; and their number."""
     fixed, rate = RATES[stage]
     scope, spent = STAGES[stage].scope, []
-    total = sum(size.gigapixels for size in sizes.values())
+    total, cells = sum(size.gigapixels for size in sizes.values()), _most_cells(sizes)
     for plate in [None] if scope == "screen" else sizes:
         for record in _fresh_records(screen, stage, plate):
             size = sizes.get(plate)
-            work = _work(screen, stage, size, size.gigapixels if size else total, sizes) / (record.get("parts") or 1)
+            work = _work(screen, stage, size, size.gigapixels if size else total, cells) / (record.get("parts") or 1)
             spent.append((record["seconds"] * max(1, record.get("threads", 1)), work))
     work = sum(one for _, one in spent)
     if not spent or not work:

@@ -149,10 +149,8 @@ def _check_sizes(folder, config, plate, pixel_size_um, width, problems, notes):
             line += f", {length_px / width:.2g} times the width of a field ({width} px)"
         else:
             continue
-        if length_px < 1:  # nothing can be that small
-            problems += [] if any(line in one for one in problems) else [f"{plate}: {line}"]
-        else:
-            notes += [] if any(line in one for one in notes) else [f"{plate}: warning: {line}"]
+        found, kind = (problems, "") if length_px < 1 else (notes, "warning: ")  # nothing is that small
+        found += [] if any(line in one for one in found) else [f"{plate}: {kind}{line}"]
 
 
 def _check_planes(config, plate, images, problems, notes):
