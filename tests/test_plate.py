@@ -241,7 +241,7 @@ def test_a_pixel_of_every_level_lies_in_the_middle_of_those_that_it_covers(tmp_p
 
 
 def test_labels_have_a_color_each_up_to_a_limit_and_none_beyond(tmp_path):
-    side = 64
+    side = 256
     write_field(tmp_path / "1", random_image((2, side, side)))
     numbers = np.arange(side * side, dtype=np.uint32).reshape(side, side)
     labels = {"None": np.zeros((side, side), np.uint32), "Few": numbers, "Many": numbers + 1}
@@ -250,6 +250,18 @@ def test_labels_have_a_color_each_up_to_a_limit_and_none_beyond(tmp_path):
     assert [color["label-value"] for color in found["Few"]["colors"]] == list(range(1, side * side))
     assert len({tuple(color["rgba"]) for color in found["Few"]["colors"][:255]}) > 240
     assert "colors" not in found["None"] and "colors" not in found["Many"]
+
+
+def test_labels_of_many_colors_are_those_that_lie_there_now(tmp_path):
+    numbers = np.arange(64 * 64, dtype=np.uint32).reshape(64, 64)
+    for labels in (numbers, numbers[::-1], numbers.T):
+        write_labels(tmp_path / "1", {"Nuclei": labels})
+        assert (tmp_path / "1/labels/Nuclei/zarr.json").stat().st_size > plate.LARGE_GROUP
+        for _ in range(2):
+            np.testing.assert_array_equal(plate.read_labels(tmp_path / "1", "Nuclei"), labels)
+    shutil.rmtree(tmp_path / "1/labels/Nuclei")
+    with pytest.raises(PlateLayoutError, match="no labels"):
+        plate.read_labels(tmp_path / "1", "Nuclei")
 
 
 @both_formats

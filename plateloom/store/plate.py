@@ -29,8 +29,9 @@ from plateloom.wells import parse_well, row_name
 
 UNIT = "micrometer"
 TO_MICROMETER = {"angstrom": 1e-4, "nanometer": 1e-3, UNIT: 1.0, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
-# NGFF wants a color for every label value: 45 bytes that every read of a window parses. Beyond so many viewers choose.
-COLORED_LABELS = 4095
+# NGFF wants a color for every label value, 45 bytes of JSON for each. Beyond so many viewers choose.
+COLORED_LABELS = 65_535
+LARGE_GROUP = 1 << 15  # bytes of metadata that are not parsed again for each window
 OPENED_ARRAYS = 64  # kept open by a process
 _OPENED = {}
 SHARD_PX = 2048  # in NGFF 0.4, which has none: what is in memory at once of large labels
@@ -481,7 +482,7 @@ def read_labels(path, compartment, *, window=(slice(None), slice(None)), level=0
         If a file is missing or does not hold what was written.
     """
     folder = Path(path) / "labels" / compartment
-    attributes = read_group(folder)
+    attributes = _read_labels_group(folder)
     if made is not None:
         found = (attributes or {}).get("plateloom", {}).get("fingerprint")
         if found != made:
@@ -489,6 +490,24 @@ def read_labels(path, compartment, *, window=(slice(None), slice(None)), level=0
     if attributes is None or "multiscales" not in attributes.get("ome", {}):
         raise PlateLayoutError(f"no labels at {str(folder)!r}")
     return _open(folder, attributes, level)[(..., *window)]
+
+
+def _read_labels_group(folder):
+    """`read_group`; thousands of colors are parsed once, as long as the file is the same one (writers rename new ones into place)."""
+    for name in ("zarr.json", ".zattrs"):
+        try:
+            status = os.stat(folder / name)
+        except FileNotFoundError:
+            continue
+        if status.st_size >= LARGE_GROUP:
+            return _read_large_group(folder, status.st_ino, status.st_size, status.st_mtime_ns)
+        break
+    return read_group(folder)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_large_group(folder, *_version):
+    return read_group(folder)
 
 
 def project_labels(path, compartment, *, window=(slice(None), slice(None)), made=None):
@@ -654,6 +673,7 @@ def open_array(path, attributes, name):
 def forget_opened():
     """Close the arrays that this process keeps open, so that what lies on disk is looked at anew."""
     _OPENED.clear()
+    _read_large_group.cache_clear()
 
 
 def _open_vouched(path, attributes, name):
