@@ -1,6 +1,5 @@
 """XML that a microscope wrote, read as if a stranger had: in bounded memory, no entities, nothing outside the file."""
 
-import collections
 import functools
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -54,7 +53,9 @@ def elements(path, *tags, root=False):
 
 def _read(file, tags, root):
     """Parse a file chunk by chunk, and take from the growing tree what is complete: no step of Python for each of its tags."""
-    parser, top = ElementTree.XMLPullParser(events=("start",)), None
+    builder, top = ElementTree.TreeBuilder(), None
+    above = builder.start("", {})  # the root becomes its child, and so is seen while it grows
+    parser = ElementTree.XMLParser(target=builder)
     while True:
         chunk, fault = file.read(CHUNK), None
         try:
@@ -62,14 +63,12 @@ def _read(file, tags, root):
                 parser.feed(chunk)
             else:
                 parser.close()
-            started = parser.read_events()
-            if top is None and (first := next(started, None)):
-                top = _without_namespace(first[1])
-                if root:
-                    yield top
-            collections.deque(started, maxlen=0)
         except ElementTree.ParseError as error:
             fault = error  # what stands before it counts
+        if top is None and len(above):
+            top = _without_namespace(above[0])
+            if root:
+                yield top
         if top is not None:
             ended = not chunk if fault is None else fault.code == JUNK
             yield from _take_complete(top, tags, whole=ended)

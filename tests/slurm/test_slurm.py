@@ -314,3 +314,35 @@ def test_the_driver_can_be_a_job_itself(site, tmp_path):
     jobs = wait_for(lambda: {row["of"]: row for row in jobs_of(screen) if row["State"] == "COMPLETED"})
     assert set(jobs) == {"convert_plate.P1.0", "assemble_plate.P1"}
     assert {row["Partition"] for row in jobs.values()} == {"cpu"}, "its own place in the queue is not handed on"
+
+
+def test_a_night_can_be_a_job_as_scrontab_starts_it(site, tmp_path):
+    screen, said = simulate(tmp_path / "screen", **DESIGN), tmp_path / "nightly.log"
+    (screen / "raw").rename(tmp_path / "inbox")
+    (screen / "plates.tsv").unlink()
+    settings = yaml.safe_load((screen / "config.yaml").read_text())
+    settings["latent"]["autoencoder"] = {"enabled": False}
+    settings |= {"classification": {"labels": ""}, "nightly": {"settle_minutes": 0}}
+    (screen / "config.yaml").write_text(yaml.safe_dump(settings))
+    night = [*COMMAND, "nightly", screen.name, "--inbox", str(tmp_path / "inbox"), "--hours", "1"]
+    night += ["--profile", "slurm", "--profile", str(site), *QUICKLY]
+    submit = ["sbatch", "--parsable", "--wait", "--account=screens", "--partition=gpu", "--cpus-per-task=1", "--mem=4G"]
+    submit += [
+        "--time=30",
+        "--job-name=plateloom-night",
+        f"--chdir={tmp_path}",
+        f"--output={said}",
+        "--open-mode=append",
+    ]
+    environment = os.environ | {"PLATELOOM_POLL": "1", "PYTHONPATH": str(ROOT)}
+    for finished in ("finished 1 (P1)", "finished 0;"):
+        done = subprocess.run(
+            [*submit, f"--wrap={shlex.join(night)}"], capture_output=True, text=True, env=environment, timeout=900
+        )
+        assert done.returncode in (0, 3), done.stderr + said.read_text()
+        line = sorted((screen / "results/nights").glob("*.txt"), key=lambda path: path.stat().st_mtime_ns)[
+            -1
+        ].read_text()
+        assert finished in line and line.strip() in said.read_text()
+    jobs = {row["of"] for row in jobs_of(screen)}
+    assert {"convert_plate.P1.0", "report_screen"} <= jobs and "train_autoencoder" not in jobs
