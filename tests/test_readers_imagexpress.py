@@ -751,6 +751,17 @@ def test_what_a_tiff_says_of_itself_makes_sure(tmp_path):
     assert imagexpress.recognize(tmp_path, names)["layout"] == "MetaXpress export"
 
 
+@pytest.mark.parametrize("name", ["TimePoint_1/P1_{}.TIF", "P1_{}3F6A1B2C-0000-1111-2222-333344445555.tif"])
+def test_a_plate_of_one_field_and_one_wavelength_is_recognized(tmp_path, name):
+    names = [name.format(well) for well in ("A01", "A02", "B01")]
+    for name in names:
+        touch(tmp_path / name)
+    assert imagexpress.recognize(tmp_path, names)["share"] == 1.0
+    assert [image[:3] for image in imagexpress.scan(tmp_path, STACK).images] == [
+        (well, 1, "1") for well in ("A01", "A02", "B01")
+    ]
+
+
 def test_names_that_are_not_there_any_more_are_judged_by_names_alone(tmp_path):
     assert imagexpress.recognize(tmp_path / "gone", ["P_B02_s1_w1.TIF"]) is None
     assert imagexpress.recognize(tmp_path / "gone", ["P/TimePoint_1/P_B02_s1_w1.TIF"])["share"] == 1.0

@@ -212,6 +212,33 @@ def test_a_guess_takes_no_site_for_a_channel(tmp_path, file, expected):
     assert found["layout"] == "generic" and image[:3] == expected
 
 
+@pytest.mark.parametrize("form", ["P1_{}.tif", "{}.TIF", "P01_{}.png", "screen 2 plate-3 {}.tif"])
+def test_a_well_behind_the_plates_name_is_a_well(tmp_path, form):
+    names = [form.format(well) for well in ("A01", "A02", "B01", "P24")]
+    for name in names:
+        (tmp_path / name).touch()
+    found = pattern.recognize(tmp_path, names)
+    images = pattern.scan(tmp_path, pattern.Params(**found["params"])).images
+    assert [image[:3] for image in images] == [(well, 1, "1") for well in ("A01", "A02", "B01", "P24")]
+    assert found["layout"] == "single" and found["share"] < 1
+
+
+@pytest.mark.parametrize(
+    ("names", "wells"),
+    [
+        (["A01_C01.tif", "A01_C02.tif", "B02_C01.tif", "B02_C02.tif"], {"A01", "B02"}),
+        (["A01_C01.tif", "B02_C01.tif"], {"A01", "B02"}),
+        (["A01_F01.tif", "A01_F02.tif"], {"A01"}),
+    ],
+)
+def test_a_channel_or_a_site_that_is_called_like_a_well_is_none(tmp_path, names, wells):
+    for name in names:
+        (tmp_path / name).touch()
+    found = pattern.recognize(tmp_path, names)
+    images = pattern.scan(tmp_path, pattern.Params(**found["params"])).images
+    assert found["layout"] == "generic" and len(images) == len(names) and {image.well for image in images} == wells
+
+
 def test_names_that_another_reader_knows_better_are_left_to_it():
     for name in ("r01c01f01p01-ch1sk1fk1fl1.tiff", "x_B03_T0001F001L01A01Z01C01.png", "exp_A02_s2_w1.TIF"):
         assert 0.9 < pattern.recognize("nowhere", [name])["share"] < 1

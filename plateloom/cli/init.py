@@ -460,7 +460,7 @@ def _doubts(best, source, image):
 
     from plateloom.readers.planes import count_planes
 
-    if best["layout"] == "generic":
+    if best["layout"] in ("generic", "single"):
         yield "the layout is guessed from the names: compare wells, fields and channels with `plateloom scan`"
     if best["reader"] != "pattern" or not image.file.lower().endswith((".tif", ".tiff")):
         return

@@ -205,10 +205,7 @@ def recognize(source, names):
     folder, first = planes[0][0], planes[0][1].string
     indexed = any(_is_index(Path(source, name)) for name in names if name.lower().endswith(".htd"))
     share = 1.0 if indexed else len(planes) / len(found)
-    marked = any(
-        (match["field"] or match["channel"]) and (match["guid"] or any(map(STEP.fullmatch, place.split("/"))))
-        for place, match in planes
-    )
+    marked = any(match["guid"] or any(map(STEP.fullmatch, place.split("/"))) for place, match in planes)
     if share < 0.5 or not (indexed or marked or _is_metaxpress(Path(source, folder, first))):
         return None
     layout = "MetaXpress database" if any(match["guid"] for _, match in planes) else "MetaXpress export"

@@ -18,6 +18,7 @@ kinetic    ``platei3t001A01f01d2.TIF``                                  the same
 evos       ``scan_R_p2_z1_0_B03f01d0.tif``                              EVOS, raw images only
 scanr      ``A1--W00001--P00001--Z00000--T00000--DAPI.tif``             scanR
 generic    anything with a well, and a word or a site at its end        a guess
+single     ``P1_A01.tif``, ``A01.tif``                                  a guess: one plane in each well
 ========== ============================================================ ==================================================
 """
 
@@ -58,12 +59,15 @@ KNOWN = {
     "bbbc_stack": r".*_z_(?P<z>\d+)/(?:.*_)?(?P<well>[A-P]\d{2})_s(?P<field>\d+)_w(?P<channel>\d)(?!.*thumb).*\.tiff?",
     # A site is no channel; a name that ends with one has a single channel.
     "generic": r".*?(?P<well>[A-P]\d{1,2})(?=[-_](?:f|s|field|site)\d|.*[-_][A-Za-z][A-Za-z0-9]*\.)(?:[-_](?:f|s|field|site)?(?P<field>\d+))?(?:[-_](?!(?:f|s|field|site)\d+\.)(?P<channel>[A-Za-z][A-Za-z0-9]*))?\.(?:tiff?|png)",
+    "single": r"(?:.*[^A-Za-z0-9])?(?P<well>(?:A[A-F]|[A-P])(?:0[1-9]|[1-3]\d|4[0-8]))\.(?:tiff?|png)",
 }
+GUESSES = ("generic", "single")
 
 KINDS = {".png": r"\.png", ".jpg": r"\.jpe?g", ".jpeg": r"\.jpe?g"}
 OWN_READER = {"harmony", "metaxpress", "yokogawa"}  # layouts that another reader knows better, metadata or not
 VENDORS = ("index.idx.xml", "index.xml", "index.ref.xml", ".htd", ".mlf", ".mrf", ".xdce", ".companion.ome", ".ome.xml")
 LESS_SURE = 0.99
+LIKE_A_WELL = re.compile(r"[A-P]\d{2}", re.IGNORECASE).fullmatch
 
 
 class Params(BaseModel):
@@ -172,22 +176,28 @@ def recognize(source, names):
             match = re.compile(pattern, re.IGNORECASE).fullmatch
             found = [found for found in map(match, paths if "/" in pattern else stems) if found]
             share = len(found) / len(stems) if stems else 0.0
-            if share < 0.5 or layout == "generic" and best:
+            if share < 0.5 or layout in GUESSES and best and best[3] not in GUESSES:
                 continue
             # Of two layouts, the one that tells all files apart.
-            twins = len(found) - len({tuple(found.groups()) for found in found})
-            if best is None or (not twins, share) > best[:2]:
-                best = (not twins, share, layout, pattern)
+            apart = len(found) == len({match.groups() for match in found})
+            if best is None or (apart, not _takes_wells_for_channels(found), share) > best[:3]:
+                best = (apart, not _takes_wells_for_channels(found), share, layout, pattern)
     if best is None:
         return None
-    _, share, layout, pattern = best
-    sure = layout != "generic" and layout not in OWN_READER and not _has_vendor_metadata(source, names)
+    _, _, share, layout, pattern = best
+    sure = layout not in GUESSES and layout not in OWN_READER and not _has_vendor_metadata(source, names)
     return {
         "reader": "pattern",
         "params": {"pattern": pattern} | ({"folders": True} if "/" in pattern else {}),
         "layout": layout,
         "share": share if sure else share * LESS_SURE,
     }
+
+
+def _takes_wells_for_channels(found):
+    """Whether what matched is one well with channels that are called like wells: ``P1`` was the plate, not a well."""
+    groups = [match.groupdict() for match in found]
+    return len({one.get("well") for one in groups}) == 1 and all(LIKE_A_WELL(one.get("channel") or "") for one in groups)
 
 
 def _of_kind(pattern, kind):
