@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from plateloom.config import read_config
 from plateloom.engine.parts import artefact_record
-from plateloom.errors import ConfigError
+from plateloom.errors import ConfigError, DataFault
 from plateloom.planning import STAGES, Screen, nearest_stages
+from plateloom.readers import load_reader
 from plateloom.status import later
 from plateloom.store import layout
 from plateloom.store import plate as store
@@ -56,6 +57,7 @@ SCREEN_ARTEFACTS = {
     "screen_report": ("report.html", "enrichment.parquet", "clusters.parquet"),
 }
 MISSING = "is missing"
+GONE = "no source folder"
 LOST = "is missing, though what was made from its results is there"
 OTHER_RECIPE = "was made from something else than its record says"
 HAS_IMAGES = {"done", "partial"}
@@ -354,6 +356,51 @@ def _other_recipe(base, plate, stage, well, paths, fingerprint):
         record = artefact_record(path) if path.is_dir() else None
         if record and record.get("fingerprint") != fingerprint:
             yield Damage(plate, stage, well, path.relative_to(base).as_posix(), OTHER_RECIPE)
+
+
+def find_lasting(folder, damages):
+    """Find what no run of the screen would make again once it were removed, with the reason.
+
+    Parameters
+    ----------
+    folder : path
+        The screen's.
+    damages : list of Damage
+
+    Returns
+    -------
+    dict of Damage to str
+    """
+    settled = Screen(read_config(folder).model_dump(mode="json"), folder)
+    reasons = {}
+    for one in damages:
+        if not one.repairable:
+            reasons[one] = "no run makes it or reads it; remove it yourself"
+        elif one.plate and one.plate not in settled.plates:
+            reasons[one] = "the plate is not on the screen's list any more, so no run makes it again"
+        elif one.plate in settled.quarantined_plates:
+            reasons[one] = "the plate is quarantined by hand, so no run makes it again"
+        elif one.stage not in settled.stages():
+            reasons[one] = f"the screen's config.yaml switches {one.stage} off, so no run makes it again"
+    images = [one for one in damages if one not in reasons and one.stage == "conversion"]
+    sources = {one.plate: settled.plates[one.plate].source for one in images}
+    there = {plate: _wells_of_source(folder, settled, plate) for plate in sources}
+    for one in images:
+        if not Path(folder, sources[one.plate]).is_dir():
+            reasons[one] = f"{GONE} {sources[one.plate]!r}"
+        elif one.well and one.well not in there[one.plate]:
+            reasons[one] = "the source has no image of this well any more, so no run makes it again"
+    return reasons
+
+
+def _wells_of_source(folder, settled, plate):
+    """Wells that a plate's source folder has images of; none where it cannot be read."""
+    row, module = settled.plates[plate], load_reader(settled.plates[plate].reader)
+    try:
+        params = module.Params(**settled.settings("conversion", plate)["reader_params"])
+        return {image.well for image in module.scan(Path(folder) / row.source, params).images}
+    except (DataFault, OSError):
+        return set()
 
 
 def remove_damaged(folder, damages):

@@ -379,7 +379,9 @@ def test_brightfield_has_no_wavelength_and_a_size_of_zero_is_none(plate):
 
 def test_oblong_pixels_are_said(plate):
     edit = replace('<ImageResolutionY Unit="m">6.5e-07', '<ImageResolutionY Unit="m">1.3e-06')
-    assert harmony.scan(plate(edit=edit), PARAMS).notes == ["pixels of 1 images are not square; their width counts"]
+    found = harmony.scan(plate(edit=edit), PARAMS)
+    assert found.notes == ["pixels of 1 images are not square, so their size is left out"]
+    assert sorted(image.pixel_size_um or 0 for image in found.images)[:2] == [0, pytest.approx(0.65)]
 
 
 def test_without_a_matrix_y_is_flipped(plate):

@@ -679,3 +679,43 @@ def test_a_huge_or_deep_metadata_file_is_refused(tmp_path):
 def test_params_tell_a_wrong_expression():
     with pytest.raises(ValueError, match="no regular expression"):
         Params(images="(")
+
+
+@pytest.mark.parametrize("ngff", ["0.4", "0.5"])
+def test_an_image_of_plateloom_is_checked_as_it_is_read(tmp_path, ngff):
+    """Its manifest knows every chunk, so a missing one is no zeros and a flipped bit no pixel."""
+    folder, size = tmp_path / "P.zarr", 64
+    pixels = np.random.default_rng(0).integers(100, 4000, (1, size, size), dtype=np.uint16)
+    format = store.Format(ngff=ngff, chunk_px=32)
+    store.write_image(
+        store.field_path(folder, "A01", 1),
+        pixels,
+        channels=[{"label": "DNA", "color": "4080FF", "window": (0, 4000)}],
+        pixel_size_um=1.0,
+        levels=1,
+        record={},
+        format=format,
+    )
+    store.write_well(folder, "A01", [1], {})
+    store.write_plate(folder, name="P", wells=["A01"], shape=(8, 12), field_count=1, record={})
+    (image,) = ome_zarr.scan(folder, ome_zarr.Params()).images
+    np.testing.assert_array_equal(ome_zarr.load(folder, image)[0], pixels[0])
+    files = [
+        path
+        for path in (folder / image.file).rglob("*")
+        if path.is_file() and path.name not in (".zarray", "zarr.json")
+    ]
+    for path in files:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        store.forget_opened()
+        with pytest.raises(UnreadableImageError, match="damaged"):
+            ome_zarr.load(folder, image)
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    if len(files) > 1:
+        files[-1].unlink()
+        store.forget_opened()
+        with pytest.raises(UnreadableImageError, match="damaged"):
+            ome_zarr.load(folder, image)

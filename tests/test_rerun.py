@@ -9,7 +9,7 @@ from conftest import TO_PROFILES, TRUNCATED, WITHOUT_GFP, call
 from in_process import run_stages
 
 from plateloom.cli import rerun, run, verify
-from plateloom.engine import locks
+from plateloom.engine import locks, schedulers
 from plateloom.errors import ConfigError, LockedError
 from plateloom.store.provenance import read_json
 
@@ -46,6 +46,11 @@ def computed(before):
 
 def tables():
     return {path: path.read_bytes() for path in sorted(PLATE.rglob("*.parquet"))}
+
+
+def images():
+    """Files of the plate's images and labels."""
+    return sorted((PLATE / "plate.zarr").rglob("*"))
 
 
 def test_one_well_from_a_stage_on_and_nothing_else(done):
@@ -93,6 +98,33 @@ def test_one_well_from_its_images_on(done):
         ("conversion", "quality", "segmentation", "features"), ["B01"]
     )
     assert tables() == files
+
+
+def test_images_that_nothing_can_make_again_stay(done):
+    """An archived source folder, or one that a well's images have gone from, is no reason to lose what was made of them."""
+    before, files = forget(), images()
+    raw = Path("raw/P1").rename("archived")
+    with pytest.raises(ConfigError, match="nothing can be made again"):
+        ask("--plate", "P1", "--well", "B01")
+    said = ask("--from", "segmentation", "-n")
+    assert "segmentation (12 wells" in said and "left as it is" not in said
+    raw.rename("raw/P1")
+    for path in Path("raw/P1").glob("B01_*"):
+        path.unlink()
+    said = ask("--plate", "P1", "-n")
+    assert "P1: left as it is (B01): the source has no image of this well any more" in said
+    assert "conversion (11 wells" in said
+    assert forget() == before and images() == files
+
+
+def test_jobs_of_a_killed_run_are_ended_before_anything_is_removed(done, monkeypatch):
+    cancelled, files = [], tables()
+    monkeypatch.setattr(schedulers, "cancel_orphans", lambda folder: cancelled.append(folder) or ["17"])
+    told = pytest.raises(LockedError, match="a job of an earlier run still works on this screen")
+    with locks.hold(PLATE / "records/segmentation/.part-0.lock", wait=False), told:
+        ask("--from", "segmentation")
+    assert tables() == files and cancelled
+    assert "cancelled jobs of an earlier run: 17" in ask("--from", "profiling")
 
 
 def test_all_wells_from_a_stage_on(done):

@@ -37,9 +37,9 @@ def command(folder, failed, plates, wells, first, dry_run, profiles, cores):
     """
     import contextlib
 
-    from plateloom.cli.run import check_cost, check_screen
+    from plateloom.cli.run import check_cost, check_screen, end_earlier_jobs
     from plateloom.engine import locks
-    from plateloom.repair import list_failed, list_made, remove_damaged
+    from plateloom.repair import find_lasting, list_failed, list_made, remove_damaged
     from plateloom.status import find_causes, read_screen
     from plateloom.wells import parse_well, well_name
 
@@ -65,6 +65,13 @@ def command(folder, failed, plates, wells, first, dry_run, profiles, cores):
             again = list_failed(folder, chosen, wells=wells, first=first)
         else:
             again = list_made(folder, chosen, wells=wells, first=first, shared=not plates and not wells)
+        lasting = find_lasting(folder, again)
+        again = _without(again, lasting)
+        for plate, reason in sorted({(one.plate, reason) for one, reason in lasting.items()}):
+            wells = {one.well for one, why in lasting.items() if (one.plate, why) == (plate, reason)}
+            click.echo(f"{plate or 'the screen'}: left as it is{_which(wells)}: {reason}")
+        if lasting and not again:
+            raise ConfigError("nothing can be made again from the images on; --from segmentation keeps them")
         if not again:
             for cause in find_causes(states):
                 click.echo(f"{cause.stage} {cause.state}: {cause.reason}")
@@ -74,9 +81,18 @@ def command(folder, failed, plates, wells, first, dry_run, profiles, cores):
         if dry_run:
             sys.exit(0)
         check_profiles(profiles)
+        end_earlier_jobs(folder)
         remove_damaged(folder, again)
     click.echo(f"plateloom run {shlex.quote(str(folder))}")
     sys.exit(_run(folder, profiles, cores))  # which takes the lock for itself
+
+
+def _without(again, lasting):
+    """What can be made again: where images must stay, what was made of them stays, too."""
+    images = {(one.plate, one.well) for one in lasting if one.stage == "conversion"}
+    made = {one.plate for one in again if one.stage == "conversion" and one not in lasting}
+    images |= {(plate, "") for plate, _ in images if plate not in made}
+    return [one for one in again if one not in lasting and (one.plate, one.well) not in images]
 
 
 def _quarantined(folder):
@@ -106,6 +122,10 @@ def _lines(again):
         grouped.setdefault((one.plate, one.stage, one.reason), set()).add(one.well)
     order = list(STAGES)
     for plate, stage, reason in sorted(grouped, key=lambda key: (key[0] == "", key[0], order.index(key[1]))):
-        wells = sorted(filter(None, grouped[plate, stage, reason]))
-        which = f" ({len(wells)} wells: {some_of(wells)})" if len(wells) > 1 else f" ({wells[0]})" if wells else ""
-        yield f"{plate or 'the screen'}: {stage}{which}: {reason}"
+        yield f"{plate or 'the screen'}: {stage}{_which(grouped[plate, stage, reason])}: {reason}"
+
+
+def _which(wells):
+    """The wells behind the name of what belongs to them; nothing where it belongs to no single well."""
+    wells = sorted(filter(None, wells))
+    return f" ({len(wells)} wells: {some_of(wells)})" if len(wells) > 1 else f" ({wells[0]})" if wells else ""

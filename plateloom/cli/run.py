@@ -170,6 +170,17 @@ def check_profiles(names):
     _look_for_cluster(names)
 
 
+def end_earlier_jobs(folder):
+    """Cancel what a killed run has left on the cluster, and refuse while a job is at work; for commands that remove something."""
+    from plateloom.engine import schedulers
+    from plateloom.leftovers import find_worker
+
+    if cancelled := schedulers.cancel_orphans(folder):
+        click.echo(f"cancelled jobs of an earlier run: {', '.join(cancelled)}")
+    if worker := find_worker(folder):
+        raise LockedError(f"a job of an earlier run still works on this screen: {worker}")
+
+
 def _look_for_cluster(names, options=()):
     """Refuse a profile of ours whose scheduler this machine has no command or no plugin for, unless options name another."""
     from importlib.util import find_spec

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from plateloom.cli.run import run_here as _run
-from plateloom.errors import ConfigError, DataFault, did_you_mean
+from plateloom.errors import ConfigError, did_you_mean
 
 TAKES = "a screen, a folder of its results, an export, or an OME-Zarr plate"
 
@@ -37,9 +37,18 @@ def command(path, plates, deep, repair, profiles, cores):
             click.echo(f"{problem.file}: {problem.reason}")
         sys.exit(_sum_up(len(problems), deep))
     chosen = _choose(screen, path, chosen, plates)
-    from plateloom.cli.run import check_cost, check_profiles, check_screen
+    from plateloom.cli.run import check_cost, check_profiles, check_screen, end_earlier_jobs
     from plateloom.engine import locks
-    from plateloom.repair import find_damage, find_left, has_records, last_made, remove_damaged, results_folder
+    from plateloom.repair import (
+        GONE,
+        find_damage,
+        find_lasting,
+        find_left,
+        has_records,
+        last_made,
+        remove_damaged,
+        results_folder,
+    )
 
     for name in chosen:
         if results_folder(screen, name).is_dir() and not has_records(screen, name):
@@ -56,7 +65,9 @@ def command(path, plates, deep, repair, profiles, cores):
         code = _sum_up(len(damages), deep)
         if not repair or not damages:
             sys.exit(code)
-        reasons = _find_lasting(screen, damages)
+        reasons = find_lasting(screen, damages)
+        if gone := sorted({f"{one.plate}: {reason}" for one, reason in reasons.items() if reason.startswith(GONE)}):
+            raise ConfigError(gone)
         for one, reason in reasons.items():
             click.echo(f"{one.plate or 'the screen'}: {one.file}: {reason}")
         again = [one for one in damages if one not in reasons]
@@ -66,6 +77,7 @@ def command(path, plates, deep, repair, profiles, cores):
         check_screen(screen)
         until = last_made(screen)
         check_cost(screen, until)
+        end_earlier_jobs(screen)
         remove_damaged(screen, again)
     shown = sorted({f"{one.plate or 'the screen'} {one.well or one.stage}" for one in again})
     click.echo(f"making again: {', '.join(shown)}")
@@ -156,55 +168,6 @@ def _check_alone(path, plates, deep, repair):
             raise ConfigError(f"--plate: no plate {name!r}.{did_you_mean(name, known)} Plates: {', '.join(known)}")
     within = [export / "plates" / f"{name}{kind}" for name in plates for kind in ("", ".zarr")]
     return check_export(export, within=within or [place], deep=deep)
-
-
-def _find_lasting(screen, damages):
-    """Damage that no run of the screen makes good, with the reason.
-
-    Raises
-    ------
-    ConfigError
-        If images would have to be read again, and a source folder is not there.
-    """
-    from plateloom.config import read_config
-    from plateloom.planning import Screen
-
-    settled = Screen(read_config(screen).model_dump(mode="json"), screen)
-    reasons = {}
-    for one in damages:
-        if not one.repairable:
-            reasons[one] = "no run makes it or reads it; remove it yourself"
-        elif one.plate and one.plate not in settled.plates:
-            reasons[one] = "the plate is not on the screen's list any more, so no run makes it again"
-        elif one.plate in settled.quarantined_plates:
-            reasons[one] = "the plate is quarantined by hand, so no run makes it again"
-        elif one.stage not in settled.stages():
-            reasons[one] = f"the screen's config.yaml switches {one.stage} off, so no run makes it again"
-    images = [one for one in damages if one not in reasons and one.stage == "conversion"]
-    plates = sorted({one.plate for one in images})
-    if gone := [
-        f"{plate}: no source folder {settled.plates[plate].source!r}"
-        for plate in plates
-        if not (screen / settled.plates[plate].source).is_dir()
-    ]:
-        raise ConfigError(gone)
-    there = {plate: _wells_of_source(screen, settled, plate) for plate in plates}
-    for one in images:
-        if one.well and one.well not in there[one.plate]:
-            reasons[one] = "the source has no image of this well any more, so no run makes it again"
-    return reasons
-
-
-def _wells_of_source(screen, settled, plate):
-    """Wells that a plate's source folder has images of; none where it cannot be read."""
-    from plateloom.readers import load_reader
-
-    row, module = settled.plates[plate], load_reader(settled.plates[plate].reader)
-    try:
-        params = module.Params(**settled.settings("conversion", plate)["reader_params"])
-        return {image.well for image in module.scan(screen / row.source, params).images}
-    except (DataFault, OSError):
-        return set()
 
 
 def _sum_up(count, deep):

@@ -72,7 +72,7 @@ class Lock:
 def is_held(path):
     """Whether some process holds the lock; looks without taking it for longer than a moment."""
     try:
-        with open(path, "a+") as file:  # a shared lock on NFS needs to read
+        with open(path) as file:  # whoever may read the screen may know who works on it
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -490,11 +490,12 @@ def _read_optics(name, width, height, wavelength, matrix, color):
     """Optics from texts and their units; what cannot be read is not there."""
     pixel_um, height_um, emission = _micrometers(width), _micrometers(height), _number(wavelength[0])
     pixel_um = pixel_um if pixel_um and pixel_um > 0 else None
+    oblong = bool(pixel_um and height_um) and not math.isclose(pixel_um, height_um, rel_tol=1e-3)
     shade = color[0] if color[0].isascii() and color[0].isdigit() and len(color[0]) <= 10 else None
     return _Optics(
         " ".join(name[0].split()) or None,
-        pixel_um,
-        bool(pixel_um and height_um) and not math.isclose(pixel_um, height_um, rel_tol=1e-3),
+        None if oblong else pixel_um,
+        oblong,
         emission if emission and emission > 0 else None,
         _invert(matrix[0]) if matrix[0] else None,
         f"{int(shade) & 0xFFFFFF:06X}" if shade else None,
@@ -737,7 +738,7 @@ def _note_optics(counted, calls, params):
     """What is odd about channels."""
     notes = []
     if oblong := sum(listed.optics.oblong for listed in counted):
-        notes.append(f"pixels of {oblong} images are not square; their width counts")
+        notes.append(f"pixels of {oblong} images are not square, so their size is left out")
     if params.orientation and (crooked := sum(listed.optics.axes == () for listed in counted)):
         notes.append(f"OrientationMatrix of {crooked} images cannot be read; their positions are not turned")
     shared = {item.channel for item in counted if item.optics.name not in (None, calls[item.channel])}

@@ -17,11 +17,13 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from plateloom.errors import PlateLayoutError, UnreadableImageError
+from plateloom.errors import CorruptStoreError, PlateLayoutError, UnreadableImageError
 from plateloom.readers import Source, SourceImage
 from plateloom.readers.folders import compile_expression, sort_planes
 from plateloom.readers.ome_tiff import distinct_names, inside
-from plateloom.readers.planes import LIMIT, decoded, gray_plane, plane_digest
+from plateloom.readers.planes import LIMIT, DamagedError, decoded, gray_plane, plane_digest
+from plateloom.store.integrity import SEAL
+from plateloom.store.plate import open_array, read_group
 from plateloom.wells import parse_well, row_name, well_name
 
 VERSION = re.compile(r"0\.[456](?!\d).*")
@@ -598,7 +600,22 @@ def _decode(source, image, shape):
                 raise ValueError(f"its chunk {name!r} lies outside of the plate")
     if not there:
         raise ValueError("none of its chunks is there")
-    return array[tuple(selection)]
+    group = Path(source, image.file).parent
+    if not _is_ours(group):
+        return array[tuple(selection)]
+    try:  # by its manifest, in which no chunk may be missing
+        return open_array(group, read_group(group), Path(image.file).name)[tuple(selection)]
+    except CorruptStoreError as fault:
+        raise DamagedError(str(fault)) from None
+
+
+def _is_ours(group):
+    """Whether Plateloom has written an image, so that its metadata vouch for its pixels."""
+    for name in ("zarr.json", ".zattrs"):
+        if (found := _read_json(group, name)) is not None:
+            attributes = found.get("attributes", {}) if name == "zarr.json" else found
+            return isinstance(attributes, dict) and bool({"plateloom", SEAL} & attributes.keys())
+    return False
 
 
 def _chunk_names(array, selection, shape):

@@ -197,7 +197,9 @@ def recognize(source, names):
 def _takes_wells_for_channels(found):
     """Whether what matched is one well with channels that are called like wells: ``P1`` was the plate, not a well."""
     groups = [match.groupdict() for match in found]
-    return len({one.get("well") for one in groups}) == 1 and all(LIKE_A_WELL(one.get("channel") or "") for one in groups)
+    return len({one.get("well") for one in groups}) == 1 and all(
+        LIKE_A_WELL(one.get("channel") or "") for one in groups
+    )
 
 
 def _of_kind(pattern, kind):

@@ -333,11 +333,12 @@ def _read_detail(source, file, notes):
         channel = _count(element, "Ch", where)
         width, height = (_real(element, f"{side}PixelDimension", where) for side in ("Horizontal", "Vertical"))
         if width and width > 0:
-            sizes[channel] = width
-            if height and abs(height - width) > 0.01 * width:
+            if height and abs(height - width) > 1e-3 * width:
                 notes.append(
-                    f"pixels of channel {channel} are {width} × {height} µm: taken as {width} µm wide and high"
+                    f"pixels of channel {channel} are {width} × {height} µm, not square: their size is left out"
                 )
+            else:
+                sizes[channel] = width
         correction[channel] = element.get("ShadingCorrectionSource", "").replace("\\", "/").rpartition("/")[2]
         camera[channel] = (element.get("CameraNumber") or "").strip().lstrip("0")
     begin, end = _seconds(facts.get("BeginTime")), _seconds(facts.get("EndTime"))
