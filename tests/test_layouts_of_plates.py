@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,8 @@ from layouts import harmony
 from scipy.ndimage import gaussian_filter
 
 from plateloom import repair
+from plateloom.config import read_config
+from plateloom.planning import Screen
 from plateloom.stages.latent import crop_well
 from plateloom.store import plate as store
 from plateloom.store.provenance import read_json
@@ -95,6 +98,24 @@ def test_every_field_of_a_stitched_well_is_judged_by_itself(stitched):
     found = read_table(folder / "results/plates/P1/qc.parquet")
     assert set(found["Metadata_Field"]) == {1} and len(found) == 6 * 4 * 3
     assert set(found["SourceField"]) == {1, 2, 3, 4}
+
+
+@pytest.mark.slow
+def test_the_picture_of_a_flagged_field_of_a_stitched_well_is_that_fields(stitched, monkeypatch):
+    from plateloom.stages import report_montage
+
+    folder, _ = stitched
+    monkeypatch.chdir(folder)
+    wells = read_table(Path("results/plates/P1/profiles.parquet"))
+    quality = read_table(Path("results/plates/P1/qc.parquet"))
+    flagged = quality[quality["Reason"].str.startswith("blurred")]
+    settings = Screen(read_config(folder).model_dump(mode="json"), folder).settings("report", "P1")
+    settings["report"] = settings["report"] | {"montage_wells": 12}
+    none = pd.DataFrame(columns=["Metadata_Well", "Metadata_Field", "what", "reason"])
+    counted = wells.assign(Metadata_CellCount=1.0)
+    tiles, _ = report_montage.describe_montage("P1", counted, settings, none, flagged, "µm")
+    (tile,) = [tile for tile in tiles if "blurred" in tile.why + tile.caption]
+    assert tile.well == "B03" and "field 2" in tile.caption
 
 
 @pytest.mark.slow

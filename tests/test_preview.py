@@ -54,8 +54,9 @@ def test_the_labels_are_those_of_the_method_on_the_corrected_field(screen, monke
         return labels
 
     monkeypatch.setattr(segmentation, "segment_image", spy)
-    preview("--wells", "A02", "--set", "prominence=0.2")
+    preview("--wells", "A02", "--set", "prominence=0.2", "--set", "engine.device=cpu")
     ((image, channels, options, labels),) = seen
+    assert options["device"] == "cpu"
     assert options["params"]["prominence"] == 0.2 and options["pixel_size_um"] == pytest.approx(0.65)
     assert image.min() > 0 and image.max() < 1 and channels == ["DNA", "ER", "GFP"]
     assert f"field 1, {labels['Nuclei'].max()} nuclei" in text_of()
@@ -152,6 +153,9 @@ def test_after_a_run_the_plates_own_flatfields_are_taken(screen):
     run_stages(screen, ("conversion", "assembly", "illumination"))
     preview("--wells", "A02")
     assert "those of the plate's last run" in text_of()
+    for asked in ("illumination.method=none", "illumination.parameters.degree=2"):
+        preview("--wells", "A02", "--set", asked)
+        assert "those of the plate's last run" not in text_of(), asked
 
 
 def test_controls_come_first_and_then_wells_by_a_hash():

@@ -170,6 +170,9 @@ def test_the_folders_of_a_stack_say_the_plane(tmp_path):
         "image--L00--S00--U00--V00--J20--E00--O00--X00--Y00--T00--Z00--C00.ome.tif",
         "W0262F0001T0001Z000C2.tif",
         "IMG_2041.jpg",
+        "A01_img1_DAPI.tif",  # no well stands in the middle of a word
+        "field1_DAPI.tif",
+        "ctrl_xh48_DAPI.tif",
     ],
 )
 def test_what_is_no_plane_of_a_known_layout_matches_none(name):

@@ -235,3 +235,27 @@ def test_plates_that_cannot_be_judged_are_no_alarm_and_show_why_and_no_dashes():
     shown = str(shift_section(_shift_table(find_shift(values, plates))))
     assert shown.count("<td>not judged</td>") == 2 and "only 1 other plate has" in shown
     assert "–" not in shown and ">AUC " not in shown
+
+
+def test_channels_may_be_called_by_numbers():
+    features = [
+        "Cells_Intensity_MeanIntensity_488",
+        "Cells_Intensity_MeanIntensity_Alexa_561",
+        "Cells_Correlation_K_405_488",
+    ]
+    features += [
+        "Cells_Texture_Contrast_488_3_00_256",
+        "Cells_RadialDistribution_FracAtD_488_1of4",
+        "Cells_Granularity_3_488",
+    ]
+    features += ["Cells_RadialDistribution_ZernikePhase_488_2_0", "Cells_AreaShape_Zernike_4_0"]
+    assert [kind_of(name) for name in features] == [
+        "Intensity 488",
+        "Intensity Alexa 561",
+        "Correlation 405 488",
+        "Texture 488",
+        "RadialDistribution 488",
+        "Granularity 488",
+        "RadialDistribution 488",
+        "AreaShape",
+    ]

@@ -17,6 +17,11 @@ GRADED_CELLS = 4000
 GRADES = ("same well", "other well", "other plate", "other batch")
 NAMED = 5
 MOST_TIED = 0.5  # of the wells with one and the same value of a feature: beyond, it stands at a bound and has no spread to speak of
+WITHOUT_CHANNEL = {"AreaShape", "Neighbors", "Number"}  # families whose columns end in parameters
+BEHIND_CHANNELS = {
+    "Texture": 3,
+    "RadialDistribution": 1,
+}  # parameters behind a channel's name, which may be a number, too
 MOST_BORROWED = 4  # times its own degrees of freedom that a feature's variance may borrow: features are not independent
 
 
@@ -112,11 +117,16 @@ def kind_of(feature):
 
     Examples
     --------
-    >>> kind_of("Nuclei_Texture_Contrast_DNA_3_00_256"), kind_of("Cells_AreaShape_Zernike_4_0"), kind_of("Cells_Correlation_K_ER_GFP")
-    ('Texture DNA', 'AreaShape', 'Correlation ER GFP')
+    >>> kind_of("Nuclei_Texture_Contrast_DNA_3_00_256"), kind_of("Cells_AreaShape_Zernike_4_0"), kind_of("Cells_Correlation_K_ER_488")
+    ('Texture DNA', 'AreaShape', 'Correlation ER 488')
     """
     words = feature.split("_")
-    return " ".join([*words[1:2], *(word for word in words[3:] if not word[:1].isdigit())]) or feature
+    family, rest = (words[1:] or [feature])[0], words[3:]
+    if family in BEHIND_CHANNELS:
+        rest = rest[: -(2 if words[2].startswith("Zernike") else BEHIND_CHANNELS[family])]
+    elif family in WITHOUT_CHANNEL:
+        rest = [word for word in rest if not word[:1].isdigit()]
+    return " ".join([family, *rest])
 
 
 def tell_apart(X, new, wells, *, folds=5, n_bootstrap=500, seed=0):

@@ -72,6 +72,10 @@ def command(folder, sources, folders, pattern, pixel_size_um):
     )
     for note in found["notes"]:
         click.echo(note)
+    if len(times := found["times"]) > 1:
+        click.echo(
+            f"{len(times)} time points ({some_of(times)}): config.yaml takes the first one; conversion.time says which, or `keep`"
+        )
     click.echo(
         f"Now edit {folder}/config.yaml (channels, sizes, readout) and {folder}/maps/*.tsv (treatments, controls: negative, "
         f"positive, empty), then: plateloom check {shlex.quote(str(folder))}"

@@ -58,7 +58,7 @@ KNOWN = {
     "scanr": r"(?P<well>[A-P]\d{1,2})--W\d+--P(?P<field>\d+)--Z(?P<z>\d+)--T(?P<t>\d+)--(?P<channel>.+)\.tiff?",
     "bbbc_stack": r".*_z_(?P<z>\d+)/(?:.*_)?(?P<well>[A-P]\d{2})_s(?P<field>\d+)_w(?P<channel>\d)(?!.*thumb).*\.tiff?",
     # A site is no channel; a name that ends with one has a single channel.
-    "generic": r".*?(?P<well>[A-P]\d{1,2})(?=[-_](?:f|s|field|site)\d|.*[-_][A-Za-z][A-Za-z0-9]*\.)(?:[-_](?:f|s|field|site)?(?P<field>\d+))?(?:[-_](?!(?:f|s|field|site)\d+\.)(?P<channel>[A-Za-z][A-Za-z0-9]*))?\.(?:tiff?|png)",
+    "generic": r"(?:.*?[^A-Za-z0-9])??(?P<well>[A-P]\d{1,2})(?=[-_](?:f|s|field|site)\d|.*[-_][A-Za-z][A-Za-z0-9]*\.)(?:[-_](?:f|s|field|site)?(?P<field>\d+))?(?:[-_](?!(?:f|s|field|site)\d+\.)(?P<channel>[A-Za-z][A-Za-z0-9]*))?\.(?:tiff?|png)",
     "single": r"(?:.*[^A-Za-z0-9])?(?P<well>(?:A[A-F]|[A-P])(?:0[1-9]|[1-3]\d|4[0-8]))\.(?:tiff?|png)",
 }
 GUESSES = ("generic", "single")

@@ -127,6 +127,7 @@ def _describe_places(wells):
         path = plate_folder(plate) / "profiles.parquet"
         known = read_metadata(path) if path.exists() else {}
         batches[plate] = str(known["Metadata_Batch"].iloc[0]) if "Metadata_Batch" in known and len(known) else ""
+        plates[plate] += list(known.get("Metadata_Well", ()))
     shapes = {plate: plate_format(names) for plate, names in plates.items()}
     found = {}
     for plate, well in wells:

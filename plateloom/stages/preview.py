@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from plateloom import illumination, quality, report, restoration, segmentation
-from plateloom.errors import PlateLayoutError, some_of
+from plateloom.errors import PlateLayoutError, UnknownMethodError, some_of
 from plateloom.readers import load_reader
 from plateloom.registry import load_method
 from plateloom.stages.conversion import FAILED, describe_source, read_field
@@ -117,7 +117,8 @@ def preview_plate(*, plate, source, reader, settings, places, count, order, cont
             field = replace(field, planes=planes, z_step_um=step)
         fields.append(field)
     segmented = {
-        name: [_segment(field, channels, chosen, pixel) for field in fields] for name, chosen in variants.items()
+        name: [_segment(field, channels, chosen, pixel, settings["engine"]["device"]) for field in fields]
+        for name, chosen in variants.items()
     }
     composite = settings["report"]["composite"] or _shown_channels(channels, next(iter(variants.values())))
     colors = {name: f"#{settings['channels'][name]['color'].lstrip('#')}" for name in composite}
@@ -205,17 +206,18 @@ def _flatfields(plate, channels, settings, raw, by_place, read, kind):
     path = plate_folder(plate) / "illumination.zarr"
     found = read_group(path) or {}
     made = found.get("plateloom", {}).get("fingerprint")
-    if made and set(channels) <= set(found["channels"]):
+    module = load_method(illumination.METHODS, settings["method"], "illumination method")
+    params = module.Params(**settings["parameters"])
+    if made and set(channels) <= set(found["channels"]) and _recipe_of(found) == (settings["method"], params):
         flat, offset = read_flatfields(path, channels, made)
         if flat.shape[1:] == kind[1:]:
             return flat, offset, "those of the plate's last run"
-    module = load_method(illumination.METHODS, settings["method"], "illumination method")
-    params = module.Params(**settings["parameters"])
     if hasattr(module, "evaluate"):
         return np.ones(kind, np.float32), 0.0, "none yet; the vendor's are read when the plate is converted"
     planes = [one["pixels"] for one in raw.values()]
-    for place in choose_places(list(by_place), FLATFIELD_FIELDS):
-        if len(planes) >= FLATFIELD_FIELDS:
+    wanted = max(FLATFIELD_FIELDS, getattr(params, "min_fields", 0))
+    for place in choose_places(list(by_place), wanted):
+        if len(planes) >= wanted:
             break
         if place not in raw and (one := read(place))["status"] != FAILED and one["pixels"].shape == kind:
             planes.append(one["pixels"])
@@ -229,7 +231,17 @@ def _flatfields(plate, channels, settings, raw, by_place, read, kind):
     return np.stack([flat for flat, _ in found]), offset, "; ".join([origin, *said])
 
 
-def _segment(field, channels, chosen, pixel_size_um):
+def _recipe_of(found):
+    """Method and parameters that stored flat-fields were made by; None where these are not known any more."""
+    made = found["plateloom"].get("parameters", {})
+    try:
+        module = load_method(illumination.METHODS, made.get("method"), "illumination method")
+        return made["method"], module.Params(**made["parameters"])
+    except (KeyError, ValueError, UnknownMethodError):
+        return None
+
+
+def _segment(field, channels, chosen, pixel_size_um, device):
     """Labels, why there are none, and seconds."""
     needed = segmentation.needed_channels(chosen["method"], chosen["parameters"])
     if lacking := sorted(needed & set(field.missing)):
@@ -241,7 +253,7 @@ def _segment(field, channels, chosen, pixel_size_um):
     if misfit := segmentation.explain_planes(chosen["method"], field.planes is not None):
         return {}, misfit, math.nan
     if field.planes is None:
-        labels = segmentation.segment_image(field.image, channels, **options)
+        labels = segmentation.segment_image(field.image, channels, device=device, **options)
     elif field.z_step_um is None:
         return {}, "the files do not say how far the z planes lie apart; set conversion.z_step_um", math.nan
     else:

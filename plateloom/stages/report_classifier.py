@@ -147,7 +147,7 @@ def _regression(found, scheme, units, explanation):
     points = pd.DataFrame(found["points"])
     width = found["half_width"]
     words = (
-        f"R² {found['r2']:.3f} of cells ({found['group_r2']:.3f} of the means of {units}), Spearman's correlation "
+        f"R² {found['r2']:.3f} of cells ({to_number(found['group_r2']):.3f} of the means of {units}), Spearman's correlation "
         f"{to_number(found['spearman']):.3f} ({to_number(found['group_spearman']):.3f}); mean error {found['mean_error']:.3g}."
     )
     if width is not None:

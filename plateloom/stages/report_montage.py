@@ -37,15 +37,14 @@ def describe_montage(plate, wells, settings, exclusions, flagged, length_unit):
     names = settings["report"]["composite"] or list(channels)[:3]
     colors = {name: f"#{channels[name]['color'].lstrip('#')}" for name in names}
     images = usable_tiles(plate, list(wells["Metadata_Well"]))
-    first = flagged.drop_duplicates(["Metadata_Well", "Metadata_Field"])
-    bad = {(well, field) for well, field in first[["Metadata_Well", "Metadata_Field"]].itertuples(index=False)}
+    flagged = flagged[["Metadata_Well", "SourceField", "Reason"]].drop_duplicates(["Metadata_Well", "SourceField"])
+    bad = set(zip(flagged["Metadata_Well"], flagged["SourceField"], strict=True))
     failed = exclusions[exclusions["what"].isin(["failed", "unlike the plate", "not segmented"])]
-    columns = ["Metadata_Well", "Metadata_Field"]
     chosen = report.choose_tiles(
         wells,
         settings["report"]["montage_wells"],
-        flagged=list(first[[*columns, "Reason"]].itertuples(index=False, name=None)),
-        failed=list(failed[[*columns, "reason"]].itertuples(index=False, name=None)),
+        flagged=list(flagged.itertuples(index=False, name=None)),
+        failed=list(failed[["Metadata_Well", "Metadata_Field", "reason"]].itertuples(index=False, name=None)),
         order=[well for _, well in choose_wells([("", well) for well in wells["Metadata_Well"]], len(wells))],
     )
     known = wells.set_index("Metadata_Well", drop=False)
