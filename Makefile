@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 unexport PYTHONDONTWRITEBYTECODE # what is compiled anew at each start of each job costs more than the job
 INSTALL := install --quiet --disable-pip-version-check --no-compile # on one core; compileall takes all
 
-.PHONY: install demo test slow long slurm bbbc013 lint format lock napari czi nd2 lif cp_measure cellprofiler cellpose instanseg stardist docs clean
+.PHONY: install demo test slow soak long slurm bbbc013 lint format lock napari czi nd2 lif cp_measure cellprofiler cellpose instanseg stardist docs clean
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Plateloom needs Python 3.11 or newer, found ' + sys.version)"
@@ -26,12 +26,16 @@ demo: $(READY)
 	$(BIN)/plateloom run screens/demo --quiet host reason
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/slurm -m "not slow" tests plateloom
+	$(BIN)/python -m pytest -q -rs -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/slurm -m "not slow" tests plateloom
 
-# The tests that `make test` leaves out to stay below ten minutes; SHARE=1/2 and SHARE=2/2 are halves of them.
+# The tests that `make test` leaves out to stay below ten minutes; SHARE=1/2 and SHARE=2/2 are halves of them. Kills are in `soak`.
 SHARE ?= 1/1
 slow: $(READY)
-	$(BIN)/python -m pytest -q -n 3 --dist worksteal --ignore tests/slurm -m "slow and not long" --share $(SHARE) tests
+	$(BIN)/python -m pytest -q -rs -n 3 --dist worksteal --ignore tests/slurm --ignore tests/test_soak.py -m "slow and not long" --share $(SHARE) tests
+
+# A screen killed at a random time and run again, three times; `benchmarks/soak.py` does it fifty times.
+soak: $(READY)
+	$(BIN)/python -m pytest -q -rs -n 2 --dist worksteal tests/test_soak.py
 
 # What takes minutes and measures what a benchmark measures too: before a release, and after a change of what it is about.
 long: $(READY)

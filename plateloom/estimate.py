@@ -11,6 +11,7 @@ from pathlib import Path
 from plateloom.errors import DataFault
 from plateloom.planning import STAGES
 from plateloom.readers import load_reader
+from plateloom.runs import recorded_memory
 from plateloom.segmentation import BYTES_PER_VOXEL, memory_of_volume
 from plateloom.store import layout
 from plateloom.store.plate import Format, count_files
@@ -107,13 +108,21 @@ class StageCost:
     learned: int
 
 
+def rule_of(stage, screen=None):
+    """What a stage's rule says of its job: threads, and gigabytes of memory that it asks for at first, for a screen."""
+    threads, gigabytes = _texts_of_rule(stage)
+    # An expression of our own rules, in which a screen's size may stand.
+    return int(threads), float(eval(gigabytes, {"__builtins__": {}, "len": len, "SCREEN": screen}))
+
+
 @functools.cache
-def rule_of(stage):
-    """What a stage's rule says of its job: threads, and gigabytes of memory that it asks for."""
+def _texts_of_rule(stage):
     for path in sorted((PACKAGE.parent / "rules").glob("*.smk")):
         for body in re.split(r"^rule ", path.read_text(), flags=re.M)[1:]:
             if body.startswith(f"{STAGES[stage].script}:"):
-                return int(re.search(r"threads: (\d+)", body)[1]), float(re.search(r"memory_for\(([\d.]+)", body)[1])
+                return re.search(r"threads: (\d+)", body)[1], re.search(
+                    r"memory_for\((.+?)(?:, volumes_of.*)?\),$", body, re.M
+                )[1]
     raise LookupError(f"no rule {STAGES[stage].script!r}")
 
 
@@ -175,8 +184,7 @@ def estimate_screen(screen, sizes):
     """
     found, total, cells = [], sum(size.gigapixels for size in sizes.values()), _most_cells(sizes)
     for stage in screen.stages():
-        threads, gigabytes = rule_of(stage)
-        gigabytes += screen.stacks_gb if stage == "conversion" else 0
+        threads, gigabytes = rule_of(stage, screen)
         scope = STAGES[stage].scope
         parts = screen.config.parts if scope == "part" else 1
         fixed, rate, learned = _learn(screen, stage, sizes)
@@ -339,16 +347,9 @@ def observe_screen(screen):
         plates = [None] if STAGES[stage].scope == "screen" else screen.plates
         records = [record for plate in plates for record in _fresh_records(screen, stage, plate)]
         if records:
-            memory = [max(_benchmark(screen, stage, record), _recorded_memory(record)) for record in records]
+            memory = [max(_benchmark(screen, stage, record), recorded_memory(record)) for record in records]
             found.append(Observed(stage, len(records), max(r["seconds"] for r in records), max(memory)))
     return found
-
-
-def _recorded_memory(record):
-    """Memory that a job and its workers had at most, each at its own peak [MB]."""
-    cluster = record.get("cluster", {})
-    workers = 0 if cluster.get("kind") == "threads" else max(1, len(cluster.get("workers", ())))
-    return (record.get("memory_mb") or 0) + workers * (cluster.get("worker_peak_mb") or 0)
 
 
 def _benchmark(screen, stage, record):

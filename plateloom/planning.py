@@ -30,6 +30,7 @@ PLATE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 LISTED_ALONE = 8  # so many source folders are listed sooner than other processes have started,
 ALONE_SECONDS = 1.0  # and as many as in this time
 LISTERS = 8
+_digest_code = functools.cache(code_digest)  # asked for each plate anew; a process has one code
 TOLD_OF_QUARANTINES = {  # what a stage must know of what people have taken out; what is said of it changes no number
     "flagging": lambda screen, plate: sorted(screen.quarantined_wells(plate)),
     "profiling": lambda screen, plate: sorted(screen.quarantined_wells(plate)),
@@ -376,9 +377,9 @@ class Screen:
             extra = {"labels": self.labels()}
         return self.settings(stage, plate) | extra
 
-    def codes(self, stage):
+    def codes(self, stage, plate=None):
         """Digests of code whose results of a stage hold: the present one, and those that a person has kept."""
-        code = self.code(stage)
+        code = self.code(stage, plate)
         return {code} | {row["keeps"] for row in self._accepted if (row["stage"], row["code"]) == (stage, code)}
 
     def code_for(self, stage, plate=None, part=0):
@@ -387,22 +388,24 @@ class Screen:
         So a late image of a plate that is kept leaves its other wells as they are.
         """
         codes = self._codes.get(stage, {}).get(plate or "")
-        return codes[part] if codes else self.code(stage)
+        return codes[part] if codes else self.code(stage, plate)
 
     @functools.cached_property
     def _codes(self):
         """Digests by stage, plate and part, of the stages of which a person has kept results."""
         found = {}
         for stage in self.stages():
-            known = self.codes(stage)
-            for plate in self.plates if len(known) > 1 and STAGES[stage].scope != "screen" else [""] * (len(known) > 1):
+            for plate in self.plates if STAGES[stage].scope != "screen" else [""]:
+                known = self.codes(stage, plate or None)
+                if len(known) == 1:
+                    continue
                 made = [(read_json(self.folder / path) or {}).get("code") for path in self.records(stage, plate)]
-                codes = [code if code in known else self.code(stage) for code in made]
+                codes = [code if code in known else self.code(stage, plate or None) for code in made]
                 found.setdefault(stage, {})[plate] = codes
         return found
 
-    def code(self, stage):
-        """Digest of the code that makes a stage's results."""
+    def code(self, stage, plate=None):
+        """Digest of the code that makes a stage's results; of a plate where plates differ in it: by their readers."""
         if stage not in self.stages():
             return ""
         chosen = STAGES[stage]
@@ -410,7 +413,8 @@ class Screen:
         methods = self._methods
         modules += [methods[section].__name__ for section in chosen.sections if section in methods]
         if stage == "conversion":
-            modules += sorted({READERS[plate.reader] for plate in self.plates.values()})
+            plates = [self.plates[plate]] if plate in self.plates else self.plates.values()
+            modules += sorted({READERS[one.reader] for one in plates})
         if stage == "illumination":  # whose fingerprint all have that read pixels
             modules += sorted({restoration.METHODS[step.method] for step in self.config.restoration})
         if stage == "features":
@@ -418,7 +422,7 @@ class Screen:
 
             families = self.config.features.families or FAMILIES
             modules += ["plateloom.features.volume"] if self.has_volumes else [FAMILIES[name] for name in families]
-        return code_digest(*modules, str(PACKAGE.parent / "scripts" / f"{chosen.script}.py"))
+        return _digest_code(*modules, str(PACKAGE.parent / "scripts" / f"{chosen.script}.py"))
 
     @property
     def has_volumes(self):

@@ -164,11 +164,18 @@ def _job(path):
         "computed": len(record.get("computed", ())),
         "kept": len(record.get("kept", ())),
         "failed": len(record.get("failures", ())),
-        "memory_mb": record.get("memory_mb") or 0,
+        "memory_mb": round(recorded_memory(record), 1),
         "reason": " ".join(str(record.get("reason", "")).split()),
     }
     texts = {name: record.get(name) if record.get(name) is not None else "" for name in COLUMNS}
     return texts | counted
+
+
+def recorded_memory(record):
+    """Memory that a job and its workers had at most, each at its own peak [MB]."""
+    cluster = record.get("cluster", {})
+    workers = 0 if cluster.get("kind") == "threads" else max(1, len(cluster.get("workers", ())))
+    return (record.get("memory_mb") or 0) + workers * (cluster.get("worker_peak_mb") or 0)
 
 
 def note_exit(folder, code, *, since):

@@ -238,7 +238,7 @@ def _changed(screen, stage, plate, part, record, code):
         return "corrected labels have changed, come or gone; only the wells concerned are made anew"
     if record["settings"] != digest(screen.recorded_settings(stage, plate)):
         return "settings or quarantines have changed" if stage in TOLD_OF_QUARANTINES else "settings have changed"
-    if record["code"] not in code(stage):
+    if record["code"] not in (code(stage, plate) if stage == "conversion" else code(stage)):
         return "its code has changed"
     return ""
 

@@ -48,8 +48,8 @@ def find_changed(screen, last=()):
     for stage in screen.stages():
         if last and not {stage, *later(stage, after)} & set(last):
             continue
-        known = screen.codes(stage)
         for plate in [None] if STAGES[stage].scope == "screen" else screen.complete_plates:
+            known = screen.codes(stage, plate)
             records = [read_json(screen.folder / path) for path in screen.records(stage, plate)]
             records = [record for record in records if record]
             own = [record for record in records if record.get("code", "") not in known]

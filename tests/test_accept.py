@@ -26,8 +26,8 @@ def upgrade(monkeypatch):
     present = Screen.code
 
     def change(*stages, version):
-        def code(self, stage):
-            found = present(self, stage)
+        def code(self, stage, plate=None):
+            found = present(self, stage, plate)
             return digest([found, version]) if stage in stages else found
 
         monkeypatch.setattr(Screen, "code", code)
@@ -114,6 +114,16 @@ def test_a_new_plate_is_made_by_the_present_code_and_says_so(profiled, upgrade):
     again = Screen({}, frozen=frozen)
     assert again.code_for("segmentation", "P1") != again.code("segmentation") and len(again.codes("segmentation")) == 2
     assert again.code_for("features", "P1") == again.code("features")
+
+
+def test_another_plates_reader_is_no_change_of_this_plates_code(profiled):
+    before = open_screen().codes("conversion", "P1")
+    with open("plates.tsv", "a") as file:
+        file.write("P2\traw/P2\tharmony\t\t\n")
+    screen = open_screen()
+    assert screen.codes("conversion", "P1") == before == {record("conversion")["code"]}
+    assert screen.code("conversion", "P2") not in before and screen.code("features", "P2") == screen.code("features")
+    assert not find_changed(screen)
 
 
 def test_results_of_two_earlier_versions_are_kept_at_once(profiled, upgrade):

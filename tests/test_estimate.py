@@ -1,6 +1,7 @@
 """`plateloom estimate` and `plateloom tune`: what a screen costs beforehand, and what its jobs teach."""
 
 import json
+import types
 from pathlib import Path
 
 import pytest
@@ -73,11 +74,13 @@ def test_a_model_learns_from_no_more_cells_than_the_images_can_hold(screen):
     assert costs_of(open_screen(**settings))["autoencoder"].core_hours * 3600 == pytest.approx(fixed + rate)
 
 
-def test_every_stage_has_a_rate_and_a_rule():
+def test_every_stage_has_a_rate_and_a_rule(profiled):
     assert RATES.keys() == STAGES.keys()
     for stage in STAGES:
-        threads, gigabytes = rule_of(stage)
+        threads, gigabytes = rule_of(stage, open_screen())
         assert threads >= 1 and gigabytes >= 1
+    many = types.SimpleNamespace(plates=range(400), crops_gb=0.0, stacks_gb=0.0)
+    assert rule_of("profiles", many) == (1, 28.0)
     assert rule_of("features") == (2, 6.0)
 
 

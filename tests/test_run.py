@@ -64,7 +64,7 @@ class Records:
                 "facts": {"listing": self.screen.listing(plate, part)} if stage == "conversion" else {},
                 "parts": self.screen.config.parts if STAGES[stage].scope == "part" else None,
                 "settings": digest(self.screen.recorded_settings(stage, plate)),
-                "code": self.screen.code(stage),
+                "code": self.screen.code(stage, plate),
                 "seconds": 1.0,
                 "log": f"logs/{stage}.log",
             }

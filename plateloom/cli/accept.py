@@ -59,7 +59,12 @@ def command(folder, stages, every, reason, who):
         made = any((folder / path).exists() for plate in plates for path in screen.records(name, plate))
         again = f"it has no results yet: plateloom run {shlex.quote(str(folder))}"
         click.echo(f"{name}: {'its code is that of its results' if made else again}")
-    accepted = [(name, screen.code(name), code) for name in chosen for code in sorted(own[name].codes)]
+    accepted = [
+        (name, present, code)
+        for name in chosen
+        for present in sorted({screen.code(name, plate) for plate in own[name].plates or [None]})
+        for code in sorted(own[name].codes)
+    ]
     if accepted:
         append_rows(folder, accepted, reason=reason, who=who or login_name())
     for name in chosen:

@@ -33,7 +33,7 @@ COMMAND = [sys.executable, "-c", "from plateloom.cli import main; main()"]
 SITE = "default-resources: [slurm_account=screens, slurm_partition=cpu, slurm_gpu_partition=gpu]\n"
 QUICKLY = ["--seconds-between-status-checks", "1", "--latency-wait", "5"]
 DESIGN = {"rows": 2, "columns": 3, "size_px": 128, "cells_per_field": 6.0}
-OUTAGE = 35.0  # [s] of slurmctld, while jobs end and others are to be submitted
+OUTAGE = 60.0  # [s] of slurmctld, while jobs end and others are to be submitted
 
 
 def control(*words):
