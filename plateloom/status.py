@@ -13,6 +13,8 @@ from plateloom.store.provenance import digest, read_json
 
 DONE, RUNNING, FAILED, INTERRUPTED = "done", "running", "failed", "interrupted"
 QUARANTINED, DEFERRED, SKIPPED, STALE, MISSING = "quarantined", "deferred", "skipped", "stale", "missing"
+UNSAID = "its process ended without an error: told to end, or killed for want of memory or time"
+ENDED = re.compile(r"\w+ job \d+ \(.*\) has ended: .+")  # by profiles/slurm/status.sh
 WORST = (FAILED, INTERRUPTED, RUNNING, STALE, MISSING, QUARANTINED, DEFERRED, SKIPPED, DONE)
 LEFT = (FAILED, INTERRUPTED, RUNNING, STALE, MISSING)  # the same command has something to do here
 FOLLOWS = (STALE, MISSING, SKIPPED)  # may be so only because of what lies above
@@ -197,11 +199,15 @@ def _part(screen, stage, plate, part, path, code):
         begun = {"log": log, "attempts": said["attempts"]}
         return State(RUNNING, said.get("done", 0), said.get("of", 0), f"by {locks.describe(said)}", **begun)
     if record is None:
-        if not said.get("attempts"):
-            return State(MISSING)
+        batch = Path("logs", STAGES[stage].script, *([plate, f"part-{part}"] if plate else [])).with_suffix(
+            ".batch.log"
+        )
+        ended = _said_by_scheduler(screen.folder / batch)
+        if not said.get("attempts"):  # killed before it had begun, as for want of memory
+            return State(FAILED, reason=ended, log=str(batch)) if ended else State(MISSING)
         error = _last_error(screen.folder / log) if log else ""
-        reason = error or "its process ended without an error: told to end, or killed for want of memory or time"
-        begun = {"log": log, "attempts": said["attempts"]}
+        reason = error or ended or UNSAID
+        begun = {"log": str(batch) if ended and not error else log, "attempts": said["attempts"]}
         return State(FAILED if error else INTERRUPTED, said.get("done", 0), said.get("of", 0), reason, **begun)
     wells = len(record["artefacts"])
     found = {"log": record["log"], "seconds": record["seconds"], "failed": tuple(record["failures"])}
@@ -241,6 +247,18 @@ def _changed(screen, stage, plate, part, record, code):
     if record["code"] not in (code(stage, plate) if stage == "conversion" else code(stage)):
         return "its code has changed"
     return ""
+
+
+def _said_by_scheduler(log):
+    """How a scheduler has ended the last attempt of a job, by the last line of its log; empty where it has not."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, log.stat().st_size - 4096))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return last if ENDED.fullmatch(last) else ""
 
 
 def _last_error(log):

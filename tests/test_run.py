@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import importlib.util
 import io
 import json
@@ -505,6 +506,43 @@ def test_only_an_error_is_taken_for_one(tmp_path, text, expected):
     log.write_text(text)
     found = status._last_error(log)
     assert found == expected or (expected and found.startswith(expected))
+
+
+def test_what_the_scheduler_ended_is_told_in_its_words(screen, records):
+    """A job that was killed for want of memory, before or after it had begun, says nothing itself."""
+    folder = screen / "logs/convert_plate/P1"
+    folder.mkdir(parents=True)
+    batch = folder / "part-0.batch.log"
+    batch.write_text("Building DAG\nSlurm job 7 (x.convert_plate.P1.0) has ended: OUT_OF_MEMORY\n")
+    state = status.read_screen(screen)["plates"]["P1"]["conversion"]
+    assert (state.state, state.log) == ("failed", "logs/convert_plate/P1/part-0.batch.log")
+    assert state.reason == "Slurm job 7 (x.convert_plate.P1.0) has ended: OUT_OF_MEMORY"
+    (folder / "part-0.log").write_text("2026-11-01 10:00:00,000 INFO a: b\n")
+    with locks.hold(screen / "results/plates/P1/records/conversion/.part-0.lock", wait=False) as lock:
+        lock.say(attempts=1, done=2, of=6, log="logs/convert_plate/P1/part-0.log")
+        assert status.read_screen(screen)["plates"]["P1"]["conversion"].state == "running"
+    state = status.read_screen(screen)["plates"]["P1"]["conversion"]
+    assert state.state == "interrupted" and "OUT_OF_MEMORY" in state.reason and state.log.endswith(".batch.log")
+    with open(batch, "a") as file:
+        file.write("Building DAG\n")  # of the next attempt
+    state = status.read_screen(screen)["plates"]["P1"]["conversion"]
+    assert state.reason == status.UNSAID and state.log.endswith("part-0.log")
+
+
+def test_a_lock_of_somebody_else_is_seen_by_whoever_may_read_it(tmp_path, monkeypatch):
+    real = open
+    monkeypatch.setattr(
+        "builtins.open",
+        lambda path, mode="r", *more, **named: (
+            real(path, mode, *more, **named)
+            if mode == "r"
+            else (_ for _ in ()).throw(PermissionError(13, "no", str(path)))
+        ),
+    )
+    with real(tmp_path / "lock", "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert locks.is_held(tmp_path / "lock")
+    assert not locks.is_held(tmp_path / "lock")
 
 
 @pytest.mark.parametrize("line, state", [("INFO a: b", "interrupted"), ("ERROR a: disk full", "failed")])

@@ -27,6 +27,7 @@ from in_process import run_stages
 from plateloom.config import read_config
 from plateloom.engine import locks, schedulers
 from plateloom.planning import STAGES, Screen
+from plateloom.status import read_screen
 
 CLUSTER = Path(__file__).with_name("cluster.sh")
 COMMAND = [sys.executable, "-c", "from plateloom.cli import main; main()"]
@@ -236,7 +237,9 @@ def test_jobs_that_the_cluster_kills_are_retried_and_fail_their_plate_alone(site
     assert ends["convert_plate.node.0"] == ["NODE_FAIL", "COMPLETED"]
     assert [row["ReqMem"] for row in jobs_of(screen) if row["of"] == "convert_plate.memory.0"] == ["60M", "1200M"]
     assert [row["TimelimitRaw"] for row in jobs_of(screen) if row["of"] == "convert_plate.time.0"] == ["1", "2"]
-    assert "OUT_OF_MEMORY" in (screen / "logs/convert_plate/never/part-0.batch.log").read_text()
+    state = read_screen(screen)["plates"]["never"]["conversion"]
+    assert state.state in ("failed", "interrupted") and "has ended: OUT_OF_MEMORY" in state.reason
+    assert state.log == "logs/convert_plate/never/part-0.batch.log"
 
 
 def test_jobs_of_a_killed_run_are_cancelled_before_the_next_one_works(site, tmp_path):
