@@ -155,6 +155,25 @@ def test_a_phenotype_that_no_class_was_made_for_is_flagged_and_its_treatment_nam
     assert named == 5 and others <= 2
 
 
+def test_labeled_wells_are_no_less_novel_than_others_that_hold_the_same():
+    """A labeled cell among those that novelty is measured against would find its own well there, and controls be no measure."""
+    shares = {"labeled": [], "other": []}
+    for seed in range(6):
+        random = np.random.default_rng(seed)
+        wells = [random.normal(0, 1, (300, 15)) + random.normal(0, 0.5, 15) for _ in range(24)]
+        groups = np.repeat([f"P1/W{i:02d}" for i in range(8)], 300)
+        X = np.vstack(wells[:8])
+        y = np.where(X[:, 0] + random.normal(0, 1, len(X)) > 0, "a", "b")
+        features = [f"f{i}" for i in range(15)]
+        params = load_method(METHODS, "logistic", "classification method").Params()
+        model = train(X, y, groups, features=features, method="logistic", params=params)
+        for i, cells in enumerate(wells):
+            found = predict(model, pd.DataFrame(cells, columns=features), group=f"P1/W{i:02d}")
+            shares["labeled" if i < 8 else "other"].append(float((found["Novelty"] > 1).mean()))
+    labeled, other = (np.mean(found) for found in shares.values())
+    assert 0.006 < labeled < 0.014 and abs(labeled - other) < 0.006, (labeled, other)
+
+
 def test_cells_of_a_screen_are_counted_well_by_well_without_those_of_flagged_fields(learned):  # noqa: F811
     learned()
     made = recipe("test", parameters={}, code="", inputs={})

@@ -44,8 +44,8 @@ TRUSTED = (
     "plateloom.classification.estimators.MarginSVM",  # linear_svm
     "plateloom.classification.estimators.VotingNeighbors",  # nearest_neighbors
 )
-FORMAT = "plateloom-classifier-3"
-CROP_FORMAT = "plateloom-crop-classifier-1"
+FORMAT = "plateloom-classifier-4"
+CROP_FORMAT = "plateloom-crop-classifier-2"
 BLOCK = 512  # rows per matrix product; always full, so that no row's rounding depends on how many others came with it
 REFERENCE_CELLS = 2000
 NEIGHBOR = 5
@@ -66,7 +66,7 @@ class Classifier:
         crops `pixel_size_um`), `training` (of a network its losses and the epoch kept), `method`, `params`, `balance`, `tuned`,
         `groups`, `novelty` (what counts as 1), `counts` (cells per class), `metrics` (of `evaluate` or `evaluate_numbers`, or None), `versions`, `warnings`.
     novelty : dict of str to ndarray
-        `mean`, `axes`, `reference`, `unit`: see `predict`.
+        `mean`, `axes`, `reference`, `group` (of each reference cell, its place in ``card["groups"]``), `unit`: see `predict`.
     folds : list of sklearn.pipeline.Pipeline
         Of the test on the card, in the order of its `folds`: each has not seen that fold's groups.
     """
@@ -205,7 +205,7 @@ def predict(model, table, *, group=None):
 
     Notes
     -----
-    Novelty is the distance to the 5th nearest of up to 2,000 labeled cells among the principal components (95 % of the
+    Novelty is the distance to the 5th nearest of up to 2,000 labeled cells of other groups among the principal components (95 % of the
     variance, at most 20) of the scaled features (of crops: of the network's hidden layer), with the length of what the components leave over as one more
     coordinate, divided by the 0.99 quantile of the same distance between labeled cells of different groups: cells of
     other wells are expected to differ a little.
@@ -278,9 +278,7 @@ def _classify(model, X, usable, index, group):
     if usable.any():
         own = X[usable]
         space = input_space(model.pipeline, own)
-        novelty[usable] = (
-            _distance(_coordinates(space, model.novelty), model.novelty["reference"]) / model.novelty["unit"]
-        )
+        novelty[usable] = _measure_novelty(model, space, group)
         known = {"hidden": space} if X.ndim == 4 and chosen is model.pipeline else {}
         if X.ndim == 2:
             own = space if chosen is model.pipeline else input_space(chosen, own)
@@ -304,6 +302,15 @@ def _classify(model, X, usable, index, group):
             columns["Predicted"][usable] = chosen["estimator"].predict(own)
     columns = {"Class": pd.Series(names, index=index, dtype=object)} | columns
     return pd.DataFrame(columns | {"Novelty": novelty}, index=index)
+
+
+def _measure_novelty(model, space, group):
+    """Distance of cells to labeled ones of other groups, in units of the card's; so labeled wells are judged as others are."""
+    reference = model.novelty["reference"]
+    if group in (known := model.card["groups"]):
+        others = model.novelty["group"] != known.index(group)
+        reference = reference[others] if others.any() else reference
+    return _distance(_coordinates(space, model.novelty), reference) / model.novelty["unit"]
 
 
 def input_space(pipeline, X):
@@ -506,7 +513,7 @@ def _fit_novelty(scaled, groups):
     if len(chosen) > REFERENCE_CELLS:
         chosen = np.sort(np.random.default_rng(0).choice(len(scaled), REFERENCE_CELLS, replace=False))
     reference = _coordinates(scaled[chosen], space)
-    _, member = np.unique(groups[chosen], return_inverse=True)
+    member = np.unique(groups, return_inverse=True)[1][chosen]  # as the card lists the groups
     apart = np.full(len(reference), np.nan)
     for group in np.unique(member):
         own, others = member == group, member != group
@@ -514,7 +521,7 @@ def _fit_novelty(scaled, groups):
             apart[own] = _distance(reference[own], reference[others])
     apart = apart[np.isfinite(apart)]
     unit = float(np.quantile(apart, NOVEL)) if len(apart) else 0.0
-    return {**space, "reference": reference, "unit": np.float64(unit if unit > 0 else 1.0)}
+    return {**space, "reference": reference, "group": member, "unit": np.float64(unit if unit > 0 else 1.0)}
 
 
 def _coordinates(scaled, space):
