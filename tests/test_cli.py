@@ -20,7 +20,7 @@ from plateloom.cli import COMMANDS, cli
 from plateloom.cli.check import find_problems
 from plateloom.cli.config import describe_settings
 from plateloom.cli.run import check_screen
-from plateloom.config import Config, load_config
+from plateloom.config import Config, load_config, read_config
 from plateloom.errors import ConfigError
 
 CHANNELS = {"DNA": {"source": "1"}, "GFP": {"source": "2"}}
@@ -686,6 +686,40 @@ def test_init_takes_a_site_for_a_site_and_doubts_files_of_several_planes(tmp_pat
     assert code == 0 and "1 plate, layout generic, channel Channel1 (1), 1 well." in text
     assert "holds 3 planes" in text and "suffixes: [.tif, .tiff]" in text and "guessed from the names" in text
     assert f"plateloom check '{tmp_path}/a screen'" in text
+
+
+def test_a_pattern_may_be_of_paths_and_serves_scan_as_it_serves_init(tmp_path):
+    import tifffile
+
+    for well in ("A01", "B02"):
+        for channel in ("Actin", "DAPI"):
+            path = tmp_path / f"in/{well}/field1_{channel}.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(path, np.full((8, 8), 100, np.uint16))
+    code, text = plateloom("init", tmp_path / "s", "--source", tmp_path / "in")
+    assert code == 2 and "--plates" not in text and "Give --pattern" in text
+    pattern = r"(?P<well>[A-P]\d{2})/field(?P<field>\d+)_(?P<channel>\w+)[.]tif"
+    code, text = plateloom("scan", tmp_path / "in", "--pattern", pattern)
+    assert code == 0 and "pattern: 4 planes, 2 wells, channels Actin, DAPI" in text
+    code, text = plateloom(
+        "init", tmp_path / "s", "--source", tmp_path / "in", "--pattern", pattern, "--pixel-size", "1"
+    )
+    assert code == 0 and "channels Actin, DAPI, 2 wells" in text
+    channels = read_config(tmp_path / "s").channels
+    assert channels["DAPI"].color == "4080FF" != channels["Actin"].color, "nuclei are blue"
+    assert read_config(tmp_path / "s").readers["pattern"]["folders"] is True
+    assert plateloom("scan", tmp_path / "in", "--pattern", pattern, "--reader", "harmony")[0] == 2
+
+
+def test_init_says_which_time_point_is_taken(tmp_path):
+    import tifffile
+
+    (tmp_path / "in").mkdir()
+    for t in (1, 2, 3):
+        tifffile.imwrite(tmp_path / f"in/P_A01_T000{t}F001L01A01Z01C01.tif", np.full((8, 8), 100, np.uint16))
+    options = ["--pattern", r"P_(?P<well>[A-P]\d{2})_T(?P<t>\d+)F(?P<field>\d+)L01A01Z01C(?P<channel>\d+)[.]tif"]
+    code, text = plateloom("init", tmp_path / "s", "--source", tmp_path / "in", *options, "--pixel-size", "1")
+    assert code == 0 and "3 time points (1, 2, 3): config.yaml takes the first one" in text
 
 
 def test_scan_names_the_nearest_parameter(screen):

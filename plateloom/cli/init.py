@@ -143,6 +143,7 @@ def look(sources, pattern=None, folders=()):
         If a folder holds nothing that a reader knows; the message shows some file names. If it holds several plates.
     """
     from plateloom.readers import load_reader
+    from plateloom.readers.pattern import LIKE_A_WELL
 
     plates, layouts, scans, notes, noted = [], [], [], [], {}
     inside = [plate for folder in folders for plate in _folders_in(folder)]
@@ -160,7 +161,8 @@ def look(sources, pattern=None, folders=()):
         try:
             found = module.scan(source, module.Params(**best["params"]))
         except PlateLayoutError as error:
-            if sum(map(_holds_images, _folders_in(source))) > 1:
+            inner = [folder for folder in _folders_in(source) if _holds_images(folder)]
+            if len(inner) > 1 and not any(LIKE_A_WELL(folder.name) for folder in inner):
                 raise ConfigError(
                     f"{error}. If each folder in it is a plate: --plates {shlex.quote(str(source))}"
                 ) from None
@@ -201,7 +203,7 @@ def look(sources, pattern=None, folders=()):
         "pixel_size_um": size or (sorted(sizes)[0] if sizes else None),
         "size_from": "metadata" if sizes else "the files' resolution" if size else "",
         "times": sorted({image.t for image in images}),
-        "planes": len({image.z for image in images}),
+        "planes": max(len({image.z for image in images if image.channel == code}) for code in channels.values()),
         "notes": notes + [f"{some_of(names)}: {note}" for note, names in noted.items()],
         "plates": plates,
     }
@@ -269,7 +271,8 @@ def recognize_folder(source, pattern):
             model(pattern=pattern)
         except ValidationError as error:
             raise ConfigError(explain(error, model, prefix="--")) from None
-        return {"reader": "pattern", "params": {"pattern": pattern}, "layout": "your pattern", "share": 1.0}
+        params = {"pattern": pattern} | ({"folders": True} if "/" in pattern else {})  # of paths below the source
+        return {"reader": "pattern", "params": params, "layout": "your pattern", "share": 1.0}
     guesses = [load_reader(name).recognize(source, names) for name in READERS]
     best = max((guess for guess in guesses if guess), key=lambda guess: guess["share"], default=None)
     if best is None:
@@ -401,8 +404,9 @@ def write_config(
     if readers:
         lines += [yaml.safe_dump({"readers": readers}, sort_keys=False, width=1000)]
     lines.append("channels:                 # name: {source: what the files call it, color: RRGGBB}")
-    for i, (name, source) in enumerate(channels.items()):
-        color = colors.get(name) or COLORS.get(name.lower(), PALETTE[i % len(PALETTE)])
+    rank = {name: i for i, name in enumerate(sorted(channels, key=lambda name: name != nuclei))}  # nuclei are blue
+    for name, source in channels.items():
+        color = colors.get(name) or COLORS.get(name.lower(), PALETTE[rank[name] % len(PALETTE)])
         lines.append(f"  {name}: {{source: {json.dumps(source)}, color: '{color}'}}")
     lines += [
         "",

@@ -12,11 +12,12 @@ from plateloom.errors import ConfigError
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--reader", default=None, help="Name of the reader; default: the one that recognizes the folder.")
+@click.option("--pattern", default=None, help="Regular expression of file names, where the layout is not recognized.")
 @click.option("--set", "parameters", multiple=True, metavar="NAME=VALUE", help="A parameter of the reader, as YAML.")
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write here, not to the screen."
 )
-def command(source, reader, parameters, out):
+def command(source, reader, pattern, parameters, out):
     """List the planes of the image folder SOURCE: well, field, channel, z, t, file, page, position, pixel size, time.
 
     What a person should know goes to standard error: files that are declared and absent, or left out and why.
@@ -32,7 +33,9 @@ def command(source, reader, parameters, out):
     from plateloom.config import explain
     from plateloom.readers import SourceImage, load_reader
 
-    found = {"reader": reader, "params": {}} if reader else recognize_folder(source, None)
+    if reader and pattern:
+        raise ConfigError("--pattern is for the reader `pattern`; give it or --reader")
+    found = {"reader": reader, "params": {}} if reader else recognize_folder(source, pattern)
     for text in parameters:
         name, equals, value = text.partition("=")
         if not equals:

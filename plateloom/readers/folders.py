@@ -163,6 +163,7 @@ def sort_planes(images):
         if one[:5] == two[:5]:
             raise PlateLayoutError(
                 f"{one.file!r} and {two.file!r} claim the same plane (well {one.well}, field {one.field}, channel "
-                f"{one.channel}, z {one.z}, t {one.t}); narrow the reader's parameters, or remove one of them"
+                f"{one.channel}, z {one.z}, t {one.t}); change how names are read (the reader's parameters, such as `pattern`), or "
+                "remove one of them"
             )
     return images

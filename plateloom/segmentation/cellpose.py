@@ -103,10 +103,11 @@ def _load(path, version, device):
     models = import_package("cellpose.models", INSTALL)
     import torch
 
-    # From 2.6 on torch unpickles nothing but tensors unless it is told to, and cellpose does not tell it to.
-    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+    # From 2.6 on torch unpickles nothing but tensors unless it is told to, and cellpose does not tell it to; how that could
+    # be got round was closed in 2.10 (CVE-2026-24747).
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
         raise ModelMismatchError(
-            f"torch {torch.__version__} would run code from the file {path!r}; expected 2.6 or newer"
+            f"torch {torch.__version__} would run code from the file {path!r}; expected 2.10 or newer"
         )
     try:
         return models.CellposeModel(

@@ -15,7 +15,7 @@ from plateloom.classification.evaluation import evaluate
 from plateloom.classification.fitting import fit_method
 from plateloom.classification.querying import choose_cells, measure_gain
 from plateloom.engine import locks
-from plateloom.errors import ConfigError, PlateLayoutError
+from plateloom.errors import ConfigError, PlateLayoutError, some_of
 from plateloom.latent.crops import crop_cells
 from plateloom.registry import load_method
 from plateloom.report.annotation import AnnotationPage, render_annotation
@@ -321,6 +321,11 @@ def propose_round(
         for place in wells_to_learn_from(records, plates=plates, count=10**9)
         if wells is None or place["well"] in wells
     ]
+    if not places and wells and (there := wells_to_learn_from(records, plates=plates, count=10**9)):
+        known = sorted({place["well"] for place in there})
+        raise ConfigError(
+            f"--wells: no cells of {some_of(sorted(wells))} have been measured; there are {some_of(known, 20)}"
+        )
     if not places:
         raise PlateLayoutError("no well to choose cells from has been measured; run the screen first")
     chosen_wells = spread_wells(places, CANDIDATE_WELLS, start=(number - 1) * CANDIDATE_WELLS)
