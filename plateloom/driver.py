@@ -15,7 +15,7 @@ from plateloom import runs
 from plateloom.engine import locks, schedulers
 from plateloom.errors import ConfigError, LockedError, SchedulerError
 from plateloom.planning import OF_THE_RUN, Screen
-from plateloom.store.provenance import PACKAGE, read_json, write_json
+from plateloom.store.provenance import PACKAGE, follow_folder, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ def open_screen(config, *, main):
     Screen
     """
     _reach_interpreters()
+    follow_folder()  # also in the process of each job, on whatever machine
     if main:
         _listen()
     frozen = None if main else read_json(FROZEN)

@@ -131,6 +131,20 @@ def test_new_files_have_the_mode_of_a_plain_file_and_the_group_of_their_folder(t
     assert (shared / "new").stat().st_mode & 0o2000, "new folders hand the group on"
 
 
+@pytest.mark.parametrize(("folder", "made"), [(0o2770, 0o664), (0o2750, 0o644), (0o770, 0o644), (0o755, 0o644)])
+def test_in_a_folder_that_a_group_shares_the_group_may_write_whatever_the_umask(tmp_path, folder, made):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(folder)
+    code = (
+        "import os, subprocess, sys; os.umask(0o022); os.chdir(sys.argv[1]);"
+        "from plateloom.store.provenance import follow_folder, write_json; write_json('before.json', {});"
+        "follow_folder(); write_json('new/ours.json', {}); subprocess.run(['touch', 'new/plain'])"
+    )
+    subprocess.run([sys.executable, "-c", code, str(shared)], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert {(shared / "new" / name).stat().st_mode & 0o777 for name in ("ours.json", "plain")} == {made}
+
+
 def test_a_file_that_is_there_keeps_no_mode_of_its_own(tmp_path):
     path = tmp_path / "record.json"
     write_json(path, {})

@@ -63,6 +63,7 @@ def command(folder, inboxes, hours, profiles, cores, jobs, acquisitions, dry_run
     """
     from plateloom.config import read_config
     from plateloom.engine import locks
+    from plateloom.store.provenance import follow_folder
 
     try:
         config, mistakes = read_config(folder), []
@@ -84,6 +85,7 @@ def command(folder, inboxes, hours, profiles, cores, jobs, acquisitions, dry_run
         except OSError as error:
             raise ConfigError(f"{str(folder)!r} cannot be written: {error.strerror or error}") from None
         stack.enter_context(_listening())
+        follow_folder(folder)
         night = Night(folder, config, hours, options)
         try:
             if mistakes:

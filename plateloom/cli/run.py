@@ -62,8 +62,9 @@ def command(folder, profiles, cores, until, dry_run, recompute, unattended, snak
     from plateloom.planning import STAGES
     from plateloom.runs import note_exit
     from plateloom.status import read_screen, screen_state, states_until, warning_lines
-    from plateloom.store.provenance import read_json
+    from plateloom.store.provenance import follow_folder, read_json
 
+    follow_folder(folder)
     options = [*_profile_options(profiles), *_cores_options(cores), *(["--dry-run"] if dry_run else [])]
     _check_options(snakemake_options)
     if not dry_run:

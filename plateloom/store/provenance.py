@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import stat
 import sys
 import tempfile
 from pathlib import Path
@@ -296,6 +297,20 @@ def room_left(path):
     found = os.statvfs(path)
     files = f" and {found.f_favail:,} files" if found.f_files else ""
     return f"{found.f_bavail * found.f_frsize / 1e6:.1f} MB{files} left"
+
+
+def follow_folder(folder="."):
+    """Let the group use what this process and its children make, where a group shares a folder (writable, setgid).
+
+    Parameters
+    ----------
+    folder : path
+        Whose permissions are followed; of others the user's own umask decides.
+    """
+    mode = os.stat(folder).st_mode
+    if mode & stat.S_ISGID and mode & stat.S_IWGRP and _umask() & stat.S_IRWXG:
+        os.umask(_umask() & ~stat.S_IRWXG)
+        _umask.cache_clear()
 
 
 @functools.cache
