@@ -1,8 +1,11 @@
 """`plateloom table`: what stands in the parquet files, and nothing of a damaged one."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import call
 
 from plateloom.cli.table import command
@@ -138,3 +141,14 @@ def test_nothing_is_written_of_a_damaged_table(screen, tmp_path, damage):
     with pytest.raises(CorruptStoreError, match=r"P2/features/A02\.parquet"):
         table(screen, "features", "--out", tmp_path / "cells.csv")
     assert list(tmp_path.iterdir()) == [screen]
+
+
+def test_a_table_that_a_run_would_make_anew_is_told(profiled):
+    options = (".", "aggregates", "--columns", "Metadata_Well")
+    assert "not up to date" not in table(*options)
+    settings = yaml.safe_load(Path("config.yaml").read_text())
+    settings["profiling"] = settings.get("profiling", {}) | {"exclude_flagged": False}
+    Path("config.yaml").write_text(yaml.safe_dump(settings))
+    told = table(*options)
+    assert "aggregates of P1 is not up to date (profiling stale: settings or quarantines have changed)" in told
+    assert "Metadata_Well" in told, "what there is is written all the same"

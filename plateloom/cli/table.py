@@ -55,6 +55,7 @@ def command(folder, name, plates, wells, columns, out, excel):
         raise ConfigError([f"--wells: {problem}" for problem in problems])
     wanted = {"--plate": set(plates), "--wells": set(chosen)}
     files = _choose_files(tables[name], wanted)
+    _tell_what_is_stale(folder, name, tables[name], plates)
     separator = SEPARATORS[out.suffix.lower()] if out else ","
     with _opened(out) as file:
         if excel:
@@ -101,6 +102,30 @@ def _choose_files(files, wanted):
     if any(path.parent.name == plate for plate, path in files):  # a table per plate
         return [path for _, path in files]
     return [path for _, path in files if not wanted["--wells"] or path.stem in wanted["--wells"]]
+
+
+def _tell_what_is_stale(folder, name, files, plates):
+    """Say where a run would make the table anew: what is written is what the last run has made."""
+    from plateloom.repair import PLATE_ARTEFACTS, SCREEN_ARTEFACTS
+    from plateloom.status import LEFT, read_screen
+
+    of_screen = files[0][0] == ""
+    made = SCREEN_ARTEFACTS if of_screen else PLATE_ARTEFACTS
+    stage = next((stage for stage, own in made.items() if {f"{name}.parquet", f"{name}/{{}}.parquet"} & {*own}), None)
+    try:
+        states = read_screen(folder)
+    except (ConfigError, OSError):  # also of a screen that is no more than its results
+        return
+    found = {"": states["screen"]} if of_screen else states["plates"]
+    for plate in sorted({plate for plate, _ in files if not plates or plate in plates or of_screen}):
+        state = found.get(plate, {}).get(stage)
+        if state and state.state in LEFT:
+            of = f" of {plate}" if plate else ""
+            why = f": {state.reason}" if state.reason else ""
+            told = (
+                f"{name}{of} is not up to date ({stage} {state.state}{why}); plateloom run {shlex.quote(str(folder))}"
+            )
+            click.echo(told, err=True)
 
 
 @contextlib.contextmanager
