@@ -120,6 +120,22 @@ def test_subgroups_show_the_plate_on_which_a_classifier_fails():
     assert rows[0]["cells"] == 16 * 12 and rows[0]["groups"] == 16
 
 
+def test_a_plate_that_is_held_out_has_an_interval_over_its_wells():
+    X, y, wells, plates, _ = make_screen(signal=2.0)
+    options = {
+        "method": "logistic",
+        "params": params_of("logistic"),
+        "scheme": "plate",
+        "categories": {"plate": plates},
+    }
+    found = evaluate(X, y, plates, wells=wells, **options)
+    for row in [*found["folds"], *found["subgroups"]]:
+        assert row["low"] <= row["balanced_accuracy"] <= row["high"] and row["high"] - row["low"] < 0.5
+    assert [row["groups"] for row in found["folds"]] == [[f"P{i}"] for i in range(6)]
+    plain = evaluate(X, y, plates, **options)
+    assert {row["low"] for row in plain["folds"]} == {None}, "a single group cannot be resampled"
+
+
 def test_precision_and_recall_are_those_of_counting():
     truth = np.array([0, 0, 1, 1])
     probability = np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.8, 0.2]])

@@ -47,6 +47,7 @@ def evaluate(
     tune=False,
     coverage=0.9,
     categories=None,
+    wells=None,
     n_bootstrap=500,
     seed=0,
     kept=None,
@@ -78,6 +79,9 @@ def evaluate(
         Of conformal sets.
     categories : dict of str to array of str, shape (N,), optional
         What the figures are also stated by (plate, batch …), to show bias.
+    wells : array of str, shape (N,), optional
+        The well of each cell including its plate, of which the intervals of a fold and of a subgroup are resampled: a
+        plate held out is a single group. Default: the groups.
     n_bootstrap : int
         Resamples of the groups for intervals; 0 for none.
     seed : int
@@ -109,6 +113,7 @@ def evaluate(
     X, y, groups = check_labels(X, y, groups)
     classes, truth = np.unique(y, return_inverse=True)
     names, member = np.unique(groups, return_inverse=True)
+    unit = member if wells is None else np.unique(wells, return_inverse=True)[1]
     n_classes = len(classes)
     per_class = {str(name): len(np.unique(groups[y == name])) for name in classes}
     check_groups(groups, folds=folds, scheme=scheme, classes=y)
@@ -126,6 +131,8 @@ def evaluate(
         counts = count_confusion(truth[test], guess, n_classes)
         held = names[np.unique(member[test])].tolist()
         row = {"fold": number, "groups": held, "n_train": len(train), "n_test": len(test), **summarize(counts)}
+        ends = bootstrap_accuracy(truth[test], guess, unit[test], n_classes, n=n_bootstrap, seed=seed)
+        row["low"], row["high"] = interval_of(ends) if len(np.unique(unit[test])) > 2 else (None, None)
         if tune:
             row["params"] = options["params"].model_dump(mode="json")
         rows.append(row)
@@ -157,7 +164,7 @@ def evaluate(
         "calibration": calibration,
         "sets": _test_sets(calibrated, truth, groups, fold_of, weights, coverage),
         "noise": noise,
-        "subgroups": score_subgroups(truth, predicted, member, n_classes, categories or {}, n=n_bootstrap, seed=seed),
+        "subgroups": score_subgroups(truth, predicted, unit, n_classes, categories or {}, n=n_bootstrap, seed=seed),
         "confusion_draws": np.round(draws, 5).tolist(),
         "warnings": sorted(set(notes)),
     }

@@ -325,7 +325,8 @@ def _test_classes(X, y, groups, cells, places, settings, *, kept, features, meth
     }
     chosen = {name: settings[name] for name in ("folds", "scheme", "balance", "tune", "coverage")}
     options = {"method": method, "params": params}
-    metrics = evaluate(X, y, groups, categories=categories, kept=kept, **options, **chosen)
+    wells = (cells["Metadata_Plate"] + "/" + cells["Metadata_Well"]).to_numpy(str)
+    metrics = evaluate(X, y, groups, categories=categories, wells=wells, kept=kept, **options, **chosen)
     classes, columns = (
         metrics["classes"],
         ["Metadata_Plate", "Metadata_Well", "Metadata_Field", "Metadata_ObjectNumber"],
@@ -335,7 +336,6 @@ def _test_classes(X, y, groups, cells, places, settings, *, kept, features, meth
         one |= {"label": classes[one["label"]], "looks_like": classes[one["looks_like"]]}
         one |= {"plate": plate, "well": well, "field": int(field), "object": int(number)}
     X, y, groups = check_labels(X, y, groups)
-    wells = (cells["Metadata_Plate"] + "/" + cells["Metadata_Well"]).to_numpy(str)
     grounds = wells, cells["Metadata_Plate"].to_numpy(str), known["batch"].to_numpy(str)
     metrics["graded"] = grade_transfer(X, y, *grounds, balance=settings["balance"], folds=settings["folds"], **options)
     metrics |= _explain(X, y, groups, method, features=features, pipelines=kept, folds=metrics["folds"])

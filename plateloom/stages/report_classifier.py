@@ -107,7 +107,7 @@ def _classifier_details(found, units):
     subgroups = pd.DataFrame(found["subgroups"])
     if len(subgroups):
         order = ["by", "part", "cells", "groups", "classes", "error", "balanced_accuracy", "low", "high"]
-        subgroups = subgroups[order].rename(columns={"groups": units, "balanced_accuracy": "balanced accuracy"})
+        subgroups = subgroups[order].rename(columns={"groups": "wells", "balanced_accuracy": "balanced accuracy"})
     return {
         "error": found["error"],
         "calibration": pd.DataFrame(calibration["reliability"]),
