@@ -312,6 +312,11 @@ class Classification(Section):
         description="What is learned from: the measured features, the latents (`latent.autoencoder`), or crops of the cells, by "
         "a network (`method: cnn`).",
     )
+    surroundings: bool = Field(
+        False,
+        description="Learn also from features in whose values the cells around show (Granularity, Neighbors). Where whole wells "
+        "are labeled, these tell the well, and rare cells among others are overlooked.",
+    )
     method: str = Field(
         "logistic",
         description="`logistic`, `linear_svm`, `random_forest`, `gradient_boosting` or `nearest_neighbors`; from crops `cnn`; for "

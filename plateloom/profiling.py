@@ -15,6 +15,7 @@ from plateloom.errors import did_you_mean
 from plateloom.wells import parse_well, well_name
 
 CONTROLS = ("", "negative", "positive", "empty")
+SURROUNDINGS = re.compile(r"_(?:Granularity|Neighbors)_")
 POSITION = re.compile(
     r"^[^_]+_(Location|Number|Parent|Children)_|_AreaShape_(Center|BoundingBox(Minimum|Maximum))_[XYZ]$"
     r"|_Neighbors_(First|Second)ClosestObjectNumber_|_um2?$"
@@ -96,6 +97,20 @@ def feature_columns(table):
         and not pd.api.types.is_bool_dtype(kind)
         and not POSITION.search(name)
     ]
+
+
+def without_surroundings(features):
+    """Leave out families in whose values the cells around show: granularity opens the whole image, neighbors are counted.
+
+    Where whole wells are labeled, such a feature tells the well, and a rare cell among others is taken for one of them.
+    Features that are nothing else stay.
+
+    Examples
+    --------
+    >>> without_surroundings(["Cells_Granularity_1_DNA", "Nuclei_AreaShape_Area", "Cells_Neighbors_NumberOfNeighbors_5"])
+    ['Nuclei_AreaShape_Area']
+    """
+    return [name for name in features if not SURROUNDINGS.search(name)] or list(features)
 
 
 def aggregate_well(cells, features=None, *, statistic="median"):

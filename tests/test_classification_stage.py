@@ -173,6 +173,17 @@ def test_controls_are_told_apart_and_the_card_says_of_what_and_how(learned, inpu
     assert (classes["Class"] == truth).mean() > 0.9
 
 
+def test_features_in_which_the_cells_around_show_are_learned_from_only_where_that_is_asked_for(screen):
+    around = ["Cells_Granularity_1_DNA", "Nuclei_Neighbors_NumberOfNeighbors_5"]
+    for plate in ("P1", "P2", "P3"):
+        for well in WELLS:
+            path = well_table(plate, "features", well)
+            table = read_table(path).assign(**dict.fromkeys(around, float(WELLS.index(well) % 3)))
+            write_table(path, table, recipe("features", parameters={}, code="", inputs={"labels": "segmented"}))
+    assert run()[1]["card"]["features"] == FEATURES
+    assert run(surroundings=True)[1]["card"]["features"] == [*FEATURES, *around]
+
+
 def test_a_batch_is_held_out_whole_and_its_cells_are_classified_by_the_other(screen):
     _, model, _ = run(scheme="batch")
     folds = model["card"]["metrics"]["folds"]

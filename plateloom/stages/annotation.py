@@ -254,6 +254,8 @@ class Learned:
         options |= {"balance": settings["balance"]}
         fit = lambda *cells: fit_method(*cells, **options)[0]  # noqa: E731
         self.features = profiling.feature_columns(labeled.drop(columns="Row"))
+        if not settings["surroundings"]:
+            self.features = profiling.without_surroundings(self.features)
         X, y = labeled[self.features].to_numpy(float), labeled["Label"].to_numpy(str)
         X = np.where(np.isfinite(X), X, np.nan)
         groups = labeled["Group"].to_numpy(str)

@@ -19,6 +19,7 @@ from plateloom.devices import choose_device
 from plateloom.engine import parts as engine
 from plateloom.engine.parts import Outcome, Unit, remover, run_job
 from plateloom.errors import ConfigError, DataFault, LabelError, ModelMismatchError, PlateLayoutError
+from plateloom.profiling import without_surroundings
 from plateloom.stages.cell_crops import States, alike_plates, cut_cells, cut_picture, shared_channels
 from plateloom.stages.cell_labels import assign_labels, short_row
 from plateloom.stages.fields import flagged_fields, quarantined_wells
@@ -166,6 +167,8 @@ def _train(folder, wells, excluded, places, settings, made):
     cells = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
     if source != "crops":
         features = input_columns(cells.drop(columns=["Label", "Metadata_CellsOfWell"]), source)
+        if source == "features" and not settings["surroundings"]:
+            features = without_surroundings(features)
     if not len(cells):
         raise PlateLayoutError("none of the labeled wells has a cell")
     keys = list(zip(cells["Metadata_Plate"], cells["Metadata_Well"], strict=True))
