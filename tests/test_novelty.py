@@ -8,7 +8,7 @@ from test_classification_stage import CELLS, WELLS, learned, tables  # noqa: F40
 
 from plateloom.classification import METHODS
 from plateloom.classification.enrichment import count_kinds, find_enrichment
-from plateloom.classification.model import predict, train
+from plateloom.classification.model import dumps, loads, predict, train
 from plateloom.registry import load_method
 from plateloom.report.screen import enrichment_section
 from plateloom.stages.screen_report import count_plate
@@ -172,6 +172,28 @@ def test_labeled_wells_are_no_less_novel_than_others_that_hold_the_same():
             shares["labeled" if i < 8 else "other"].append(float((found["Novelty"] > 1).mean()))
     labeled, other = (np.mean(found) for found in shares.values())
     assert 0.006 < labeled < 0.014 and abs(labeled - other) < 0.006, (labeled, other)
+
+
+def test_a_cell_that_is_reconstructed_badly_is_new_wherever_its_latents_lie():
+    random = np.random.default_rng(0)
+    X, y = random.normal(0, 1, (2000, 4)), np.repeat(["a", "b"], 1000)
+    X[1000:] += 2
+    groups, features = np.tile([f"P1/W{i:02d}" for i in range(10)], 200), [f"l{i}" for i in range(4)]
+    errors = random.gamma(4, 0.02, 2000)
+    params = load_method(METHODS, "logistic", "classification method").Params()
+    model = loads(dumps(train(X, y, groups, features=features, method="logistic", params=params, errors=errors)))
+    table = pd.DataFrame(X, columns=features)
+    groups_of = pd.DataFrame({"group": groups}).groupby("group").indices.items()
+    known = np.full(len(X), np.nan)
+    for group, rows in groups_of:
+        known[rows] = predict(model, table.iloc[rows], group=group, errors=errors[rows])["Novelty"]
+    assert 0.005 < (known > 1).mean() < 0.015, "two ways of being new are no twice as many new cells"
+    assert model.card["novelty"]["error_unit"] == model.novelty["error_unit"] > np.quantile(errors, 0.98)
+    badly = predict(model, table, errors=np.full(len(X), 1.0))["Novelty"]
+    unknown = predict(model, table, errors=np.full(len(X), np.nan))["Novelty"]
+    assert (badly > 1).all() and unknown.notna().all() and (unknown > 1).mean() < 0.02
+    far = predict(model, table.assign(l0=40.0), errors=np.zeros(len(X)))["Novelty"]
+    assert (far > 1).all()
 
 
 def test_cells_of_a_screen_are_counted_well_by_well_without_those_of_flagged_fields(learned):  # noqa: F811

@@ -66,7 +66,8 @@ class Classifier:
         crops `pixel_size_um`), `training` (of a network its losses and the epoch kept), `method`, `params`, `balance`, `tuned`,
         `groups`, `novelty` (what counts as 1), `counts` (cells per class), `metrics` (of `evaluate` or `evaluate_numbers`, or None), `versions`, `warnings`.
     novelty : dict of str to ndarray
-        `mean`, `axes`, `reference`, `group` (of each reference cell, its place in ``card["groups"]``), `unit`: see `predict`.
+        `mean`, `axes`, `reference`, `group` (of each reference cell, its place in ``card["groups"]``), `unit`, with errors
+        `error_unit`: see `predict`.
     folds : list of sklearn.pipeline.Pipeline
         Of the test on the card, in the order of its `folds`: each has not seen that fold's groups.
     """
@@ -99,6 +100,7 @@ def train(
     folds=(),
     versions=None,
     pixel_size_um=None,
+    errors=None,
     seed=0,
     threads=1,
 ):
@@ -129,6 +131,8 @@ def train(
         Versions of software: goes on the card.
     pixel_size_um : float, optional
         Of the images that crops were cut from [µm/px].
+    errors : array of float, shape (N,), optional
+        How badly an autoencoder reconstructs each cell: `predict` calls those new, too, that are reconstructed worse.
     threads : int
         For methods on features that can use them; of no influence on the result. A network runs in as many as torch is set to,
         on which its last digits depend.
@@ -171,12 +175,13 @@ def train(
         network = pipeline["estimator"]
         card["crops"] = {"pixel_size_um": pixel_size_um}
         card["training"] = {"losses": network.history_, "epoch": network.epoch_}
-    novelty = _fit_novelty(input_space(pipeline, X), groups)
-    card["novelty"] = {"quantile": NOVEL, "reference_cells": len(novelty["reference"]), "unit": float(novelty["unit"])}
+    novelty = _fit_novelty(input_space(pipeline, X), groups, errors)
+    units = {name: float(novelty[name]) for name in ("unit", "error_unit") if name in novelty}
+    card["novelty"] = {"quantile": NOVEL, "reference_cells": len(novelty["reference"])} | units
     return Classifier(pipeline, card, novelty, list(folds))
 
 
-def predict(model, table, *, group=None):
+def predict(model, table, *, group=None, errors=None):
     """Classify cells.
 
     Parameters
@@ -187,6 +192,8 @@ def predict(model, table, *, group=None):
     group : str, optional
         The well or plate that the cells are of, as it was given to `train`. Labeled cells would be given back their
         labels: where the model has learned from the group, that fold of its test decides that has not.
+    errors : array of float, shape (N,), optional
+        How badly an autoencoder reconstructs each cell; NaN where that is not known.
 
     Returns
     -------
@@ -220,7 +227,7 @@ def predict(model, table, *, group=None):
         )
     X = table[features].to_numpy(float)
     X = np.where(np.isfinite(X), X, np.nan)
-    return _classify(model, X, np.isfinite(X).any(axis=1), table.index, group)
+    return _classify(model, X, np.isfinite(X).any(axis=1), table.index, group, errors)
 
 
 def predict_crops(model, crops, *, channels, pixel_size_um, index=None, group=None):
@@ -271,14 +278,14 @@ def predict_crops(model, crops, *, channels, pixel_size_um, index=None, group=No
     return _classify(model, crops, np.isfinite(crops).all(axis=(1, 2, 3)), index, group)
 
 
-def _classify(model, X, usable, index, group):
+def _classify(model, X, usable, index, group, errors=None):
     """Table of `predict`; rows that are not usable have no class."""
     card, chosen = model.card, model.pipeline_for(group)
     novelty = np.full(len(X), np.nan, dtype=np.float32)
     if usable.any():
         own = X[usable]
         space = input_space(model.pipeline, own)
-        novelty[usable] = _measure_novelty(model, space, group)
+        novelty[usable] = _measure_novelty(model, space, group, None if errors is None else np.asarray(errors)[usable])
         known = {"hidden": space} if X.ndim == 4 and chosen is model.pipeline else {}
         if X.ndim == 2:
             own = space if chosen is model.pipeline else input_space(chosen, own)
@@ -304,13 +311,19 @@ def _classify(model, X, usable, index, group):
     return pd.DataFrame(columns | {"Novelty": novelty}, index=index)
 
 
-def _measure_novelty(model, space, group):
-    """Distance of cells to labeled ones of other groups, in units of the card's; so labeled wells are judged as others are."""
+def _measure_novelty(model, space, group, errors):
+    """Distance of cells to labeled ones of other groups, in units of the card's; so labeled wells are judged as others are.
+
+    Or the error of the reconstruction, where that says more: what an autoencoder has no latents for, lies nowhere new in them.
+    """
     reference = model.novelty["reference"]
     if group in (known := model.card["groups"]):
         others = model.novelty["group"] != known.index(group)
         reference = reference[others] if others.any() else reference
-    return _distance(_coordinates(space, model.novelty), reference) / model.novelty["unit"]
+    novelty = _distance(_coordinates(space, model.novelty), reference) / model.novelty["unit"]
+    if errors is None or "error_unit" not in model.novelty:
+        return novelty
+    return np.fmax(novelty, errors / model.novelty["error_unit"])
 
 
 def input_space(pipeline, X):
@@ -500,8 +513,8 @@ def loads(data, *, sha256=None):
     return Classifier(parts["pipeline"], _check_schema(json.loads(parts["card"])), parts["novelty"], parts["folds"])
 
 
-def _fit_novelty(scaled, groups):
-    """Principal axes, reference cells, and the distance that counts as 1."""
+def _fit_novelty(scaled, groups, errors=None):
+    """Principal axes, reference cells, and the distance that counts as 1; with errors of a reconstruction that error, too."""
     mean = scaled.mean(axis=0)
     centered = scaled - mean
     variance, axes = np.linalg.eigh(centered.T @ centered)
@@ -519,9 +532,21 @@ def _fit_novelty(scaled, groups):
         own, others = member == group, member != group
         if others.any():
             apart[own] = _distance(reference[own], reference[others])
-    apart = apart[np.isfinite(apart)]
-    unit = float(np.quantile(apart, NOVEL)) if len(apart) else 0.0
-    return {**space, "reference": reference, "group": member, "unit": np.float64(unit if unit > 0 else 1.0)}
+    units = {"unit": _unit_of(apart)}
+    if errors is not None:
+        errors = np.asarray(errors, dtype=float)[chosen]
+        units["error_unit"] = _unit_of(errors)
+        # Two ways of being new, and still 1 % of the labeled cells that are.
+        both = _unit_of(np.fmax(apart / units["unit"], errors / units["error_unit"]))
+        units = {name: np.float64(unit * both) for name, unit in units.items()}
+    return {**space, "reference": reference, "group": member, **units}
+
+
+def _unit_of(values):
+    """What the known values are below, but for 1 %; 1 where there are none."""
+    known = values[np.isfinite(values)]
+    unit = float(np.quantile(known, NOVEL)) if len(known) else 0.0
+    return np.float64(unit if unit > 0 else 1.0)
 
 
 def _coordinates(scaled, space):

@@ -23,7 +23,7 @@ from plateloom.profiling import without_surroundings
 from plateloom.stages.cell_crops import States, alike_plates, cut_cells, cut_picture, shared_channels
 from plateloom.stages.cell_labels import assign_labels, short_row
 from plateloom.stages.fields import flagged_fields, quarantined_wells
-from plateloom.stages.latent_tables import input_columns, join_latents, one_encoder
+from plateloom.stages.latent_tables import ERROR, input_columns, join_latents, one_encoder
 from plateloom.stages.sampling import sample_rows
 from plateloom.store import plate as store
 from plateloom.store.cell_labels import read_cell_labels
@@ -190,6 +190,7 @@ def _train(folder, wells, excluded, places, settings, made):
             raise PlateLayoutError(f"the labels do not allow an honest test: {error}") from error
         options |= {"balance": settings["balance"], "tune": settings["tune"], "versions": _versions(bool(cutting))}
         options |= {"pixel_size_um": pixel_size_um, "threads": engine.EXECUTION.threads}
+        options["errors"] = cells[ERROR].to_numpy(float) if source == "latent" and ERROR in cells else None
         model = train(X, y, groups, features=features, metrics=metrics, folds=kept, **options)
         pictures = {}
         if not numbers:
@@ -495,7 +496,8 @@ def classify_cells(plate, well, fingerprint, policy="cpu"):
             f"the classifier needs {len(lacking)} features that are not measured here: {lacking[:3]}"
         )
     group = group_of(model.card["metrics"]["scheme"], plate, well, described["batches"])
-    found = predict(model, cells[model.card["features"]], group=group)
+    errors = cells[ERROR].to_numpy(float) if ERROR in cells else None
+    found = predict(model, cells[model.card["features"]], group=group, errors=errors)
     return cells[list(KEYS)].join(found.assign(Class=found["Class"].fillna("").astype(str)))
 
 

@@ -9,6 +9,7 @@ from plateloom.store.layout import well_table
 from plateloom.store.tables import KEYS, read_record, read_table
 
 LATENT = re.compile(r"Latent_\w+_\d+")  # not the error of a reconstruction
+ERROR = "Latent_error"
 
 
 def latent_columns(table):
@@ -28,7 +29,7 @@ def input_columns(table, source):
 
 
 def join_latents(plate, well, cells, *, encoder=None):
-    """Put latents beside cells of a well.
+    """Put latents beside cells of a well, and how badly each was reconstructed where the encoder says it (`ERROR`).
 
     Parameters
     ----------
@@ -52,7 +53,7 @@ def join_latents(plate, well, cells, *, encoder=None):
     if encoder is not None and found != encoder:
         raise PlateLayoutError(f"needed are latents of the encoder {encoder}, these are of {found}")
     latents = read_table(well_table(plate, "latent", well))
-    latents = latents[[*KEYS, *latent_columns(latents)]]
+    latents = latents[[*KEYS, *latent_columns(latents), *latents.columns.intersection([ERROR])]]
     return cells.merge(latents, on=list(KEYS), how="left", validate="one_to_one")
 
 

@@ -3,11 +3,10 @@
 import math
 
 from plateloom.latent.novelty import error_limit
+from plateloom.stages.latent_tables import ERROR
 from plateloom.store.layout import model_folder, well_table
 from plateloom.store.provenance import read_json
 from plateloom.store.tables import KEYS, read_table
-
-ERROR = "Latent_error"
 
 
 def limit_of_error(spread):
