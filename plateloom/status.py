@@ -13,6 +13,7 @@ from plateloom.store.provenance import digest, read_json
 
 DONE, RUNNING, FAILED, INTERRUPTED = "done", "running", "failed", "interrupted"
 QUARANTINED, DEFERRED, SKIPPED, STALE, MISSING = "quarantined", "deferred", "skipped", "stale", "missing"
+ALARMS = frozenset({"normalization", "shift"})
 UNSAID = "its process ended without an error: told to end, or killed for want of memory or time"
 ENDED = re.compile(r"\w+ job \d+ \(.*\) has ended: .+")  # by profiles/slurm/status.sh
 WORST = (FAILED, INTERRUPTED, RUNNING, STALE, MISSING, QUARANTINED, DEFERRED, SKIPPED, DONE)
@@ -43,6 +44,8 @@ class State:
         What could not be used of a plate that went on: `well`, `field`, `channel`, `reason`.
     warnings : tuple of str
         What a plate's page says before any number: of a plate that is done, and yet may not be used as it is.
+    alarms : tuple of str
+        Kinds of warnings that the exit code tells, too: `normalization` (no controls to compare with), `shift`.
     attempts : int
         Of its jobs, the highest number: how often one was begun until it ended, or so far.
     waits_for : str
@@ -58,6 +61,7 @@ class State:
     seconds: float = 0.0
     failed: tuple = ()
     warnings: tuple = ()
+    alarms: tuple = ()
     attempts: int = 0
     waits_for: str = ""
 
@@ -183,6 +187,7 @@ def _state(screen, stage, plate, code, above):
         seconds=sum(part.seconds for part in parts),
         failed=tuple(failure for part in parts for failure in part.failed),
         warnings=tuple(warning for part in parts for warning in part.warnings),
+        alarms=tuple(sorted({kind for part in parts for kind in part.alarms})),
         attempts=max(part.attempts for part in parts),
         waits_for=waits_for if state in FOLLOWS else "",
     )
@@ -217,6 +222,7 @@ def _part(screen, stage, plate, part, path, code):
         notice for notice in record["facts"].get("notices", ()) if notice["kind"] not in ("flagged", "quarantined")
     ]
     found["warnings"] = tuple(notice["text"] for notice in notices)
+    found["alarms"] = tuple(sorted(ALARMS & {notice["kind"] for notice in notices}))
     changed = _changed(screen, stage, plate, part, record, code)
     if record["status"] == "done":
         return State(STALE if changed else DONE, wells, wells, changed, **found)
@@ -379,6 +385,7 @@ def screen_state(states):
         `quarantined`: plates with a stage that their data do not allow, and all others done or skipped;
         `deferred`: plates that are still being written;
         `open`: plates with work left, which the same command does;
+        `alarmed`: plates that shift away from the others, or are not normalized where others are;
         `not_made`: steps of the screen that had nothing to work on, each with its reason;
         `warnings`: what a plate's page warns of, by plate;
         `summary` (one line); `seconds_left`, the work that is left as far as what is done tells [s], None where nothing
@@ -401,7 +408,13 @@ def screen_state(states):
         plate: [text for state in stages.values() for text in state.warnings]
         for plate, stages in states["plates"].items()
     }
+    alarms = {
+        plate: {kind for state in stages.values() for kind in state.alarms}
+        for plate, stages in states["plates"].items()
+    }
+    counted = ALARMS - ({"normalization"} if all("normalization" in found for found in alarms.values()) else set())
     return sorts | {
+        "alarmed": [plate for plate, found in alarms.items() if found & counted],
         "not_made": not_made,
         "warnings": {plate: texts for plate, texts in warnings.items() if texts},
         "summary": summary,

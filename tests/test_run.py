@@ -471,6 +471,25 @@ def test_what_a_page_warns_of_is_said_where_a_plate_is_called_complete(screen, r
     assert "warning: P1: Half of the nuclei are cut." in text and "1 of 1 plates complete" in text
 
 
+def test_a_plate_without_controls_among_others_or_apart_from_them_is_alarmed(screen, records):
+    add_plate(screen, "P2")
+    records = Records(screen)
+    records.write_all(plates=("P1", "P2"))
+
+    def alarmed(**kinds):
+        for plate in ("P1", "P2"):
+            path = screen / records.screen.records("report", plate)[0]
+            notices = [{"kind": kind, "text": kind, "section": ""} for kind in kinds.get(plate, ())]
+            write_json(path, json.loads(path.read_text()) | {"facts": {"notices": notices}})
+        states = status.read_screen(screen)
+        assert plateloom("status", screen, "--json")[0] == 0
+        return status.screen_state(states)["alarmed"]
+
+    assert alarmed() == alarmed(P1=["segmentation"]) == []
+    assert alarmed(P2=["shift"]) == alarmed(P2=["normalization"]) == ["P2"]
+    assert alarmed(P1=["normalization"], P2=["normalization"]) == [], "a screen that has no controls lacks none"
+
+
 def test_a_record_that_is_gone_is_a_cause(screen, records):
     records.write_all()
     (screen / records.screen.records("quality", "P1")[0]).unlink()

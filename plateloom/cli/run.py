@@ -48,8 +48,8 @@ def command(folder, profiles, cores, until, dry_run, recompute, unattended, snak
 
     Exit code: 0 complete; 1 work is left that the same command does later (an infrastructure failure, or another run
     holds the screen); 2 the configuration or the call is wrong, nothing was started; 3 finished, but data are at fault:
-    plates or fields are quarantined, put off, or a step of the screen had nothing to work on; 130, 143 interrupted by
-    Ctrl-C, SIGTERM. After an upgrade of Plateloom a run that would make much work again because of changed code ends
+    plates or fields are quarantined or put off, a plate has lost its controls or lies apart from the others, or a step of
+    the screen had nothing to work on; 130, 143 interrupted by Ctrl-C, SIGTERM. After an upgrade of Plateloom a run that would make much work again because of changed code ends
     with 2 and says what it would cost: --recompute does it, `plateloom accept` keeps the results.
 
     \b
@@ -110,7 +110,8 @@ def command(folder, profiles, cores, until, dry_run, recompute, unattended, snak
         sys.exit(1)
     if not last and (folder / REPORT).exists():
         click.echo(f"report: {given / REPORT}")
-    code = 3 if any(state[name] for name in ("with_failures", "quarantined", "deferred", "not_made")) else 0
+    at_fault = ("with_failures", "quarantined", "deferred", "not_made", *([] if last else ["alarmed"]))
+    code = 3 if any(state[name] for name in at_fault) else 0
     note_exit(folder, code, since=began)
     sys.exit(code)
 
