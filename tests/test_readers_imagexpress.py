@@ -174,6 +174,16 @@ def test_positions_come_from_the_stage_where_tags_know_no_well(tmp_path):
         assert (image.y_um, image.x_um) == pytest.approx(tuple(POSITIONS[image.field] - center), abs=1.0)
 
 
+@pytest.mark.parametrize(("wells", "offsets", "told"), [(3, False, True), (3, True, False), (2, False, False)])
+def test_where_only_the_stage_is_known_further_wells_are_taken_on_trust_and_that_is_said(
+    tmp_path, wells, offsets, told
+):
+    planes = make_planes(wells=("B02", "B03", "C01")[:wells], fields=(1, 2, 3))
+    write(tmp_path, planes, positions=POSITIONS, offsets=offsets)
+    notes = imagexpress.scan(tmp_path, STACK).notes
+    assert any("positions: none" in note for note in notes) == told, notes
+
+
 def test_positions_do_not_follow_the_order_of_files(tmp_path):
     positions = {1: (90.0, 0.0), 2: (0.0, 90.0), 3: (-90.0, -90.0)}
     write(tmp_path, make_planes(fields=(1, 2, 3)), positions=positions)

@@ -674,6 +674,11 @@ def _describe(images, sample, tags, copied, notes, params):
     positions, reason = _positions(sample, tags) if params.positions == "sampled" else ({}, "")
     if reason:
         notes.append(f"fields have no positions: {reason}")
+    elif len(positions) > 1 and len({image.well for image in images}) > 2 and not _are_relative(sample, tags):
+        notes.append(
+            "positions are those of the stage in one well, compared with one other: if further wells were imaged in places "
+            "of their own, set readers: {imagexpress: {positions: none}}"
+        )
     sizes = {channel: _pixel_size(tags[planes[0].file]) for channel, planes in sample.channels.items()}
     if unknown := sorted({image.channel for image in images if sizes.get(image.channel) is None}, key=int):
         notes.append(f"channel {some_of(unknown)}: tags do not say the size of a pixel")
@@ -693,16 +698,18 @@ def _describe(images, sample, tags, copied, notes, params):
     ]
 
 
+def _are_relative(sample, tags):
+    """Whether files say where they lie in their well, so that each can be judged by itself when it is read."""
+    return not _places(sample.fields, tags, RELATIVE)[1]
+
+
 def _positions(sample, tags):
     """Field -> y and x of its center [µm], relative to a point of the well; or why there are none."""
     if not sample.fields:
         return {}, f"more than {FIELDS} per well"
-    keys = RELATIVE
+    relative = _are_relative(sample, tags)
+    keys = RELATIVE if relative else ("stage-position-y", "stage-position-x")
     found, unknown = _places(sample.fields, tags, keys)
-    relative = not unknown
-    if not relative:
-        keys = "stage-position-y", "stage-position-x"
-        found, unknown = _places(sample.fields, tags, keys)
     if unknown:
         return {}, f"{unknown!r} does not say where it lies"
     if len({(round(y), round(x)) for y, x in found.values()}) < len(found):
