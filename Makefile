@@ -50,7 +50,7 @@ slurm: $(READY)
 bbbc013: $(READY)
 	@test -n "$(SOURCE)" || { echo "usage: make bbbc013 SOURCE=folder of the BBBC013 images"; exit 2; }
 	@test -d "$(SOURCE)" || { echo "no folder '$(SOURCE)'"; exit 2; }
-	$(BIN)/python config/examples/bbbc013/prepare.py "$(SOURCE)" screens/bbbc013
+	test -e screens/bbbc013/config.yaml || $(BIN)/python config/examples/bbbc013/prepare.py "$(SOURCE)" screens/bbbc013
 	$(BIN)/plateloom run screens/bbbc013 --quiet host reason
 
 lint: $(READY)

@@ -311,7 +311,7 @@ def test_what_stands_once_counts_wherever_its_map_stands(plate):
 
 
 def test_what_an_image_says_itself_goes_before_what_stands_once(plate):
-    own = '<ImageResolutionX Unit="um">0.5</ImageResolutionX></Image>'
+    own = "".join(f'<ImageResolution{axis} Unit="um">0.5</ImageResolution{axis}>' for axis in "XY") + "</Image>"
     images = harmony.scan(plate(version=6, edit=replace("</Image>", own)), PARAMS).images
     assert [image.pixel_size_um for image in images] == pytest.approx([0.5, 0.65, 0.65, 0.65])
 

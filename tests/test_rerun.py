@@ -127,6 +127,15 @@ def test_jobs_of_a_killed_run_are_ended_before_anything_is_removed(done, monkeyp
     assert "cancelled jobs of an earlier run: 17" in ask("--from", "profiling")
 
 
+def test_a_table_that_is_lost_beside_another_is_made_again(done):
+    path, record = PLATE / "aggregates.parquet", PLATE / "records/profiling/part-0.json"
+    before = path.read_bytes()
+    path.unlink()
+    record.unlink()
+    run_stages(done, TO_PROFILES)
+    assert path.read_bytes() == before and read_json(record)["computed"] == ["profiles"]
+
+
 def test_all_wells_from_a_stage_on(done):
     before = forget()
     ask("--from", "features")

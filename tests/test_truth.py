@@ -1,6 +1,8 @@
 """The pipeline against what is known: the simulated screen's truth, and a real plate."""
 
-import shutil
+import html
+import re
+import runpy
 
 import numpy as np
 import pandas as pd
@@ -136,16 +138,11 @@ def bbbc013(once):
 
 
 def run_bbbc013(folder, source):
-    folder.mkdir()
-    example = ROOT / "config/examples/bbbc013"
-    settings = yaml.safe_load((example / "config.yaml").read_text())
+    runpy.run_path(str(ROOT / "config/examples/bbbc013/prepare.py"))["main"](source, folder)
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
     settings["features"] = {"families": ["AreaShape", "Location", "Intensity", "Correlation", "Neighbors"]}
     settings["latent"] = {"autoencoder": {"enabled": False}, "maps": {"method": "pca", "cells": 500}}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    shutil.copyfile(example / "plate_map.tsv", folder / "plate_map.tsv")
-    (folder / "plates.tsv").write_text(
-        f"plate\tsource\treader\tplate_map\tbatch\nBBBC013\t{source}\tpattern\tplate_map.tsv\t1\n"
-    )
     run_stages(folder)
 
 
@@ -163,7 +160,11 @@ def test_the_controls_of_the_real_plate_are_apart(bbbc013):
     facts = read_json(bbbc013 / "results/plates/BBBC013/records/profiling/part-0.json")["facts"]
     assert facts["assay"]["n_negative"] == 6 and facts["assay"]["n_positive"] == 4, "E12 and F12 are no controls"
     assert facts["assay"]["z_prime"] > 0.6
-    assert "robust Z" in (bbbc013 / "results/plates/BBBC013/report.html").read_text()
+    page = (bbbc013 / "results/plates/BBBC013/report.html").read_text()
+    text = html.unescape(re.sub("<[^>]+>", " ", page))
+    assert f"{facts['assay']['z_prime']:.2f}" in text and "robust Z" in text
+    for drug, unit in (("LY294002", "µM"), ("Wortmannin", "nM")):
+        assert re.search(rf"{drug}\s+EC50 [\d.]+ {unit}", text), "the page shows the fitted doses of both drugs"
 
 
 def test_cells_of_the_controls_are_told_apart_by_well(bbbc013):

@@ -92,6 +92,18 @@ def bytes_of(folder, *patterns):
     }
 
 
+@pytest.mark.slow
+def test_snakemakes_own_report_and_summary_work(again, tmp_path):
+    snakemake(again, "--report", str(tmp_path / "report.html"))
+    assert (tmp_path / "report.html").stat().st_size > 100_000
+    rows = snakemake(again, "--dry-run", "--summary").stdout.splitlines()
+    rows = [line.split("\t") for line in rows if line.startswith("results/")]
+    assert {row[0] for row in rows} >= {
+        str(path.relative_to(again)) for path in again.glob("results/**/records/**/*.json")
+    }
+    assert {row[-1] for row in rows} == {"no update"}
+
+
 def test_every_stage_is_done_and_leaves_what_the_layout_names(finished):
     plate = finished / "results/plates/P1"
     assert {path.parent.name for path in plate.glob("records/*/part-0.json")} == {

@@ -172,6 +172,8 @@ class Unit:
         Yields lists of tasks (see `Cluster.run`), returns an `Outcome`.
     current : bool or None
         Given where the recipe is None: whether the artefact there is up to date.
+    beside : tuple of Path
+        Other files that the same work makes, before that of `path`: without one of them nothing is there.
     """
 
     name: str
@@ -179,10 +181,13 @@ class Unit:
     recipe: dict | None
     work: Callable
     current: bool | None = None
+    beside: tuple = ()
 
     def there(self):
         """Record of the artefact that is there and up to date; None where it must be made."""
         found = artefact_record(self.path) or {}
+        if not all(path.exists() for path in self.beside):
+            return None
         if self.recipe is None:
             return found if self.current else None
         return found if found.get("fingerprint") == self.recipe["fingerprint"] else None

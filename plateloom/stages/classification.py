@@ -416,7 +416,7 @@ def draw_labeled(plate, well, rows, excluded, quota, source, cutting):
         write_bytes(path, buffer.getvalue())
         return table[there].assign(Metadata_CellsOfWell=crowd), lost
     if source == "latent":  # cells of fields without every channel have none
-        table = join_latents(plate, well, table[[*KEYS, "Label"]])
+        table = join_latents(plate, well, table[[*KEYS, "Label"]], error=True)
         table = table.dropna(subset=input_columns(table, source), how="all")
     return table.assign(Metadata_CellsOfWell=crowd), lost
 
@@ -487,7 +487,7 @@ def classify_cells(plate, well, fingerprint, policy="cpu"):
         return _classify_by_crops(plate, well, model, described, policy)
     path = well_table(plate, "features", well)
     if described["inputs"] == "latent":
-        cells = join_latents(plate, well, read_table(path, list(KEYS)), encoder=described["encoder"])
+        cells = join_latents(plate, well, read_table(path, list(KEYS)), encoder=described["encoder"], error=True)
     else:
         cells = read_table(path)
     lacking = sorted(set(model.card["features"]) - set(cells.columns))

@@ -74,7 +74,8 @@ def profile_latents(*, plate, settings, code, profiled, encoded, record):
             write_table(plate_folder(plate) / "latent_aggregates.parquet", aggregates, made)
             return Outcome(profiles, facts={"normalization": plain(normalization)})
 
-        return [Unit("profiles", plate_folder(plate) / "latent_profiles.parquet", made, work)]
+        beside = (plate_folder(plate) / "latent_aggregates.parquet",)
+        return [Unit("profiles", plate_folder(plate) / "latent_profiles.parquet", made, work, beside=beside)]
 
     run_job(
         "latent_profiling",

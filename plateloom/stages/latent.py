@@ -66,7 +66,7 @@ def train_screen(*, plates, settings, code, segmented, illuminated, flagged, rec
             made_from |= inputs_of_range
         made = recipe("autoencoder", parameters=settings, code=code, inputs=made_from)
         work = lambda: _train(folder, wells, flatfields, fields, settings, made)  # noqa: E731
-        return [Unit("autoencoder", folder / "model.json", made, work)]
+        return [Unit("autoencoder", folder / "model.json", made, work, beside=(folder / "model.safetensors",))]
 
     run_job(
         "autoencoder",

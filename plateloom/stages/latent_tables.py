@@ -28,8 +28,8 @@ def input_columns(table, source):
     return profiling.feature_columns(table) if source == "features" else latent_columns(table)
 
 
-def join_latents(plate, well, cells, *, encoder=None):
-    """Put latents beside cells of a well, and how badly each was reconstructed where the encoder says it (`ERROR`).
+def join_latents(plate, well, cells, *, encoder=None, error=False):
+    """Put latents beside cells of a well.
 
     Parameters
     ----------
@@ -38,6 +38,8 @@ def join_latents(plate, well, cells, *, encoder=None):
         Has the columns `KEYS`.
     encoder : str, optional
         Fingerprint of the encoder that the latents must be of.
+    error : bool
+        Also how badly each cell was reconstructed (`ERROR`), where the encoder says it.
 
     Returns
     -------
@@ -53,7 +55,7 @@ def join_latents(plate, well, cells, *, encoder=None):
     if encoder is not None and found != encoder:
         raise PlateLayoutError(f"needed are latents of the encoder {encoder}, these are of {found}")
     latents = read_table(well_table(plate, "latent", well))
-    latents = latents[[*KEYS, *latent_columns(latents), *latents.columns.intersection([ERROR])]]
+    latents = latents[[*KEYS, *latent_columns(latents), *latents.columns.intersection([ERROR] if error else [])]]
     return cells.merge(latents, on=list(KEYS), how="left", validate="one_to_one")
 
 

@@ -80,7 +80,7 @@ def fit_screen(*, plates, settings, code, measured, flagged, record, encoded=())
             facts = {"cells": len(values), "reason": config["reason"], "features": len(features)}
             return Outcome(facts=facts | {"clusters": clusters and clusters["config"]["number"]})
 
-        return [Unit("map", folder / "map.json", made, work)]
+        return [Unit("map", folder / "map.json", made, work, beside=(folder / "map.npz",))]
 
     run_job(
         "map",

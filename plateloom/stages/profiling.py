@@ -20,6 +20,7 @@ from plateloom.store.sheets import read_plate_map
 from plateloom.store.tables import KEYS, read_metadata, read_table, read_tables, write_table
 
 READOUT = "Metadata_Readout"
+OF_READOUT = ("wells", "dose_response", "hits")  # tables of the screen that are made where there is a readout
 
 
 def profile_plate(*, plate, batch, plate_map, max_failed_fields, settings, code, measured, flagged, record, encoded=()):
@@ -107,7 +108,8 @@ def profile_plate(*, plate, batch, plate_map, max_failed_fields, settings, code,
             write_table(plate_folder(plate) / "aggregates.parquet", aggregates, made)
             return Outcome(profiles, facts=facts)
 
-        return [Unit("profiles", plate_folder(plate) / "profiles.parquet", made, work)]
+        beside = (plate_folder(plate) / "aggregates.parquet",)
+        return [Unit("profiles", plate_folder(plate) / "profiles.parquet", made, work, beside=beside)]
 
     run_job(
         "profiling",
@@ -179,22 +181,24 @@ def profile_screen(*, plates, missing, settings, code, profiled, record):
     record : str
     """
     params = profiling.Params(**settings["parameters"])
+    facts_of_now = {}
 
     def plan(inputs):
         usable = usable_plates(inputs["profiled"], "profiles")
         made = recipe("profiles", parameters=settings, code=code, inputs=usable)
+        # May change while the plates that are used do not.
+        facts_of_now["missing"] = (
+            left_out(inputs["profiled"])
+            | dict.fromkeys(missing, "not complete")
+            | dict.fromkeys(settings.get("quarantined", ()), "quarantined by hand")
+        )
 
         def work():
             yield []
             folder = screen_folder()
-            for name in ("wells", "dose_response", "hits"):  # without a readout none of them is made
+            for name in OF_READOUT:
                 (folder / f"{name}.parquet").unlink(missing_ok=True)
-            facts = {
-                "plates": sorted(usable),
-                "missing": left_out(inputs["profiled"])
-                | dict.fromkeys(missing, "not complete")
-                | dict.fromkeys(settings.get("quarantined", ()), "quarantined by hand"),
-            }
+            facts = {"plates": sorted(usable)}
             tables = {plate: read_table(plate_folder(plate) / "profiles.parquet") for plate in sorted(usable)}
             normalized = [table for table in tables.values() if table["Metadata_Normalized"].all() and len(table)]
             facts["not_normalized"] = sorted(p for p, table in tables.items() if not table["Metadata_Normalized"].all())
@@ -222,7 +226,9 @@ def profile_screen(*, plates, missing, settings, code, profiled, record):
                 write_table(folder / "hits.parquet", hits, made)
             return Outcome(selected, facts=facts)
 
-        return [Unit("profiles", screen_folder() / "profiles.parquet", made, work)]
+        names = OF_READOUT if params.readout else ()
+        beside = tuple(screen_folder() / f"{name}.parquet" for name in names)
+        return [Unit("profiles", screen_folder() / "profiles.parquet", made, work, beside=beside)]
 
     run_job(
         "profiles",
@@ -230,6 +236,7 @@ def profile_screen(*, plates, missing, settings, code, profiled, record):
         plan=plan,
         code=code,
         settings=settings,
+        facts=facts_of_now,
         upstream={"profiled": profiled},
         strict=False,
     )

@@ -30,7 +30,8 @@ def train_segmenter(*, settings, code, record):
     made = recipe("training", parameters=settings, code=code, inputs=settings["content"])
 
     def plan(inputs):
-        return [Unit("network", folder / "model.json", made, lambda: _train(folder, settings, made))]
+        beside = (folder / "nuclei.safetensors",)
+        return [Unit("network", folder / "model.json", made, lambda: _train(folder, settings, made), beside=beside)]
 
     run_job("training", record=record, plan=plan, code=code, settings=settings)
 

@@ -328,7 +328,9 @@ def test_a_night_can_be_a_job_as_scrontab_starts_it(site, tmp_path):
     settings |= {"classification": {"labels": ""}, "nightly": {"settle_minutes": 0}}
     (screen / "config.yaml").write_text(yaml.safe_dump(settings))
     night = [*COMMAND, "nightly", screen.name, "--inbox", str(tmp_path / "inbox"), "--hours", "1"]
-    night += ["--profile", "slurm", "--profile", str(site), *QUICKLY]
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/profile.yaml").write_text(SITE + "seconds-between-status-checks: 1\n")
+    night += ["--profile", "slurm", "--profile", str(tmp_path / "site")]
     submit = ["sbatch", "--parsable", "--wait", "--account=screens", "--partition=gpu", "--cpus-per-task=1", "--mem=4G"]
     submit += [
         "--time=30",
