@@ -95,9 +95,8 @@ def settings_of(stage):
 
 def code_of(stage):
     """Digest of a stage's code, or of the earlier code whose results a person has kept."""
-    plates = (
-        SCREEN.plates if stage == "conversion" else [None]
-    )  # plates may have readers of their own
+    # Plates may have readers of their own.
+    plates = SCREEN.plates if stage == "conversion" else [None]
     if len(set().union(*(SCREEN.codes(stage, plate) for plate in plates))) == 1:
         return SCREEN.code(stage)
     return lambda wildcards: SCREEN.code_for(

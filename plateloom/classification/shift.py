@@ -18,10 +18,8 @@ GRADES = ("same well", "other well", "other plate", "other batch")
 NAMED = 5
 MOST_TIED = 0.5  # of the wells with one and the same value of a feature: beyond, it stands at a bound and has no spread to speak of
 WITHOUT_CHANNEL = {"AreaShape", "Neighbors", "Number"}  # families whose columns end in parameters
-BEHIND_CHANNELS = {
-    "Texture": 3,
-    "RadialDistribution": 1,
-}  # parameters behind a channel's name, which may be a number, too
+# Parameters behind a channel's name, which may be a number, too.
+BEHIND_CHANNELS = {"Texture": 3, "RadialDistribution": 1}
 MOST_BORROWED = 4  # times its own degrees of freedom that a feature's variance may borrow: features are not independent
 
 
