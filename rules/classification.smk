@@ -15,7 +15,7 @@ rule train_classifier:
         "benchmarks/train_classifier.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: 1
+    threads: 2
     resources:
         gpu=gpus_for("classifier"),
         mem_mb=memory_for(8 + 3 * SCREEN.crops_gb),

@@ -73,7 +73,7 @@ rule fit_map:
         "benchmarks/fit_map.tsv"
     conda:
         "../envs/core.yaml"
-    threads: 1
+    threads: 2
     resources:
         mem_mb=memory_for(8),
         runtime=runtime_for(120),

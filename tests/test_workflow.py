@@ -311,6 +311,9 @@ def test_every_job_killed_once_and_retried_ends_as_if_nothing_had_been(again):
 
 @pytest.mark.slow
 def test_results_do_not_depend_on_parts_workers_threads_or_tiles(finished, tmp_path):
+    from pandas.testing import assert_frame_equal
+    from safetensors.numpy import load_file
+
     folder = tmp_path / "screen"
     folder.mkdir()
     for name in ("raw", "maps"):
@@ -324,16 +327,32 @@ def test_results_do_not_depend_on_parts_workers_threads_or_tiles(finished, tmp_p
         settings["segmentation"]["parameters"]["nucleus_diameter_um"] = 12.0
 
     edit(folder, change)
-    threads = ["convert_plate=3", "measure_quality=1", "segment_plate=3", "measure_features=1"]
-    snakemake(folder, "--until", "profile_plate", "--cores", "3", "--set-threads", *threads)
-    patterns = ["results/plates/P1/*/*.parquet", "results/plates/P1/*.parquet", "results/plates/P1/*.zarr/**/*"]
-    found = bytes_of(folder, *patterns)
-    expected = bytes_of(finished, *patterns)
-    assert len(found) > 100
-    assert found == {name: expected[name] for name in found}
+    threads = {name: 3 for name in ("convert_plate", "segment_plate", "encode_plate", "classify_plate")}
+    threads |= {name: 1 for name in ("measure_quality", "measure_features", "train_autoencoder", "map_plate")}
+    threads |= {name: 3 for name in ("fit_map", "train_classifier")}
+    snakemake(folder, "--cores", "3", "--set-threads", *(f"{name}={count}" for name, count in threads.items()))
+    patterns = ("plates/P1/*/*.parquet", "plates/P1/*.parquet", "plates/P1/*.zarr/**/*", "screen/**/*")
+    found, expected = (bytes_of(where / "results", *patterns) for where in (folder, finished))
+    assert len(found) > 150 and found.keys() == expected.keys()
+    unlike = {name for name in found if found[name] != expected[name]}
+    trained = "screen/models/autoencoder/"
+    pages = {name for name in unlike if name.endswith(".html") or "/records/" in name}  # say how it was run
+    tables = {name for name in unlike if name.endswith(".parquet")}
+    assert unlike - pages - tables <= {trained + name for name in ("model.safetensors", "model.json", "examples.safetensors")}
+    networks = [load_file(where / "results" / trained / "model.safetensors") for where in (folder, finished)]
+    for name, values in networks[1].items():
+        np.testing.assert_allclose(networks[0][name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+    for name in tables:  # of latents, within what training leaves; else only the records that they are made from have other names
+        one, other = (read_table(where / "results" / name) for where in (folder, finished))
+        latents = [column for column in one if column.startswith("Latent_")]
+        assert_frame_equal(one.drop(columns=latents), other.drop(columns=latents), check_exact=True)
+        assert_frame_equal(one[latents], other[latents], rtol=1e-4, atol=1e-5)
+    assert {name.split("/")[-2] for name in tables} == {"latent", "P1", "screen"}
     record = record_of(folder, "segmentation", part=1)
     assert len(record["cluster"]["workers"]) == 3 and record["cluster"]["peak_in_flight"] <= 3
     assert len(record_of(folder, "features", part=1)["cluster"]["workers"]) == 1
+    records = [read_json(where / "results/screen/records/autoencoder.json") for where in (folder, finished)]
+    assert [record["threads"] for record in records] == [1, 2]
 
 
 def test_there_are_no_more_jobs_than_parts_times_stages(screen):

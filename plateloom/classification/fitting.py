@@ -89,9 +89,11 @@ def fit_quietly(pipeline, X, y, *, threads=1):
     notes : list of str
     """
     from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
 
     own = pipeline["estimator"].get_params()
     threaded = threads > 1 and "n_jobs" in own and own["n_jobs"] is None
+    threaded = threaded and not isinstance(pipeline["estimator"], LogisticRegression)  # which warns that it ignores it
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         if threaded:
