@@ -1,7 +1,8 @@
 """Whether memory is flat as a plate grows: `python benchmarks/memory.py`.
 
-Converts, corrects, segments and measures one simulated plate of 10 fields and one of 100, in jobs of two workers, and prints the
-peak resident memory of the job's process and of its largest worker, stage by stage.
+Runs one simulated plate of 10 fields and one of 100, in jobs of two workers, through all stages of a plate, and prints the peak
+resident memory of the job's process and of its largest worker, stage by stage. The encoder learns from 100 cells of either: it is
+there to encode, and what its training holds follows `latent.autoencoder.cells`; the classes are rows of the plate, for the same reason.
 """
 
 import subprocess
@@ -9,11 +10,19 @@ import sys
 import tempfile
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-STAGES = ("conversion", "quality", "illumination", "segmentation", "features", "profiling")
+STAGES = ("conversion", "quality", "illumination", "segmentation", "features", "profiling", "latent", "maps", "classes")
 FIELDS = (10, 100)
+REDUCED = """
+latent:
+  autoencoder: {cells: 100, parameters: {epochs: 1, latent_dim: 8}}
+  maps: {method: pca, cells: 200}
+classification: {labels: labels.tsv}
+"""
 
 
 def main():
@@ -28,15 +37,19 @@ def main():
         print(f"| {stage} | {one[0]} / {one[1]} | {two[0]} / {two[1]} | {ratio} |")
 
 
-def measure(fields):
-    """Peak memory (job, worker) [MB] by stage, of a plate with so many fields."""
+def measure(fields, **design):
+    """Peak memory (job, worker) [MB] by stage, of a plate with so many fields; `design`: more of `ScreenDesign`."""
     from plateloom.cli.simulate import write_screen
     from plateloom.simulation import ScreenDesign
     from plateloom.store.provenance import read_json
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "screen"
-        write_screen(folder, ScreenDesign(plates=("P1",), rows=2, columns=5, fields=fields // 10))
+        write_screen(folder, ScreenDesign(plates=("P1",), rows=2, columns=5, fields=fields // 10, **design))
+        config = folder / "config.yaml"
+        config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | yaml.safe_load(REDUCED)))
+        labels = [f"P1\t{row}{column:02d}\trow {row}\n" for row in "AB" for column in range(1, 6)]
+        (folder / "labels.tsv").write_text("plate\twell\tclass\n" + "".join(labels))
         command = [
             sys.executable,
             "-m",
@@ -46,9 +59,8 @@ def measure(fields):
             "--directory",
             str(folder),
         ]
-        subprocess.run(
-            [*command, "--until", "profile_plate", "--quiet", "all"], cwd=ROOT, check=True, stderr=subprocess.DEVNULL
-        )
+        until = ["--until", "encode_plate", "map_plate", "classify_plate"]
+        subprocess.run([*command, *until, "--quiet", "all"], cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
         records = {s: read_json(folder / f"results/plates/P1/records/{s}/part-0.json") for s in STAGES}
         return {stage: (record["memory_mb"], record["cluster"]["worker_peak_mb"]) for stage, record in records.items()}
 

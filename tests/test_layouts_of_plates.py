@@ -13,6 +13,8 @@ from conftest import simulate
 from in_process import run_stages
 from layouts import harmony
 from scipy.ndimage import gaussian_filter
+from test_run import plateloom
+from test_workflow import bytes_of
 
 from plateloom import repair
 from plateloom.config import read_config
@@ -26,7 +28,8 @@ SIZE, OVERLAP = 256, 32
 STEP_UM = (SIZE - OVERLAP) * 0.65
 POSITIONS = {1: (0.0, 0.0), 2: (0.0, STEP_UM), 3: (STEP_UM, 0.0), 4: (STEP_UM, STEP_UM)}
 
-TO_PROFILES = ("conversion", "assembly", "illumination", "quality", "flagging", "segmentation", "features", "profiling")
+TO_SEGMENTATION = ("conversion", "assembly", "illumination", "quality", "flagging", "segmentation")
+TO_PROFILES = (*TO_SEGMENTATION, "features", "profiling")
 
 
 def lay_out(folder):
@@ -191,3 +194,38 @@ def test_a_plate_of_ngff_04_gives_the_same_tables_as_one_of_05(tmp_path):
     for name, table in tables["0.5"].items():
         pd.testing.assert_frame_equal(table, tables["0.4"][name], check_exact=True)
     assert len(list(base.glob("latent/*.parquet"))) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["fields", "stitched"])
+def test_a_damaged_plate_of_ngff_04_is_repaired_to_the_last_byte(tmp_path, layout):
+    folder = tmp_path / "screen"
+    if layout == "stitched":
+        lay_out(folder)
+    else:
+        simulate(folder, rows=2, columns=2)
+    edit(folder, lambda settings: settings["conversion"].update(ngff="0.4"))
+    run_stages(folder, TO_SEGMENTATION)
+    base = folder / "results/plates/P1/plate.zarr"
+    expected = bytes_of(base, "**/*")
+    wells = sorted(str(path.parent.relative_to(base)) for path in base.glob("?/*/.zattrs"))
+    for well, below in ((wells[0], "1/0"), (wells[1], "1/labels/Nuclei/0")):
+        chunks = [path for path in sorted((base / well / below).rglob("*")) if path.is_file() and path.name[0] != "."]
+        chunk = max(chunks, key=lambda path: path.stat().st_size)
+        data = bytearray(chunk.read_bytes())
+        data[len(data) // 2] ^= 4
+        chunk.write_bytes(data)
+    names = [well.replace("/", "") for well in wells[:2]]
+    found = repair.find_damage(folder, "P1", deep=True)
+    assert {(damage.well, damage.stage) for damage in found} == {(names[0], "conversion"), (names[1], "segmentation")}
+    code, text = plateloom("verify", folder, "--deep", "--repair", "--cores", "2")
+    assert code == 0, text
+    assert bytes_of(base, "**/*") == expected
+    records = {
+        stage: read_json(base.parent / f"records/{stage}/part-0.json") for stage in ("conversion", "segmentation")
+    }
+    assert {stage: record["computed"] for stage, record in records.items()} == {
+        "conversion": names[:1],
+        "segmentation": names,
+    }
+    assert repair.find_damage(folder, "P1", deep=True) == []

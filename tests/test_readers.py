@@ -3,10 +3,13 @@
 import contextlib
 import importlib
 import os
+import shutil
 
 import numpy as np
 import pytest
 import tifffile
+import yaml
+import yaozarrs
 
 from plateloom.errors import PlateLayoutError, UnreadableImageError
 from plateloom.readers import READERS, load_reader, markup, ome_zarr, pattern
@@ -217,6 +220,49 @@ def test_bbbc013_and_cytation_are_recognized(data):
         assert len({image.well for image in images}) == wells
         assert {image.channel for image in images} == channels
         assert pattern.load(source, images[0])[0].ndim == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "wells", "options"),
+    [
+        ("bbbc013_sbs_rows_ABEF", 48, ["--pixel-size", "0.65"]),  # BMP and TIFF without a size
+        ("nf1_cytation_5wells", 5, ["--pixel-size", "0.65"]),
+        ("imagexpress_projection_mix", None, []),
+        ("imagexpress_htd_3434", None, []),
+        ("operetta_harmony_ball", None, []),
+    ],
+)
+def test_real_plates_are_recognized_checked_and_converted_to_valid_ones(data, tmp_path, name, wells, options):
+    from in_process import run_stages
+    from test_plate import refused_by_ome_zarr_models
+    from test_run import plateloom
+
+    screen = tmp_path / "screen"
+    for command in (
+        ["init", screen, "--source", data / name, *options],
+        ["check", screen],
+        ["run", screen, "--until", "conversion", "--cores", "2"],
+        ["verify", screen, "--deep"],
+    ):
+        code, text = plateloom(*command)
+        assert code == 0, text
+    for ngff in ("0.5", "0.4"):
+        if ngff == "0.4":
+            shutil.rmtree(screen / "results")
+            settings = yaml.safe_load((screen / "config.yaml").read_text())
+            settings["conversion"] = (settings.get("conversion") or {}) | {"ngff": ngff}
+            (screen / "config.yaml").write_text(yaml.safe_dump(settings))
+            run_stages(screen, ("conversion", "assembly"))
+        (found,) = screen.glob("results/plates/*/plate.zarr")
+        listed = plate.list_fields(found)
+        assert wells in (None, len(listed))
+        well, fields = next(iter(listed.items()))
+        position = plate.field_path(found, well, fields[0])
+        assert plate.read_image(position).any(axis=(-2, -1)).all(), "every channel has pixels"
+        kinds = {"hcs.HCS": found, "well.Well": position.parent, "image.Image": position}
+        assert not refused_by_ome_zarr_models(ngff, kinds)
+        yaozarrs.validate_zarr_store(str(found))
 
 
 def ome_plate(folder):

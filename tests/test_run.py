@@ -450,6 +450,37 @@ def test_a_plate_does_not_wait_for_another_that_is_open(screen, records):
     assert found["summary"] == "1 of 2 plates complete; open: P2"
 
 
+def test_the_time_left_is_what_the_same_stages_took_less_what_is_done(screen, records):
+    records.write_all()
+    assert status.screen_state(status.read_screen(screen))["seconds_left"] is None, "nothing is left"
+    add_plate(screen, "P2")
+    records = Records(screen)
+    took = {"segmentation": {"seconds": 1200.0}, "features": {"seconds": 3000.0}}
+    records.write_all(plates=("P1", "P2"), **took)
+    record = screen / records.screen.records("features", "P2")[0]
+    record.unlink()
+    assert status.screen_state(status.read_screen(screen))["seconds_left"] == pytest.approx(3000, abs=20)
+    (screen / records.screen.records("segmentation", "P2")[0]).unlink()
+    assert status.screen_state(status.read_screen(screen))["seconds_left"] == pytest.approx(4200, abs=20)
+    with locks.hold(record.with_name(".part-0.lock"), wait=False) as lock:
+        lock.say(attempts=1, log="logs/job.log", done=9, of=12)
+        assert status.screen_state(status.read_screen(screen))["seconds_left"] == pytest.approx(1950, abs=20)
+    _, text = plateloom("status", screen)
+    assert "at least 32 min of work left" in text, "an interrupted job goes on where it was"
+
+
+def test_status_and_the_end_of_a_run_name_the_report(screen, records, monkeypatch):
+    records.write_all()
+    monkeypatch.setattr("plateloom.cli.run.run_group", lambda _: 0)  # Snakemake's
+    report = screen / "results/screen/report.html"
+    for command in (["status", screen], ["run", screen]):
+        assert "report: " not in plateloom(*command)[1]
+    report.write_text("")
+    for command in (["status", screen], ["run", screen]):
+        code, text = plateloom(*command)
+        assert code == 0 and text.splitlines()[-1] == f"report: {report}"
+
+
 def test_one_cause_on_many_plates_is_one_line(screen, records):
     for name in ("P2", "P3"):
         add_plate(screen, name)

@@ -338,11 +338,15 @@ def test_results_do_not_depend_on_parts_workers_threads_or_tiles(finished, tmp_p
     trained = "screen/models/autoencoder/"
     pages = {name for name in unlike if name.endswith(".html") or "/records/" in name}  # say how it was run
     tables = {name for name in unlike if name.endswith(".parquet")}
-    assert unlike - pages - tables <= {trained + name for name in ("model.safetensors", "model.json", "examples.safetensors")}
+    assert unlike - pages - tables <= {
+        trained + name for name in ("model.safetensors", "model.json", "examples.safetensors")
+    }
     networks = [load_file(where / "results" / trained / "model.safetensors") for where in (folder, finished)]
     for name, values in networks[1].items():
         np.testing.assert_allclose(networks[0][name], values, rtol=1e-5, atol=1e-6, err_msg=name)
-    for name in tables:  # of latents, within what training leaves; else only the records that they are made from have other names
+    for name in (
+        tables
+    ):  # of latents, within what training leaves; else only the records that they are made from have other names
         one, other = (read_table(where / "results" / name) for where in (folder, finished))
         latents = [column for column in one if column.startswith("Latent_")]
         assert_frame_equal(one.drop(columns=latents), other.drop(columns=latents), check_exact=True)
