@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, edit
+from test_run import add_plate
 
 from plateloom.cli import COMMANDS, cli
 from plateloom.cli.check import find_problems
@@ -22,6 +23,7 @@ from plateloom.cli.config import describe_settings
 from plateloom.cli.run import check_screen
 from plateloom.config import Config, load_config, read_config
 from plateloom.errors import ConfigError
+from plateloom.store.provenance import write_json
 
 CHANNELS = {"DNA": {"source": "1"}, "GFP": {"source": "2"}}
 
@@ -284,6 +286,17 @@ def test_two_files_for_one_plane_stop_everything_before_any_job_and_are_both_nam
     assert not (screen / "results").exists()
 
 
+def test_two_files_for_one_plane_of_a_plate_that_comes_later_are_named_before_any_job(screen):
+    write_json(screen / "results/plates/P1/records/conversion/part-0.json", {"status": "done"})
+    shutil.copytree(screen / "raw/P1", screen / "raw/P2")
+    add_plate(screen, "P2")
+    assert "quarantines" not in "".join(check_screen(screen))
+    (screen / "raw/P2/more").mkdir()
+    shutil.copyfile(screen / "raw/P2/A01_s1_w1.tif", screen / "raw/P2/more/A01_s1_w1.tif")
+    (line,) = [line for line in check_screen(screen) if "claim" in line]
+    assert "P2: 'A01_s1_w1.tif' and 'more/A01_s1_w1.tif' claim the same plane" in line and "quarantines this" in line
+
+
 def test_too_few_negative_controls_with_images_are_a_warning(screen):
     path = screen / "maps/P1.tsv"
     head, *rows = path.read_text().splitlines()
@@ -451,6 +464,24 @@ def test_a_misspelt_column_of_the_plate_list_hides_nothing(screen):
     assert find_problems(screen, files=True)[0] == [
         f"{path}: lists no plate; each has a line: plate, source, reader, plate_map, batch"
     ]
+
+
+def test_time_points_want_a_choice_and_are_kept_for_conversion_only(screen):
+    for path in sorted((screen / "raw/P1").glob("*.tif")):
+        first, channel = path.stem.rsplit("_", 1)
+        for t in (0, 1):
+            shutil.copyfile(path, path.with_name(f"{first}_t{t}_{channel}.tif"))
+        path.unlink()
+    pattern = r"(?P<well>[A-Z]\d+)_s(?P<field>\d+)_t(?P<t>\d)_w(?P<channel>\d)\.tif"
+    edit(screen, lambda settings: settings.update(readers={"pattern": {"pattern": pattern}}))
+    problems, _ = find_problems(screen, files=True)
+    assert "P1: 2 time points (0, 1): set conversion.time to one of them, or to keep" in problems
+    edit(screen, lambda settings: settings["conversion"].update(time=1))
+    problems, notes = find_problems(screen, files=True)
+    assert not problems and "time points" not in "\n".join(notes)
+    edit(screen, lambda settings: settings["conversion"].update(time="keep"))
+    problems, notes = find_problems(screen, files=True)
+    assert not problems and "P1: warning: all its time points are kept" in "\n".join(notes)
 
 
 def test_labels_are_checked_against_plates_and_wells(screen):

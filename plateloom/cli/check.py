@@ -78,7 +78,7 @@ def find_problems(folder, *, files, decode=True):
         if not os.path.exists(folder / plate.source):
             problems.append(f"{plate.plate}: no folder {str(folder / plate.source)!r} ({table}:{line})")
         elif config and plate.reader in READERS:
-            imaged[plate.plate] = _check_files(folder, config, plate, wells, problems, notes, decode)
+            imaged[plate.plate] = check_files(folder, config, plate, wells, problems, notes, decode)
     if config and plates and config.classification.labels:
         batches = {name: plate.batch for name, (_, plate) in plates.items()}
         if config.classification.labels != "controls":
@@ -153,10 +153,15 @@ def _check_sizes(folder, config, plate, pixel_size_um, width, problems, notes):
         found += [] if any(line in one for one in found) else [f"{plate}: {kind}{line}"]
 
 
-def _check_planes(config, plate, images, problems, notes):
-    """Ask whether planes that are kept can be segmented."""
+def _check_axes(config, plate, images, problems, notes):
+    """Ask whether what follows conversion can use the time points and planes that are kept."""
     from plateloom.segmentation import explain_planes
 
+    if config.conversion.time == "keep" and len({image.t for image in images}) > 1:
+        notes.append(
+            f"{plate}: warning: all its time points are kept (conversion.time), and what follows conversion works on one: "
+            "choose it, or run with --until conversion"
+        )
     if config.conversion.z != "keep":
         if config.conversion.z_step_um is not None:
             line = "config.yaml: warning: conversion.z_step_um is of no use without conversion.z: keep"
@@ -328,7 +333,7 @@ def explain_untrainable(settings, labeled, batches):
     return ""
 
 
-def _check_files(folder, config, plate, wells, problems, notes, decode):
+def check_files(folder, config, plate, wells, problems, notes, decode):
     """List a plate's raw files, compare them with channels and map, and decode a few; returns the wells with images."""
     from plateloom import profiling
     from plateloom.readers import load_reader
@@ -367,7 +372,7 @@ def _check_files(folder, config, plate, wells, problems, notes, decode):
         problems.append(f"{plate.plate}: {fault}")
         pixel_size_um = config.conversion.pixel_size_um
         images = [image for image in found.images if image.channel in {c.source for c in config.channels.values()}]
-    _check_planes(config, plate.plate, images, problems, notes)
+    _check_axes(config, plate.plate, images, problems, notes)
     if len(lacking) < len(config.channels):
         notes += [f"{plate.plate}: warning: {line}" for line in _doubtful(images)]
         faults, doubts, width = _decode_some(folder / plate.source, module, images) if decode else ([], [], None)

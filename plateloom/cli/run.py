@@ -266,7 +266,7 @@ def check_screen(folder, *, sources=True):
     list of str
         Warnings of `plateloom check`, as far as it was asked.
     """
-    from plateloom.cli.check import find_problems, find_strange_plates
+    from plateloom.cli.check import check_files, find_problems, find_strange_plates
     from plateloom.config import read_config
     from plateloom.planning import list_plates
 
@@ -276,11 +276,13 @@ def check_screen(folder, *, sources=True):
         config = read_config(folder)
         plates, _ = list_plates(folder / config.plates)
         problems = find_strange_plates(config, [plate.plate for plate in plates])
-        problems += [
-            f"{plate.plate}: no folder {str(folder / plate.source)!r}"
-            for plate in plates
-            if plate.plate not in began and not (folder / plate.source).is_dir()
-        ]
+        new = [plate for plate in plates if plate.plate not in began]
+        absent = [plate for plate in new if not (folder / plate.source).is_dir()]
+        problems += [f"{plate.plate}: no folder {str(folder / plate.source)!r}" for plate in absent]
+        faults = []
+        for plate in [] if problems else new:
+            check_files(folder, config, plate, None, faults, notes, decode=False)
+        notes += [f"warning: {fault}; a run quarantines this plate, and goes on with the others" for fault in faults]
     if problems:
         raise ConfigError(problems)
     return [note for note in notes if "warning: " in note]
