@@ -1,5 +1,7 @@
 """Conversion side by side with its peers, on the same pixels in one run: `python benchmarks/conversion.py [--fields N]`.
 
+With `--chunks` instead what chunks, codecs and shards cost: writing, reading and files, relative to the defaults.
+
 One core (by affinity) for the comparison; then two cores against the slower of reading the TIFFs alone and compressing
 the pyramids alone, on one core each. Prints tables in Markdown. Ratios count, not seconds.
 """
@@ -16,6 +18,8 @@ from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 
+import tifffile
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 CHANNELS = ("DNA", "ER", "Actin", "Golgi", "Mito")
@@ -28,6 +32,9 @@ def main():
     parser.add_argument("--fields", type=int, default=8, help="Fields of 5 channels.")
     parser.add_argument("--size", type=int, default=2160, help="Side of a field [px].")
     parser.add_argument("--rounds", type=int, default=3, help="Each number is the median of so many.")
+    parser.add_argument(
+        "--chunks", action="store_true", help="Measure the choices of chunks, codecs and shards instead."
+    )
     options = parser.parse_args()
     os.environ["ZARR_THREADING__MAX_WORKERS"] = "1"  # as a worker of ours has it, and everyone here alike
     with tempfile.TemporaryDirectory() as folder:
@@ -38,6 +45,10 @@ def main():
             end="",
         )
         print(", ".join(f"{name} {metadata.version(name)}" for name in ("zarr", "ome-zarr", "ngio", "tifffile")), "\n")
+        if options.chunks:
+            compare_chunks(options.fields, raw, options.rounds)
+            compare_shards(options.rounds)
+            return
         compare(options.fields, raw, options.rounds)
         against_limits(options.fields, raw, options.rounds)
         read_tiles(options.rounds)
@@ -46,8 +57,6 @@ def main():
 
 def make_raw(count, size):
     """Write TIFFs of simulated cells; returns the bytes of their pixels."""
-    import tifffile
-
     from plateloom.simulation import ScreenDesign, render_field
 
     design = ScreenDesign(
@@ -172,6 +181,117 @@ def compare(count, raw, rounds):
     print()
 
 
+def compare_chunks(count, raw, rounds):
+    """What is written and read by chunks and codecs, on one core and in seconds of it, relative to the defaults."""
+    import numpy as np
+
+    from plateloom.store import plate as store
+
+    channels = [{"label": name, "color": "FFFFFF", "window": (0, 1)} for name in CHANNELS]
+    images = {well: load(well, planes) for well, planes in fields_of(count)}
+    side = next(iter(images.values())).shape[-1]
+    random = np.random.default_rng(0)
+    corners = {width: random.integers(0, side - width + 1, (20, 2)) for width in (256, 1280) if width < side}
+    choices = {f"chunks of {px}": {"chunk_px": px} for px in (512, 128, 256, 1080, 2160)}
+    choices |= {"blosc 1": {"level": 1}, "blosc 3": {"level": 3}, "blosc 5": {"level": 5}}
+    choices |= {"zstd 2": {"codec": "zstd"}, "0.4, chunks of 512": {"ngff": "0.4"}}
+    choices |= {
+        "0.4, chunks of 1080": {"ngff": "0.4", "chunk_px": 1080},
+        "0.4, zlib 2": {"ngff": "0.4", "codec": "zlib"},
+    }
+    taken = {name: {} for name in choices}
+    sizes = {}
+
+    def clock(name, step, work, *arguments):
+        began = time.process_time()
+        work(name, *arguments)
+        taken[name].setdefault(step, []).append(time.process_time() - began)
+
+    def write(name, options):
+        for well, image in images.items():
+            path = store.field_path(name, well, 1)
+            store.write_image(
+                path, image, channels=channels, pixel_size_um=0.65, levels=3, record={}, format=store.Format(**options)
+            )
+
+    def read(name, width):
+        for well in images:
+            for y, x in corners[width]:
+                window = slice(y, y + width), slice(x, x + width)
+                store.read_image(store.field_path(name, well, 1), channels=[1], window=window)
+
+    def read_whole(name):
+        for well in images:
+            store.read_image(store.field_path(name, well, 1))
+
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    for turn in range(rounds + 1):
+        for name, options in choices.items():
+            shutil.rmtree(name, ignore_errors=True)
+            clock(name, "writing", write, options)
+            clock(name, "a field", read_whole)
+            for width in corners:
+                clock(name, f"{width}²", read, width)
+            if turn == 0:  # imports and caches are nobody's work
+                files = [path for path in Path(name).rglob("*") if path.is_file()]
+                sizes[name] = len(files) / count, sum(path.stat().st_size for path in files) / raw
+                taken[name] = {}
+    os.sched_setaffinity(0, cores)
+    steps = ["writing", "a field", *(f"{width}²" for width in corners)]
+    middle = {name: {step: statistics.median(found[step]) for step in steps} for name, found in taken.items()}
+    first = middle[next(iter(choices))]
+    print("| | writing | reading a field | ", " | ".join(f"a window of {width}²" for width in corners), end=" | ")
+    print("files a field | stored / pixels |\n|" + "---|" * (len(steps) + 3))
+    for name, found in middle.items():
+        ratios = " | ".join(f"{found[step] / first[step]:.2f}" for step in steps)
+        print(f"| {name} | {ratios} | {sizes[name][0]:.0f} | {sizes[name][1]:.3f} |")
+    ms = " and ".join(f"{first[f'{width}²'] * 1e3 / (20 * count):.1f} ms ({width}²)" for width in corners)
+    speeds = [raw / first[step] / 1e6 for step in ("writing", "a field")]
+    print(f"\nThe first row in numbers: {speeds[0]:.0f} MB/s written, {speeds[1]:.0f} MB/s read, windows in {ms}.\n")
+
+
+def compare_shards(rounds):
+    """What one large image costs by the side of its shards, in a process of its own each."""
+    import numpy as np
+
+    side = 8640
+    first = tifffile.imread(sorted(Path("raw").glob("*.tif"))[0])
+    repeats = -(-side // first.shape[0])
+    np.save("large.npy", np.tile(first, (repeats, repeats))[None, :side, :side])
+    print(f"One image of {side:,}² uint16, by the side of its shards:\n")
+    print("| shards [px] | writing, relative | peak memory [MB] | files |\n|---|---|---|---|")
+    base = None
+    for px in (2048, 1024, 4096, None):
+        found = []
+        for _ in range(rounds):
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                found.append(pool.submit(write_large, px).result())
+        seconds = statistics.median(one[0] for one in found)
+        base = base or seconds
+        print(f"| {px or 'one'} | {seconds / base:.2f} | {max(one[1] for one in found):.0f} | {found[0][2]} |")
+
+
+def write_large(shard_px):
+    """Write one image that is read from a file piece by piece; -> seconds of the processor, growth of memory [MB], files."""
+    import resource
+
+    import numpy as np
+
+    from plateloom.store import plate as store
+
+    image = np.load("large.npy", mmap_mode="r")
+    channels = [{"label": "DNA", "color": "FFFFFF", "window": (0, 1)}]
+    options = {"channels": channels, "pixel_size_um": 0.65, "levels": 3, "record": {}}
+    store.write_image("large.zarr/warm/A/01/1", image[:, :512, :512], format=store.Format(), **options)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.process_time()
+    store.write_image("large.zarr/A/01/1", image, format=store.Format(shard_px=shard_px), **options)
+    seconds = time.process_time() - began
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return seconds, memory, sum(path.is_file() for path in Path("large.zarr/A/01/1").rglob("*"))
+
+
 def compress(well, planes):
     """Compress a field's pyramid chunk by chunk, as it is stored, and write nothing."""
     import numcodecs
@@ -227,7 +347,6 @@ def load_only(well, planes):
 def read_tiles(rounds):
     """A 512 × 512 tile of one channel from the store, against the same from a TIFF with LZW."""
     import numpy as np
-    import tifffile
 
     from plateloom.store import plate as store
     from plateloom.store.layout import plate_store

@@ -21,7 +21,7 @@ REDUCED = """
 latent:
   autoencoder: {cells: 100, parameters: {epochs: 1, latent_dim: 8}}
   maps: {method: pca, cells: 200}
-classification: {labels: labels.tsv}
+classification: {labels: labels.tsv, cells: 200}
 """
 
 

@@ -180,6 +180,12 @@ class Features(Section):
     precision: Literal["float64", "float32"] = Field(
         "float64", description="Type of the tables; float32 halves them and rounds values by up to 6e-8 of their size."
     )
+    row_group_rows: int = Field(
+        1000,
+        ge=1,
+        description="Tables are written in row groups of whole fields, as many as reach so many cells; 1: one per field, which "
+        "takes several times as long to write.",
+    )
 
 
 class Profiling(Section):
@@ -627,7 +633,7 @@ def _check_readout(config):
     from plateloom.features.meaning import describe_columns
     from plateloom.segmentation import measured_compartments, works_on_volumes
 
-    settings = config.features.model_dump(exclude={"channels", "precision"})
+    settings = config.features.model_dump(exclude={"channels", "precision", "row_group_rows"})
     settings["volumes"] = works_on_volumes(config.segmentation.method)
     possible = features.VOLUME_FAMILIES if settings["volumes"] else features.FAMILIES
     settings["families"] = [name for name in settings["families"] or possible if name in possible]

@@ -5,13 +5,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import ROOT, simulate
+from conftest import ROOT, TO_FEATURES, simulate
 from test_run import plateloom
 
 from plateloom.features import FAMILIES, feature_columns
 from plateloom.features.meaning import SOURCES, add_physical, describe_columns, unit_of
 from plateloom.stages import features as stage
-from plateloom.store import tables
 from plateloom.store.tables import read_table, write_table
 
 COMPARTMENTS = ("Nuclei", "Cells", "Cytoplasm")
@@ -80,8 +79,7 @@ def test_lengths_and_areas_in_micrometers_stand_beside_those_in_pixels():
     pd.testing.assert_frame_equal(add_physical(table, 0.5, plain), table)
 
 
-def test_row_groups_are_whole_fields_and_columns_say_what_they_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "GROUP_ROWS", 2)
+def test_row_groups_are_whole_fields_and_columns_say_what_they_are(tmp_path):
     described = describe_columns(["Nuclei"], ["DNA"], families=["Intensity"])
     table = pd.DataFrame(
         {
@@ -92,9 +90,10 @@ def test_row_groups_are_whole_fields_and_columns_say_what_they_are(tmp_path, mon
         }
     )
     table = table.join(pd.DataFrame(np.random.default_rng(0).random((6, len(described))), columns=list(described)))
-    write_table(tmp_path / "A01.parquet", table, {"a": 1}, described=described)
-    file = pq.ParquetFile(tmp_path / "A01.parquet")
-    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 4]
+    for least, rows in ((1, [2, 1, 2, 1]), (2, [2, 4]), (1000, [6])):
+        write_table(tmp_path / "A01.parquet", table, {"a": 1}, described=described, group_rows=least)
+        file = pq.ParquetFile(tmp_path / "A01.parquet")
+        assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == rows
     assert file.schema_arrow.field("Nuclei_Intensity_MeanIntensity_DNA").metadata[b"unit"] == b"1"
     pd.testing.assert_frame_equal(read_table(tmp_path / "A01.parquet"), table)
     once = (tmp_path / "A01.parquet").read_bytes()
@@ -129,3 +128,41 @@ def test_the_command_counts_a_screens_columns(tmp_path):
     assert rows == {"Texture": ["468", "1,872"], "Neighbors": ["42", "168"], "all": ["645", "2,580"]}
     code, text = plateloom("features", folder, "--columns")
     assert len(text.splitlines()) == 646 and text.splitlines()[1].split("\t")[1:3] == ["Nuclei", "Intensity"]
+
+
+def test_the_command_times_the_families_that_a_screen_measures(tmp_path):
+    folder = simulate(tmp_path / "screen")
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    settings |= {"features": {"families": ["AreaShape", "Location"], "channels": ["DNA"]}, "profiling": {}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    code, text = plateloom("features", folder, "--time")
+    head, columns, *rows = text.splitlines()
+    assert (
+        code == 0
+        and head.startswith("channels: DNA;")
+        and columns.split()[:6] == ["family", "columns", "bytes", "a", "cell", "ms"]
+    )
+    spent = {row.split()[0]: float(row.split()[3]) for row in rows[:3]}
+    assert spent.keys() == {"AreaShape", "Location", "all"} and min(spent.values()) > 0
+    assert rows[3].startswith("ms: one thread")
+
+
+def test_a_screen_measures_the_channels_that_it_names_and_writes_a_row_group_per_field_where_asked(tmp_path):
+    from in_process import run_stages
+
+    folder = simulate(tmp_path / "screen", rows=2, columns=2, fields=2)
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    families = ["Intensity", "Correlation", "AreaShape"]
+    settings["features"] = {"families": families, "channels": ["DNA", "GFP"], "row_group_rows": 1}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert set(settings["channels"]) > {"DNA", "GFP"}
+    run_stages(folder, TO_FEATURES)
+    paths = sorted(folder.glob("results/plates/P1/features/*.parquet"))
+    assert len(paths) == 4
+    described = describe_columns(["Nuclei", "Cells", "Cytoplasm"], ["DNA", "GFP"], families=families)
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            assert [name for name in file.schema_arrow.names if not name.startswith("Metadata_")] == list(described)
+            groups = [file.read_row_group(i)["Metadata_Field"].to_pylist() for i in range(file.num_row_groups)]
+        assert [set(group) for group in groups] == [{field} for field in sorted(set(sum(groups, [])))]
+    assert any(pq.read_metadata(path).num_row_groups == 2 for path in paths)

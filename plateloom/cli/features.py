@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 COMPARTMENTS = ("Nuclei", "Cells", "Cytoplasm")
+UNASKED = {"channels", "row_group_rows"}  # settings that are no option of `describe_columns`
 
 
 @click.command()
@@ -60,10 +61,10 @@ def _settings(screen):
     from plateloom.segmentation import works_on_volumes
 
     if screen is None:
-        return ["DNA", "ER", "RNA", "AGP", "Mito"], Features().model_dump(exclude={"channels"}) | {"volumes": False}
+        return ["DNA", "ER", "RNA", "AGP", "Mito"], Features().model_dump(exclude=UNASKED) | {"volumes": False}
     config = read_config(screen)
     volumes = {"volumes": works_on_volumes(config.segmentation.method)}
-    return config.features.channels or list(config.channels), config.features.model_dump(exclude={"channels"}) | volumes
+    return config.features.channels or list(config.channels), config.features.model_dump(exclude=UNASKED) | volumes
 
 
 def _time_families(channels, settings, families):

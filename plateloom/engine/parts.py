@@ -18,7 +18,7 @@ from plateloom.errors import INTERRUPTION, DataFault, DeferredError
 from plateloom.store.layout import part_of
 from plateloom.store.plate import finished_record, read_group, write_group
 from plateloom.store.provenance import digest, read_json, write_json
-from plateloom.store.tables import read_record, write_table
+from plateloom.store.tables import GROUP_ROWS, read_record, write_table
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +147,8 @@ class Outcome:
         More for the job's record: device used, epochs …
     described : dict or None
         Metadata of the table's columns.
+    group_rows : int
+        Of its row groups, as of `write_table`.
     """
 
     table: object = None
@@ -154,6 +156,7 @@ class Outcome:
     recipe: dict | None = None
     facts: dict = dataclasses.field(default_factory=dict)
     described: dict | None = None
+    group_rows: int = GROUP_ROWS
 
 
 @dataclasses.dataclass
@@ -281,7 +284,8 @@ def run_job(
             made = outcome.recipe or unit.recipe
             said = {name: value for name, value in (("failures", outcome.failures), ("facts", outcome.facts)) if value}
             if outcome.table is not None:
-                write_table(unit.path, outcome.table, made | said, described=outcome.described)
+                options = {"described": outcome.described, "group_rows": outcome.group_rows}
+                write_table(unit.path, outcome.table, made | said, **options)
             elif said:
                 _attach(unit.path, said)
             artefacts[unit.name] = made["fingerprint"]

@@ -123,21 +123,21 @@ def list_measurements():
     Returns
     -------
     list of (str, int, str, str)
-        Name with ``C``, ``C1_C2`` for channels and ``#`` for numbers; how many columns of one compartment it stands
-        for, per channel or pair; unit; CellProfiler's module.
+        Name with ``C``, ``C1_C2`` for channels and ``#`` for numbers; how many columns of one compartment that has it
+        it stands for, per channel or pair; unit; CellProfiler's module.
     """
     counted = {}
-    for name, column in describe_columns(("Nuclei", "Cells"), ("C1", "C2")).items():
-        if column["compartment"] != "Cells" or column["channel"] == "C2":
+    for name, column in describe_columns(("Nuclei", "Cells", "Cytoplasm"), ("C1", "C2")).items():
+        if column["channel"] == "C2":
             continue
-        name = name.removeprefix("Cells_")
+        name = name.removeprefix(f"{column['compartment']}_")
         if column["channel"] == "C1":
             name = name.replace("_C1", "_C")
         name = re.sub(r"_\d+(?=_|$|of)", "_#", name)
         unit = "px^n" if "Moment" in name and "px" in column["unit"] else column["unit"]
-        key = name, unit, column["source"]
-        counted[key] = counted.get(key, 0) + 1
-    return [(name, count, unit, source) for (name, unit, source), count in counted.items()]
+        counts = counted.setdefault((name, unit, column["source"]), {})
+        counts[column["compartment"]] = counts.get(column["compartment"], 0) + 1
+    return [(name, max(counts.values()), unit, source) for (name, unit, source), counts in counted.items()]
 
 
 def add_physical(table, pixel_size_um, described, *, z_step_um=None):

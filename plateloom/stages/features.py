@@ -70,7 +70,7 @@ def _unit(plate, well, labels, flatfield, settings, code):
             values = table[list(described)].astype("float32")
             values[labels_of] = table[labels_of]
             table = pd.concat([table[list(METADATA)], values], axis=1)
-        return Outcome(table, described=described)
+        return Outcome(table, described=described, group_rows=settings["row_group_rows"])
 
     return Unit(well, path, made, work)
 

@@ -17,18 +17,20 @@ GROUP_ROWS = 1000  # of a row group at least: each costs as much as 100 rows of 
 KEYS = ("Metadata_Plate", "Metadata_Well", "Metadata_Field", "Metadata_ObjectNumber")
 
 
-def write_table(path, table, record, *, described=None):
+def write_table(path, table, record, *, described=None, group_rows=GROUP_ROWS):
     """Write a table whole or not at all; the same table and record give the same bytes.
 
     Parameters
     ----------
     path : path
     table : DataFrame
-        Its index is not written. Row groups are whole fields, as many as reach `GROUP_ROWS`; fewer at the end join the last.
+        Its index is not written.
     record : dict
         The `plateloom` record (see `provenance.recipe`).
     described : dict of str to dict of str to str, optional
         Metadata of columns, for the schema.
+    group_rows : int
+        Row groups are whole fields, as many as reach so many rows; fewer at the end join the last.
     """
     try:
         columns = _to_arrow(table)
@@ -40,7 +42,7 @@ def write_table(path, table, record, *, described=None):
     schema = layout.schema.with_metadata({KEY: json.dumps(record, sort_keys=True)})
     arrow = pa.Table.from_arrays([columns[name] for name in table], schema=schema)
     with replacing(path, size=arrow.nbytes) as file, pq.ParquetWriter(file, schema, **layout.options) as writer:
-        for first, last in _row_groups(table):
+        for first, last in _row_groups(table, group_rows):
             writer.write_table(arrow.slice(first, last - first))
 
 
@@ -90,14 +92,14 @@ def _to_arrow(table):
     return columns
 
 
-def _row_groups(table):
+def _row_groups(table, least):
     """First and last + 1 row of every row group: whole fields where they are keys, else all rows."""
     if "Metadata_ObjectNumber" not in table or not len(table):
         return [(0, len(table))]
     fields = table["Metadata_Field"].to_numpy()
     starts = [0]
     for begin in np.flatnonzero(fields[1:] != fields[:-1]) + 1:
-        if begin - starts[-1] >= GROUP_ROWS and len(table) - begin >= GROUP_ROWS:
+        if begin - starts[-1] >= least and len(table) - begin >= least:
             starts.append(begin)
     return list(zip(starts, [*starts[1:], len(table)], strict=True))
 

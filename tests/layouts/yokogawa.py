@@ -11,8 +11,8 @@ from plateloom.wells import parse_well, row_name
 NAMESPACE = "http://www.yokogawa.co.jp/BTS/BTSSchema/1.0"
 BEGIN = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 STEP_UM = 2.0
-COLORS = ("#FF002FFF", "#FF00FF00", "#FFFF0000", "#FFFFFF00")
-BANDS = ("BP445/45", "BP525/50", "BP600/37", "BP676/29")
+COLORS = ("#FF002FFF", "#FF00FF00", "#FFFF0000", "#FFFFFF00", "#FFFF00FF")
+BANDS = ("BP445/45", "BP525/50", "BP600/37", "BP676/29", "BP788/73")
 
 
 def write(
