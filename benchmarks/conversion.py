@@ -274,21 +274,20 @@ def compare_shards(rounds):
 
 def write_large(shard_px):
     """Write one image that is read from a file piece by piece; -> seconds of the processor, growth of memory [MB], files."""
-    import resource
-
     import numpy as np
 
+    from plateloom.engine.cluster import peak_memory_mb
     from plateloom.store import plate as store
 
     image = np.load("large.npy", mmap_mode="r")
     channels = [{"label": "DNA", "color": "FFFFFF", "window": (0, 1)}]
     options = {"channels": channels, "pixel_size_um": 0.65, "levels": 3, "record": {}}
     store.write_image("large.zarr/warm/A/01/1", image[:, :512, :512], format=store.Format(), **options)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory_mb()
     began = time.process_time()
     store.write_image("large.zarr/A/01/1", image, format=store.Format(shard_px=shard_px), **options)
     seconds = time.process_time() - began
-    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    memory = peak_memory_mb() - before
     return seconds, memory, sum(path.is_file() for path in Path("large.zarr/A/01/1").rglob("*"))
 
 

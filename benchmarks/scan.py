@@ -8,7 +8,6 @@ system may have to read. Prints a table in Markdown.
 import argparse
 import importlib
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -88,17 +87,18 @@ def lay_out(folder, reader, count, options):
 def measure(folder):
     """Time and memory from the folder to the table of planes."""
     from plateloom.cli.init import recognize_folder
+    from plateloom.engine.cluster import peak_memory_mb
     from plateloom.readers import READERS, load_reader
 
     for name in READERS:
         load_reader(name)  # importing is of no plate
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory_mb()
     began, worked = time.perf_counter(), time.process_time()
     found = recognize_folder(folder, None)
     module = load_reader(found["reader"])
     images = module.scan(folder, module.Params(**found["params"])).images
     seconds, processor = time.perf_counter() - began, time.process_time() - worked
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    grown = peak_memory_mb() - before
     files = sum(path.is_file() for path in folder.rglob("*"))
     return {
         "reader": found["reader"],
@@ -106,7 +106,7 @@ def measure(folder):
         "planes": len(images),
         "seconds": seconds,
         "processor": processor,
-        "memory_mb": (peak - before) / 1024,
+        "memory_mb": grown,
     }
 
 

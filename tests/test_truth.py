@@ -3,13 +3,14 @@
 import html
 import re
 import runpy
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import tifffile
 import yaml
-from conftest import ROOT, simulate
+from conftest import ROOT, TO_FEATURES, simulate
 from in_process import run_stages
 
 from plateloom.planning import STAGES
@@ -113,6 +114,17 @@ def test_classes_are_recovered_cell_by_cell(screen):
     table = pd.DataFrame(rows, columns=["truth", "found"])
     recall = (table["truth"] == table["found"]).groupby(table["truth"]).mean()
     assert recall.mean() > 0.8, recall.to_dict()
+
+
+def test_cells_of_held_out_wells_are_reconstructed_far_better_than_by_the_mean_crop(screen, tmp_path):
+    folder = shutil.copytree(screen, tmp_path / "screen", copy_function=shutil.copy2)
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    settings["latent"]["autoencoder"] = {"cells": 700, "parameters": {"epochs": 20, "out_px": 32, "latent_dim": 16}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    run_stages(folder, {*TO_FEATURES, "autoencoder"})
+    facts = read_json(folder / "results/screen/records/autoencoder.json")["facts"]
+    assert facts["cells"]["holdout"] > 50, facts
+    assert facts["held_out_error"] < 0.5 * facts["mean_crop_error"], facts
 
 
 def test_the_flatfield_is_close_to_the_truth(screen):
