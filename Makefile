@@ -110,4 +110,4 @@ docs: $(READY)
 	$(BIN)/plateloom config > config/config.yaml
 
 clean:
-	rm -rf screens .pytest_cache .ruff_cache build
+	rm -rf screens/demo .pytest_cache .ruff_cache build

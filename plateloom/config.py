@@ -1,5 +1,6 @@
 """Every setting of a screen: default, unit and meaning. The config file, its schema and its page in docs come from here."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -556,6 +557,12 @@ def load_config(settings):
             problems += explain(error, load_reader(name).Params, prefix=f"readers.{name}.")
     if not config.channels and not any(problem.startswith("channels") for problem in problems):
         problems.append("channels: none given; name them as the source does, e.g. channels: {DNA: {source: '1'}}")
+    for name in config.channels:
+        if not re.fullmatch(r"\w[\w.+-]*", name):
+            near = re.sub(r"[^\w.+-]|^[.+-]+", "", name) or "DNA"
+            problems.append(
+                f"channels: {name!r} is no name for columns and files: letters, digits, _ . + - only, e.g. {near}: {{source: …}}"
+            )
     sources = [channel.source for channel in config.channels.values()]
     if len(set(sources)) < len(sources):
         problems.append(f"channels: two of them have the same source ({', '.join(sources)})")

@@ -67,18 +67,18 @@ def find_leftovers(screen):
     """
     folder = screen.folder
     found = [*_find_results(screen), *_find_wells(screen), *_find_caches(folder), *_find_snakemake(folder)]
-    taken = {folder / path for _, path, _ in found}
+    taken = {path for _, path, _ in found}
     found += [("temporary", path, "") for path in _find_temporary(folder, taken)]
     for stage in STAGES:
         for path in _records(folder, stage):
             lock = path.with_name(f".{path.stem}.lock")
             if STAGES[stage].scope == "part" and int(path.stem.split("-")[1]) >= screen.config.parts:
-                found += [("records", one, "") for one in (path, lock) if (folder / one).exists()]
+                found += [("records", folder / one, "") for one in (path, lock) if (folder / one).exists()]
             elif (
                 (folder / path).exists() and (folder / lock).exists() and not locks.read(folder / lock).get("attempts")
             ):
-                found.append(("locks", lock, ""))
-    found = [(kind, Path(os.path.relpath(folder / path, folder)), name) for kind, path, name in found]
+                found.append(("locks", folder / lock, ""))
+    found = [(kind, Path(os.path.relpath(path, folder)), name) for kind, path, name in found]
     inside = {path for kind, path, _ in found if kind in ASKED}
     kept = [one for one in found if one[0] in ASKED or not inside & set(one[1].parents) and one[1] not in inside]
     return [Leftover(kind, path, name, *_measure(folder / path)) for kind, path, name in kept]

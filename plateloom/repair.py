@@ -216,8 +216,10 @@ def _is_followed(folder, plate, followers, part):
     for name in followers:
         scope = STAGES[name].scope
         if scope == "screen":
-            records, _ = _read_records(results_folder(folder, ""), "profiles")
-            found = any(plate in record["facts"].get("plates", ()) for record in records)
+            base = results_folder(folder, "")
+            profiled, _ = _read_records(base, "profiles")  # says of which plates
+            found = any(plate in record["facts"].get("plates", ()) for record in profiled)
+            found = found and (base / f"records/{name}.json").exists()
         else:
             number = part if scope == "part" else 0
             found = (results_folder(folder, plate) / f"records/{name}/part-{number}.json").exists()

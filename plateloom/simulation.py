@@ -726,6 +726,13 @@ def _litter(signal, pixel_size_um, rng):
             signal[c] += junk * np.float32(weights[c])
 
 
+def staining(design, plate):
+    """Return how a plate's batch was stained: of each channel the brightness and the background, as factors, ndarray (C, 2)."""
+    _check_plate(design, plate)
+    generators = [_generator("batch", design.seed, plate, c) for c in range(len(design.channels))]
+    return np.exp([generator.normal(0, design.batch_strength, 2) for generator in generators])
+
+
 def _expose(design, plate, signal, flat, defects, rng):
     """Turn stained structures into counts: haze, PSF, background, shading, noise, camera."""
     top = 2**design.bit_depth - 1
@@ -733,9 +740,9 @@ def _expose(design, plate, signal, flat, defects, rng):
     image = np.empty(signal.shape, np.uint16)
     blur = rng.uniform(3.2, 5.0) * unit
     spread = rng.normal(0, 1, 3)
-    shifts = dict(dict(design.shifts).get(plate, ()))
+    shifts, batches = dict(dict(design.shifts).get(plate, ())), staining(design, plate)
     for c, channel in enumerate(design.channels):
-        batch = np.exp(_generator("batch", design.seed, plate, c).normal(0, design.batch_strength, 2))
+        batch = batches[c]
         gain = batch[0] * np.exp(0.03 * spread[0]) * (_SATURATING_GAIN if "saturated" in defects else 1)
         light = signal[c] * np.float32(gain * shifts.get(channel.name, 1))
         haze = _wide_blur(light, 14 * unit)

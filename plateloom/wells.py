@@ -1,6 +1,9 @@
 """Names of wells, and the plates that they lie on."""
 
 import re
+from collections import Counter
+
+from plateloom.errors import counted, some_of
 
 WELL = re.compile(r"([A-Za-z]{1,2})[-_]?0*([1-9][0-9]?)")
 QUARANTINED = "quarantined"  # what qc.parquet says of a field whose well a person has taken out of the results
@@ -91,3 +94,35 @@ def plate_format(wells):
         if max(rows) < shape[0] and max(columns) < shape[1]:
             return shape
     raise ValueError(f"wells {sorted(wells)} fit no plate format")
+
+
+def explain_holes(fields, wells):
+    """Say which fields some wells lack though more than half of the plate's wells have them.
+
+    Parameters
+    ----------
+    fields : iterable of (str, int)
+        Well and field of what is there, of the whole plate.
+    wells : collection of str
+        Wells to speak of.
+
+    Returns
+    -------
+    str
+        Empty where there is no such hole.
+
+    Examples
+    --------
+    >>> explain_holes([("A01", 1), ("A02", 1), ("A02", 2), ("A03", 2), ("A03", 1)], ["A01", "A02"])
+    '1 field that most wells have is not there: A01 field 2'
+    """
+    imaged = {}
+    for well, field in fields:
+        imaged.setdefault(well, set()).add(field)
+    counts = Counter(field for found in imaged.values() for field in found)
+    usual = sorted(field for field, count in counts.items() if 2 * count > len(imaged))
+    holes = [
+        f"{well} field {field}" for well in sorted(wells) for field in usual if field not in imaged.get(well, {field})
+    ]
+    verb = "is" if len(holes) == 1 else "are"
+    return f"{counted(len(holes), 'field')} that most wells have {verb} not there: {some_of(holes)}" if holes else ""

@@ -22,6 +22,9 @@ rule train_classifier:
         runtime=runtime_for(120),
     params:
         plates=SCREEN.complete_plates,
+        missing=SCREEN.missing_from(
+            "latent" if SCREEN.config.classification.inputs == "latent" else "features"
+        ),
         labels=SCREEN.labels(),
         settings=settings_of("classifier"),
         code=code_of("classifier"),

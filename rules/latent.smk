@@ -21,6 +21,7 @@ rule train_autoencoder:
         runtime=runtime_for(480),
     params:
         plates=SCREEN.complete_plates,
+        missing=SCREEN.missing_from("segmentation"),
         settings=settings_of("autoencoder"),
         code=code_of("autoencoder"),
     message:
@@ -79,6 +80,7 @@ rule fit_map:
         runtime=runtime_for(120),
     params:
         plates=SCREEN.complete_plates,
+        missing=SCREEN.missing_from(SCREEN.config.latent.maps.inputs),
         settings=settings_of("map"),
         code=code_of("map"),
     message:

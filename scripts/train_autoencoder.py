@@ -7,6 +7,7 @@ if __name__ == "__main__":  # Dask's worker processes import this file
     start_job(snakemake)
     train_screen(
         plates=snakemake.params.plates,
+        missing=snakemake.params.missing,
         settings=snakemake.params.settings,
         code=snakemake.params.code,
         segmented=snakemake.input.segmented,

@@ -66,6 +66,20 @@ def test_what_is_current_stays_and_what_is_not_goes(profiled):
     assert read_screen(".")["plates"]["P1"]["features"].state == "done"
 
 
+def test_a_screen_is_named_from_wherever_one_stands(profiled, monkeypatch):
+    monkeypatch.chdir(profiled.parent)
+    call(clean.command, profiled.name, "--yes")
+    half, old = profiled / ".snakemake/iocache/latest.pkl", profiled / P1 / "records/features/part-3.json"
+    half.parent.mkdir(parents=True)
+    half.write_text("")
+    shutil.copyfile(old.with_name("part-0.json"), old)
+    for folder in (profiled.name, f"./{profiled.name}", profiled):
+        said = call(clean.command, folder)
+        assert "latest.pkl" in said and "part-3.json" in said
+    call(clean.command, profiled.name, "--yes")
+    assert not half.exists() and not old.exists() and old.with_name("part-0.json").exists()
+
+
 def test_a_damaged_well_that_a_record_vouches_for_is_left_to_verify(profiled):
     (P1 / "plate.zarr/A/02/zarr.json").unlink()
     assert "A/02" not in ask("--all")

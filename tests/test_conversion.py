@@ -122,12 +122,13 @@ def test_a_missing_channel_makes_the_field_partial_and_its_pixels_mean_nothing()
     assert dict(zip(fields["Channel"], fields["Status"], strict=False)) and "missing" in set(fields["Status"])
 
 
-def test_a_missing_field_and_a_missing_well_shift_nothing():
-    convert()
+def test_a_missing_field_and_a_missing_well_shift_nothing_and_are_recorded():
+    assert convert()["facts"]["notes"] == []
     before = bytes_of()
-    for path in Path("raw").glob("A02_*"):
-        path.unlink()
     for path in Path("raw").glob("A01_s1_*"):
+        path.unlink()
+    assert convert()["facts"]["notes"] == ["1 field that most wells have is not there: A01 field 1"]
+    for path in Path("raw").glob("A02_*"):
         path.unlink()
     record = convert()
     assert record["removed"] == ["A02"]

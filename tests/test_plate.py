@@ -139,8 +139,16 @@ def test_every_kind_of_pixel_reads_back(tmp_path, format, dtype):
 @pytest.mark.parametrize("codec", [("0.5", "zstd"), ("0.5", "blosc"), ("0.4", "zlib"), ("0.4", "blosc")])
 def test_every_codec_reads_back(tmp_path, codec):
     image = random_image((2, 40, 40))
-    write_field(tmp_path / "1", image, format=Format(*codec, chunk_px=16))
+    write_field(tmp_path / "1", image, format=Format(*codec, level=4, chunk_px=16))
     np.testing.assert_array_equal(plate.read_image(tmp_path / "1"), image)
+    labels = image[0].astype(np.uint32)
+    write_labels(tmp_path / "1", {"Nuclei": labels})
+    np.testing.assert_array_equal(plate.read_labels(tmp_path / "1", "Nuclei"), labels)
+    encoded = [zarr.open_array(tmp_path / "1" / name, mode="r") for name in ("0", "labels/Nuclei/0")]
+    kinds = [
+        [(type(one), getattr(one, "clevel", getattr(one, "level", None))) for one in a.compressors] for a in encoded
+    ]
+    assert kinds[0] == kinds[1] and kinds[0][0][1] == 4
 
 
 @pytest.mark.parametrize("wrong", [("0.4", "zstd"), ("0.5", "zlib"), ("0.6", "zstd")])

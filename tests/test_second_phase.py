@@ -83,6 +83,11 @@ def test_a_plate_without_latents_stops_no_map_no_classes_no_comparison_and_no_pa
     # Its features are good, and so is what the screen makes of them.
     assert read_json(folder / SCREEN / "records/profiles.json")["facts"]["plates"] == ["P1", "P2"]
     assert read_json(folder / SCREEN / "comparison.json")["left_out"] == {"P2": "not complete"}
+    missing = {
+        name: read_json(folder / SCREEN / f"records/{name}.json")["facts"]["missing"]
+        for name in ("autoencoder", "map", "classifier")
+    }
+    assert missing == {"autoencoder": [], "map": ["P2"], "classifier": ["P2"]}, "its latents are"
     page = (folder / SCREEN / "report.html").read_text()
     assert "not complete" in page and "P2" in page
     states = status.read_screen(folder)
@@ -99,6 +104,8 @@ def test_a_plate_without_latents_stops_no_map_no_classes_no_comparison_and_no_pa
     assert status.screen_state(status.read_screen(folder))["complete"] == ["P1", "P2"]
     assert "not complete" not in (folder / SCREEN / "report.html").read_text()
     assert read_json(folder / SCREEN / "comparison.json")["left_out"] == {}
+    for name in ("map", "classifier"):
+        assert read_json(folder / SCREEN / f"records/{name}.json")["facts"]["missing"] == []
     again = {one.stage for one in repair.list_made(folder, ["P1", "P2"], first="latent", shared=True)}
     assert {"latent", "map", "maps", "classifier", "classes"} <= again, "they follow from latents here"
 
@@ -200,6 +207,7 @@ def test_three_plates_of_which_one_has_no_images_and_one_no_latents_end_with_the
     assert read_json(folder / record_path("P1", "report"))["status"] == "done"
     assert read_json(folder / SCREEN / "records/profiles.json")["facts"]["plates"] == ["P1", "P2"]
     assert read_json(folder / SCREEN / "comparison.json")["left_out"] == dict.fromkeys(("P2", "P3"), "not complete")
+    assert read_json(folder / SCREEN / "records/autoencoder.json")["facts"]["missing"] == ["P3"]
     page = (folder / SCREEN / "report.html").read_text()
     assert page.count("not complete") >= 2
     causes = {cause.stage: cause.plates for cause in status.find_causes(status.read_screen(folder))}

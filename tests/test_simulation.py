@@ -1,15 +1,19 @@
 """The simulated screen: its truth holds, its pictures are as hard as real ones, and any field can be made alone."""
 
+import functools
 import pickle
 from functools import cache
 
 import numpy as np
+import pandas as pd
 import pytest
+import tifffile
 from scipy import ndimage
 from skimage.feature import peak_local_max
 from skimage.filters import threshold_otsu
 from skimage.segmentation import watershed
 
+from plateloom.cli.simulate import write_screen
 from plateloom.simulation import (
     CLASSES,
     DEFAULT_CHANNELS,
@@ -21,6 +25,7 @@ from plateloom.simulation import (
     flatfields,
     plate_map,
     render_field,
+    staining,
 )
 
 DESIGN = ScreenDesign()
@@ -364,3 +369,33 @@ def test_oblong_fields_and_other_channels_are_rendered():
 def test_what_is_not_in_the_design_is_refused(call):
     with pytest.raises(ValueError):
         call()
+
+
+def test_the_truth_that_is_written_is_that_of_the_design(tmp_path):
+    design = ScreenDesign(
+        plates=("P1", "P2"), rows=3, columns=4, fields=1, size_px=96, cells_per_field=3.0, defects=(("blurred", 2),)
+    )
+    write_screen(tmp_path / "s", design)
+    truth = tmp_path / "s/truth"
+    read = functools.partial(pd.read_csv, sep="\t", keep_default_na=False)
+    treatments = read(truth / "treatments.tsv").set_index("treatment")
+    assert list(treatments.index) == [treatment.name for treatment in design.treatments]
+    for treatment in design.treatments:
+        row = treatments.loc[treatment.name]
+        assert (row["phenotype"], row["ec50_uM"], row["hill"], row["top"]) == (
+            treatment.phenotype,
+            treatment.ec50,
+            treatment.hill,
+            treatment.top,
+        )
+        assert tuple(map(float, row["doses_uM"].split(","))) == treatment.doses
+    blurred = read(truth / "defects.tsv")
+    assert {tuple(row) for row in blurred.to_numpy()} == {(*one, "blurred") for one in all_defects(design)}
+    assert len(blurred) == 2
+    stained = read(truth / "staining.tsv").set_index(["plate", "channel"])
+    for plate in design.plates:
+        np.testing.assert_array_equal(tifffile.imread(truth / plate / "flatfield.tif"), flatfields(design, plate))
+        np.testing.assert_allclose(stained.loc[plate].to_numpy(), staining(design, plate))
+        assert len(list((truth / plate).glob("*_nuclei.tif"))) == len(list((truth / plate).glob("*_cells.tif"))) == 12
+    classes = pd.read_parquet(truth / "cells.parquet")
+    assert set(classes["Metadata_Plate"]) <= {"P1", "P2"} and "Class" in classes

@@ -143,6 +143,13 @@ def test_a_record_that_is_gone_is_damage_where_something_was_made_from_it(again)
     )
 
 
+def test_a_page_that_was_not_made_yet_is_not_missed_by_the_profiles_of_the_screen(again):
+    for stage, plate in (("screen_report", ""), ("report", "P1")):
+        name = f"records/{stage}/part-0.json" if plate else f"records/{stage}.json"
+        (repair.results_folder(again, plate) / name).unlink()
+    assert repair.find_damage(again, "P1", deep=False) == []
+
+
 def test_records_of_some_parts_that_are_gone_are_named_and_those_of_a_run_on_its_way_are_not(again):
     base = again / "results/plates/P1/records"
     for stage in ("conversion", "quality", "segmentation", "features"):

@@ -92,3 +92,6 @@ def main():
     except PlateloomError as error:
         click.echo(str(error), err=True)
         sys.exit(error.exit_code)
+    except PermissionError as error:
+        click.echo(f"{str(error.filename)!r} cannot be read or written: {error.strerror}", err=True)
+        sys.exit(ConfigError.exit_code)

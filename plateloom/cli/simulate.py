@@ -141,13 +141,7 @@ def write_screen(folder, design, *, threads=None):
                 _write_field, [folder] * len(fields), [design] * len(fields), *zip(*fields, strict=True), chunksize=4
             )
         )
-    import pandas as pd
-
-    pd.concat(tables, ignore_index=True).to_parquet(folder / "truth" / "cells.parquet", index=False)
-    shifts = [(plate, *one) for plate, factors in design.shifts for one in factors]
-    pd.DataFrame(shifts, columns=["plate", "channel", "factor"]).to_csv(
-        folder / "truth/shifts.tsv", sep="\t", index=False
-    )
+    _write_truth(folder / "truth", design, tables)
     (folder / "maps").mkdir(exist_ok=True)
     labels = []
     for plate in design.plates:
@@ -179,8 +173,41 @@ def write_screen(folder, design, *, threads=None):
         extra=QUICK.format(
             fields=len(design.wells) * design.fields, cells=float(f"{len(fields) * design.cells_per_field:.2g}")
         ),
-        comment="A simulated screen; truth/ holds its label images and the class of every cell.",
+        comment="A simulated screen; truth/ holds what is known of it: label images, classes of cells, treatments, light, defects.",
     )
+
+
+def _write_truth(folder, design, cells):
+    """Write what else is known beside the masks: cells and their classes, treatments, light, staining, defects."""
+    import pandas as pd
+    import tifffile
+
+    from plateloom.simulation import all_defects, flatfields, staining
+
+    pd.concat(cells, ignore_index=True).to_parquet(folder / "cells.parquet", index=False)
+    columns = ["plate", "channel", "brightness", "background"]
+    stained = [
+        (plate, channel, *factors)
+        for plate in design.plates
+        for channel, factors in zip(design.channel_names, staining(design, plate), strict=True)
+    ]
+    shifts = [(plate, *one) for plate, factors in design.shifts for one in factors]
+    defects = [(*where, ",".join(kinds)) for where, kinds in sorted(all_defects(design).items())]
+    told = ("name", "phenotype", "ec50", "hill", "top", "doses", "labeled")
+    treatments = [[getattr(treatment, name) for name in told] for treatment in design.treatments]
+    for name, rows, header in (
+        ("treatments", treatments, ["treatment", "phenotype", "ec50_uM", "hill", "top", "doses_uM", "labeled"]),
+        ("staining", stained, columns),
+        ("shifts", shifts, ["plate", "channel", "factor"]),
+        ("defects", defects, ["plate", "well", "field", "defects"]),
+    ):
+        table = pd.DataFrame(rows, columns=header)
+        if "doses_uM" in table:
+            table["doses_uM"] = [",".join(map(str, doses)) for doses in table["doses_uM"]]
+        table.to_csv(folder / f"{name}.tsv", sep="\t", index=False)
+    for plate in design.plates:
+        path, light = folder / plate / "flatfield.tif", flatfields(design, plate)
+        tifffile.imwrite(path, light, photometric="minisblack", compression="zlib")
 
 
 def _write_field(folder, design, plate, well, field):

@@ -37,7 +37,7 @@ PICTURE_UM, PICTURE_PX = 40.0, 96  # side of the cells that the page shows
 FILES = ("model.skops", "model.safetensors")
 
 
-def train_screen(*, plates, labels, settings, code, measured, profiled, flagged, record, encoded=()):
+def train_screen(*, plates, labels, settings, code, measured, profiled, flagged, record, encoded=(), missing=()):
     """Train the classifier, tested on wells, plates or batches that it has not seen.
 
     Parameters
@@ -51,6 +51,8 @@ def train_screen(*, plates, labels, settings, code, measured, profiled, flagged,
     code : str
     measured, profiled, flagged : list of str
         Records of all plates.
+    missing : list of str
+        Plates that are not complete, which the record names.
     record : str
     encoded : list of str
         Records of the latents of all plates, where it is they that are learned from.
@@ -94,6 +96,7 @@ def train_screen(*, plates, labels, settings, code, measured, profiled, flagged,
         settings=settings | {"labels": labels},
         upstream={"measured": measured, "profiled": profiled, "flagged": flagged, "encoded": list(encoded)},
         strict=False,
+        facts={"missing": sorted(missing)},
     )
 
 

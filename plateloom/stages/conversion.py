@@ -22,7 +22,7 @@ from plateloom.store.flatfields import read_shadings, shadings_path, write_shadi
 from plateloom.store.layout import part_of, plate_folder, plate_store, well_table
 from plateloom.store.provenance import digest, read_json, recipe, write_json
 from plateloom.store.tables import read_record, read_tables
-from plateloom.wells import plate_format
+from plateloom.wells import explain_holes, plate_format
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,8 @@ def convert_part(*, plate, part, parts, source, reader, listing, settings, code,
         for image in described.pop("images"):
             if part_of(image.well, parts) == part:
                 wells.setdefault(image.well, []).append(image)
+        if line := explain_holes([(image.well, image.field) for image in found.images], wells):
+            facts["notes"] = [*found.notes, line]
         _refuse_unfinished(source, found, wells)
         if listing and digest_changes(module, source, params, part_of, parts)[part] != listing:
             raise DeferredError(f"files in {source!r} have changed since the run was planned")

@@ -33,7 +33,7 @@ RANGE_CROPS = 2000  # that the screen's range of intensities is taken from, at m
 EXAMPLES = 12  # held-out cells shown on the page, and as many of those that are restored worst
 
 
-def train_screen(*, plates, settings, code, segmented, illuminated, flagged, record):
+def train_screen(*, plates, settings, code, segmented, illuminated, flagged, record, missing=()):
     """Train the encoder on crops drawn evenly over wells; whole wells are held out to test it.
 
     Parameters
@@ -45,6 +45,8 @@ def train_screen(*, plates, settings, code, segmented, illuminated, flagged, rec
     code : str
     segmented, illuminated, flagged : list of str
         Records of all plates.
+    missing : list of str
+        Plates that are not complete, which the record names.
     record : str
     """
     folder = model_folder("autoencoder")
@@ -76,6 +78,7 @@ def train_screen(*, plates, settings, code, segmented, illuminated, flagged, rec
         settings=settings,
         upstream={"segmented": segmented, "illuminated": illuminated, "flagged": flagged},
         strict=False,
+        facts={"missing": sorted(missing)},
     )
 
 

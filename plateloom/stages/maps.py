@@ -20,7 +20,7 @@ COMPONENTS = 10
 OF_CLUSTERS = "clusters_"  # begins the names of their arrays, in the map's file
 
 
-def fit_screen(*, plates, settings, code, measured, flagged, record, encoded=()):
+def fit_screen(*, plates, settings, code, measured, flagged, record, encoded=(), missing=()):
     """Fit the map on cells drawn evenly over wells, and clusters on the same cells.
 
     Parameters
@@ -32,6 +32,8 @@ def fit_screen(*, plates, settings, code, measured, flagged, record, encoded=())
     code : str
     measured, flagged : list of str
         Records of all plates.
+    missing : list of str
+        Plates that are not complete, which the record names.
     record : str
     encoded : list of str
         Records of the latents of all plates, where the map is of them.
@@ -90,6 +92,7 @@ def fit_screen(*, plates, settings, code, measured, flagged, record, encoded=())
         settings=settings,
         upstream={"measured": measured, "flagged": flagged, "encoded": list(encoded)},
         strict=False,
+        facts={"missing": sorted(missing)},
     )
 
 

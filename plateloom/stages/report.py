@@ -43,7 +43,7 @@ from plateloom.store import plate as store
 from plateloom.store.layout import plate_folder, plate_store, well_table
 from plateloom.store.provenance import recipe, write_bytes
 from plateloom.store.tables import read_table, read_tables, write_table
-from plateloom.wells import plate_format
+from plateloom.wells import explain_holes, plate_format
 
 JUDGED_WELLS = 100  # whose cells tell whether the segmentation can be true
 
@@ -144,6 +144,9 @@ def _describe_plate(plate, batch, source, settings, inputs):
     lost = shown["status"] == "failed"
     judged = shown.assign(value=wells[READOUT]) if READOUT in wells else shown
     notices = [*_held_notice(held), *report.find_losses(judged, exclusions)]
+    imaged = list(zip(fields["Metadata_Well"], fields["SourceField"], strict=True))
+    if line := explain_holes(imaged, set(fields["Metadata_Well"])):
+        notices.append(report.Notice(kind="holes", text=f"The source lacks images: {line}.", section="exclusions"))
     normalization = inputs["profiled"]["facts"]["normalization"]
     if normalization["status"] != "normalized":
         reason = normalization["reason"].removesuffix("; values are not normalized")

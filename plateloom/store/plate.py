@@ -283,7 +283,7 @@ def write_labels(path, labels, *, pixel_size_um, levels, record, axes=None, posi
     position_um : tuple of float, optional
         As the image's, unless given: labels lie on the image's grid on every level.
     format : Format, optional
-        NGFF version and chunks as the image's, unless given, and its shards where a plane has several; codec by default.
+        NGFF version, codec and chunks as the image's, unless given, and its shards where a plane has several.
 
     Raises
     ------
@@ -293,8 +293,8 @@ def write_labels(path, labels, *, pixel_size_um, levels, record, axes=None, posi
     path = Path(path)
     image = _read_finished(path) if group_version(path) else None
     if format is None:
-        sides = {} if image is None else _sides(path, image)
-        format = Format(ngff=group_version(path) or Format.ngff, **sides)
+        alike = {} if image is None else _format_of(path, image)
+        format = Format(ngff=group_version(path) or Format.ngff, **alike)
     scale = {"y": pixel_size_um, "x": pixel_size_um}
     if image is not None:
         of_image = _geometry(image)
@@ -762,11 +762,18 @@ def _write_levels(store, image, axes, levels, shrink, format):
     return store.finish()
 
 
-def _sides(path, attributes):
-    """Sides of an image's chunks, and of its shards where a plane has several, as `Format` has them."""
+def _format_of(path, attributes):
+    """How an image is stored, as `Format` has it; another program's codec is taken for the default."""
     array = _open(path, attributes, 0)
     shard = SHARD_PX if array.shards is None else max(array.shards[-2:])
-    return {"chunk_px": max(array.chunks[-2:]), "shard_px": shard if shard < max(array.shape[-2:]) else None}
+    found = {"chunk_px": max(array.chunks[-2:]), "shard_px": shard if shard < max(array.shape[-2:]) else None}
+    codec = array.compressors[0] if array.compressors else None
+    if isinstance(codec, (BloscCodec, numcodecs.Blosc)) and getattr(codec.cname, "value", codec.cname) == "zstd":
+        return found | {"codec": "blosc", "level": codec.clevel}
+    for name, kinds in (("zstd", ZstdCodec), ("zlib", numcodecs.Zlib)):
+        if isinstance(codec, kinds):
+            return found | {"codec": name, "level": codec.level}
+    return found
 
 
 @functools.lru_cache(maxsize=64)

@@ -175,6 +175,7 @@ class ShardedArray:
     def __init__(self, array, shards):
         self._shards, self._store, self._name = shards, array.store, array.path
         self.shape, self.dtype, self.chunks, self.shards = array.shape, array.dtype, array.chunks, array.shards
+        self.compressors = array.compressors
 
     def __getitem__(self, key):
         key = key if isinstance(key, tuple) else (key,)

@@ -120,6 +120,8 @@ def read_sheet(path, required, known, usual=()):
                     names[names.index(near[0])] = missing
             if required - set(names):
                 return [], problems
+            twice = sorted({name for name in names if name and names.count(name) > 1})
+            problems += [f"{path}:{number}: column {name!r} stands there twice: remove one of them" for name in twice]
             unknown = [name for name in names if known and name not in known]
             problems += [
                 f"{path}:{number}: unknown column {name!r}.{did_you_mean(name, known)} Columns: {', '.join(sorted(known))}"
