@@ -4,8 +4,8 @@
 take turns (A, B, A, B …) after a warm-up, and are timed by the CPU, which other programs do not lengthen. Prints tables in
 Markdown. A ratio is printed only where both give the same columns and the values agree in this very run:
 
-* with cp_measure's values of the same cells, for the columns that cp_measure defines as CellProfiler does;
-* with CellProfiler's own tables (`--reference`), for the columns that it does not (`DEPARTURES`).
+* with CellProfiler's own tables (`--reference`), every column; in each compartment one object may have a pixel on its Zernike circle;
+* with cp_measure's values of the same cells, for the columns that cp_measure defines as CellProfiler does (not `DEPARTURES`).
 
 A row is one call of ours, and everything that cp_measure must call for these columns, whichever is more: Location, for
 example, comes with the intensities of cp_measure. cp_measure gets floats, labels without gaps, one order of each pair of
@@ -519,24 +519,31 @@ class Share:
     """How many values agree, of how many that are defined."""
 
     def __init__(self):
-        self.agreed = self.defined = self.all = 0
+        self.agreed = self.defined = self.all = self.columns = 0
 
     def add(self, ok, defined):
         """Count one column."""
         self.agreed += int((ok & defined).sum())
         self.defined += int(defined.sum())
         self.all += len(defined)
+        self.columns += 1
 
     def join(self, other):
         """Count what another share has counted."""
         self.agreed += other.agreed
         self.defined += other.defined
         self.all += other.all
+        self.columns += other.columns
 
     @property
     def enough(self):
         """Whether 99.9 % agree, and hardly any is left out."""
         return self.defined >= 0.99 * max(self.all, 1) and self.agreed >= NEEDED * self.defined
+
+    def agrees(self, column):
+        """Whether 99.9 % of what is defined agree; of a Zernike column one object may lie on its circle."""
+        forgiven = min(self.columns, self.defined - self.agreed) if "Zernike" in column else 0
+        return self.agreed + forgiven >= NEEDED * self.defined
 
     def __str__(self):
         if not self.defined:
@@ -556,7 +563,7 @@ def compare_with_reference(folder, families):
     shares = {}
     for path in (folder / "examplehuman", folder / "synthetic"):
         if not path.exists():
-            print(f"No reference {path}: what cp_measure defines in another way than CellProfiler gets no ratio.\n")
+            print(f"No reference {path}.\n")
             continue
         if (path / "field.json").exists():
             field = json.loads((path / "field.json").read_text())
@@ -784,7 +791,7 @@ def measure_row(ours, peer, field, families, calls, found, reference, repeats, p
 def judge(shares, unpaired, columns, reference):
     """Whether a ratio may be printed, and the three cells that say why."""
     departing = re.compile("|".join(DEPARTURES))
-    near, far, against = Share(), Share(), {}
+    near, against, apart = Share(), {}, set()
     for column in columns:
         if column in shares and not departing.match(column):
             near.join(shares[column])
@@ -793,19 +800,17 @@ def judge(shares, unpaired, columns, reference):
         if tuple(column.split("_")[:2]) in measurements:
             for name, share in by_field.items():
                 against.setdefault(name, Share()).join(share)
-                if departing.match(column):
-                    far.join(share)
-    gates = {}
+                if not share.agrees(column):
+                    apart.add(column)
+    gates = {"CellProfiler": bool(against) and not apart}
     if not all(map(departing.match, columns)):
-        gates["cp_measure"] = near
-    if any(map(departing.match, columns)):
-        gates["CellProfiler"] = far
-    passed = not unpaired and all(share.enough for share in gates.values())
-    gate = " + ".join(gates)
+        gates["cp_measure"] = near.enough
+    passed = not unpaired and all(gates.values())
+    gate = " + ".join(sorted(gates, reverse=True))
     if unpaired:
         gate += f": {len(unpaired)} columns on one side only"
     elif not passed:
-        gate += ": failed"
+        gate += f": failed ({', '.join(sorted(apart)[:3]) or 'no reference' if not gates['CellProfiler'] else 'cp_measure'})"
     worst = min(against.values(), key=lambda share: share.agreed / max(share.defined, 1), default=Share())
     return passed, (near, worst, gate)
 
@@ -815,7 +820,11 @@ def print_totals(rows, whole, alone):
     parts = [row for row in rows if row.name not in (COSTES, REST)]
     theirs = [sum(seconds) for seconds in zip(*(row.theirs for row in parts), strict=True)]
     passed = all(row.passed for row in parts)
-    total = Row("**all, in one call**", sum(row.columns for row in parts), theirs, [whole, alone], passed)
+    near, worst = Share(), min((row.reasons[1] for row in parts), key=lambda share: share.agreed / max(share.defined, 1))
+    for row in parts:
+        near.join(row.reasons[0])
+    reasons = near, worst, "all of them"
+    total = Row("**all, in one call**", sum(row.columns for row in parts), theirs, [whole, alone], passed, reasons)
     total.print()
     for costes in (row for row in rows if row.name == COSTES):
         total.without(costes, "**all but Costes**").print()

@@ -1,5 +1,8 @@
 """What columns mean, and what becomes of it in tables, in the documentation and in the command."""
 
+import sys
+import types
+
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -8,16 +11,40 @@ import yaml
 from conftest import ROOT, TO_FEATURES, simulate
 from test_run import plateloom
 
-from plateloom.features import FAMILIES, feature_columns
-from plateloom.features.meaning import SOURCES, add_physical, describe_columns, unit_of
+from plateloom.features import FAMILIES, feature_columns, measure_image
+from plateloom.features.meaning import add_physical, describe_columns, unit_of
 from plateloom.stages import features as stage
 from plateloom.store.tables import read_table, write_table
 
 COMPARTMENTS = ("Nuclei", "Cells", "Cytoplasm")
 
 
-def test_every_family_names_its_source():
-    assert set(SOURCES) == set(FAMILIES)
+def test_every_column_names_the_module_that_measures_it():
+    described = describe_columns(COMPARTMENTS, ["DNA", "ER"])
+    assert {column["family"] for column in described.values()} == set(FAMILIES)
+    assert all(column["source"] for column in described.values())
+    for name, source in {
+        "Nuclei_AreaShape_Zernike_0_0": "MeasureObjectSizeShape",
+        "Nuclei_RadialDistribution_ZernikePhase_DNA_1_1": "MeasureObjectIntensityDistribution",
+        "Nuclei_Location_CenterMassIntensity_X_DNA": "MeasureObjectIntensity",
+        "Cells_Parent_Nuclei": "RelateObjects",
+    }.items():
+        assert described[name]["source"] == source
+    for name in ("Nuclei_Location_Center_X", "Nuclei_Number_Object_Number"):
+        assert described[name]["source"].startswith("IdentifyPrimaryObjects")
+
+
+def test_a_family_is_one_file_and_one_line(monkeypatch):
+    module = types.ModuleType("sparkle")
+    module.columns = lambda channels, **_: [f"Sparkle_{channel}" for channel in channels]
+    module.measure = lambda index, image, channels, **_: np.full((len(index.labels), len(channels)), 7.0)
+    monkeypatch.setitem(sys.modules, "sparkle", module)
+    monkeypatch.setitem(FAMILIES, "Sparkle", "sparkle")
+    described = describe_columns(["Nuclei"], ["DNA"], families=["Sparkle"])
+    assert list(described) == ["Nuclei_Sparkle_DNA"] and described["Nuclei_Sparkle_DNA"]["source"] == ""
+    labels = np.kron([[1, 0], [0, 2]], np.ones((4, 4))).astype(np.uint32)
+    found = measure_image(np.zeros((1, 8, 8), np.uint16), {"Nuclei": labels}, ["DNA"], families=["Sparkle"])
+    assert found["Nuclei"]["Nuclei_Sparkle_DNA"].tolist() == [7.0, 7.0]
 
 
 def test_every_column_is_described_in_the_order_of_the_tables():

@@ -21,32 +21,33 @@ def command(screen, columns, markdown, timed):
     plateloom features screens/demo --columns > columns.tsv
     plateloom features --time
     """
-    from plateloom.features.meaning import SOURCES, describe_columns, list_measurements
+    from plateloom.features.meaning import describe_columns, list_measurements
 
     if markdown:
-        click.echo("| column, without its compartment | columns | unit | as CellProfiler's |\n|---|---|---|---|")
+        click.echo("| family | column, without its compartment | columns | unit | as CellProfiler's |\n|---|---|---|---|---|")
         for row in list_measurements():
-            click.echo("| `{}` | {} | {} | {} |".format(*row))
+            click.echo("| {} | `{}` | {} | {} | {} |".format(*row))
         return
-    channels, settings = _settings(screen)
+    channels, compartments, settings = _settings(screen)
     if timed and settings["volumes"]:
         raise click.UsageError("--time measures a simulated plane, and this screen measures volumes")
     width = {"float64": 8, "float32": 4}[settings.pop("precision")]
-    described = describe_columns(COMPARTMENTS, channels, **settings)
+    described = describe_columns(compartments, channels, **settings)
     if columns:
         click.echo("column\tcompartment\tfamily\tchannel\tunit\tsource")
         for name, column in described.items():
             click.echo("\t".join([name, *column.values()]))
         return
-    counts = {}
+    counts, sources = {}, {}
     for column in described.values():
         counts[column["family"]] = counts.get(column["family"], 0) + 1
-    times = _time_families(channels, settings, list(counts)) if timed else {}
-    click.echo(f"channels: {', '.join(channels)}; compartments: {', '.join(COMPARTMENTS)}")
+        sources.setdefault(column["family"], {})[column["source"]] = None
+    times = _time_families(channels, compartments, settings, list(counts)) if timed else {}
+    click.echo(f"channels: {', '.join(channels)}; compartments: {', '.join(compartments)}")
     click.echo(f"{'family':20}{'columns':>8}{'bytes a cell':>14}{'ms' if timed else '':>8}  as CellProfiler's")
     for family, count in counts.items():
         spent = f"{times[family]:.1f}" if timed else ""
-        click.echo(f"{family:20}{count:>8,}{count * width:>14,}{spent:>8}  {SOURCES[family]}")
+        click.echo(f"{family:20}{count:>8,}{count * width:>14,}{spent:>8}  {'; '.join(sources[family])}")
     spent = f"{times['all']:.1f}" if timed else ""
     click.echo(f"{'all':20}{len(described):>8,}{len(described) * width:>14,}{spent:>8}")
     if timed:
@@ -56,18 +57,19 @@ def command(screen, columns, markdown, timed):
 
 
 def _settings(screen):
-    """Channels and options of `describe_columns`, and `precision`, of a screen or by default."""
+    """Channels, compartments and options of `describe_columns`, and `precision`, of a screen or by default."""
     from plateloom.config import Features, read_config
-    from plateloom.segmentation import works_on_volumes
+    from plateloom.segmentation import measured_compartments, works_on_volumes
 
     if screen is None:
-        return ["DNA", "ER", "RNA", "AGP", "Mito"], Features().model_dump(exclude=UNASKED) | {"volumes": False}
+        return ["DNA", "ER", "RNA", "AGP", "Mito"], COMPARTMENTS, Features().model_dump(exclude=UNASKED) | {"volumes": False}
     config = read_config(screen)
     volumes = {"volumes": works_on_volumes(config.segmentation.method)}
-    return config.features.channels or list(config.channels), config.features.model_dump(exclude=UNASKED) | volumes
+    channels, compartments = config.features.channels or list(config.channels), measured_compartments(config.segmentation.method)
+    return channels, compartments, config.features.model_dump(exclude=UNASKED) | volumes
 
 
-def _time_families(channels, settings, families):
+def _time_families(channels, compartments, settings, families):
     """Milliseconds that each family and `all` of them take at best, compiling aside."""
     import time
 
@@ -81,6 +83,7 @@ def _time_families(channels, settings, families):
     field = render_field(design, "P1", well, 1)
     image = np.stack([field.image[i % len(field.image)] for i in range(len(channels))])
     labels = {"Nuclei": field.nuclei, "Cells": field.cells, "Cytoplasm": np.where(field.nuclei > 0, 0, field.cells)}
+    labels = {name: labels[name] for name in compartments}
     options = {name: value for name, value in settings.items() if name not in ("families", "physical_units", "volumes")}
 
     def took(chosen):

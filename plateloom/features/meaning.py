@@ -7,19 +7,19 @@ from functools import cache
 from plateloom.features import FAMILIES, load_volumes
 from plateloom.registry import load_method
 
-# CellProfiler's module of each family.
-SOURCES = {
-    "AreaShape": "MeasureObjectSizeShape",
-    "Location": "MeasureObjectIntensity",
-    "Intensity": "MeasureObjectIntensity",
-    "Texture": "MeasureTexture",
-    "Granularity": "MeasureGranularity",
-    "RadialDistribution": "MeasureObjectIntensityDistribution",
-    "Zernike": "MeasureObjectSizeShape, MeasureObjectIntensityDistribution",
-    "Correlation": "MeasureColocalization",
-    "Neighbors": "MeasureObjectNeighbors",
-    "Links": "RelateObjects",
-}
+# CellProfiler's module by the beginning of a name without its compartment; the first that fits holds, and else there is none.
+SOURCES = (
+    (r"Location_Center_", "IdentifyPrimaryObjects, IdentifySecondaryObjects, IdentifyTertiaryObjects"),
+    (r"Number_", "IdentifyPrimaryObjects, IdentifySecondaryObjects, IdentifyTertiaryObjects"),
+    (r"Children_|Parent_", "RelateObjects"),
+    (r"AreaShape_", "MeasureObjectSizeShape"),
+    (r"Location_|Intensity_", "MeasureObjectIntensity"),
+    (r"Texture_", "MeasureTexture"),
+    (r"Granularity_", "MeasureGranularity"),
+    (r"RadialDistribution_", "MeasureObjectIntensityDistribution"),
+    (r"Correlation_", "MeasureColocalization"),
+    (r"Neighbors_", "MeasureObjectNeighbors"),
+)
 
 # Units by the beginning of a name without its compartment; the first that fits holds, and else it is "1".
 _UNITS = (
@@ -68,6 +68,18 @@ def unit_of(column, compartment="Nuclei|Cells|Cytoplasm"):
 
 
 @cache
+def source_of(name):
+    """CellProfiler's module that measures a column, by its name without its compartment; empty where none does.
+
+    Examples
+    --------
+    >>> source_of("AreaShape_Zernike_0_0"), source_of("Sparkle_DNA")
+    ('MeasureObjectSizeShape', '')
+    """
+    return next((module for pattern, module in SOURCES if re.match(pattern, name)), "")
+
+
+@cache
 def _patterns(compartment):
     """Patterns of whole names, and their units."""
     return [(re.compile(rf"(({compartment})_)?({pattern})"), unit) for pattern, unit in _UNITS]
@@ -110,7 +122,7 @@ def describe_columns(compartments, channels, *, families=None, physical_units=Fa
                     "family": family,
                     "channel": owners[name],
                     "unit": unit,
-                    "source": SOURCES[family],
+                    "source": source_of(name),
                 }
                 if physical_units and unit in physical:
                     described[f"{column}_{physical[unit][1]}"] = described[column] | {"unit": physical[unit][0]}
@@ -122,8 +134,8 @@ def list_measurements():
 
     Returns
     -------
-    list of (str, int, str, str)
-        Name with ``C``, ``C1_C2`` for channels and ``#`` for numbers; how many columns of one compartment that has it
+    list of (str, str, int, str, str)
+        Family; name with ``C``, ``C1_C2`` for channels and ``#`` for numbers; how many columns of one compartment that has it
         it stands for, per channel or pair; unit; CellProfiler's module.
     """
     counted = {}
@@ -135,9 +147,9 @@ def list_measurements():
             name = name.replace("_C1", "_C")
         name = re.sub(r"_\d+(?=_|$|of)", "_#", name)
         unit = "px^n" if "Moment" in name and "px" in column["unit"] else column["unit"]
-        counts = counted.setdefault((name, unit, column["source"]), {})
+        counts = counted.setdefault((column["family"], name, unit, column["source"]), {})
         counts[column["compartment"]] = counts.get(column["compartment"], 0) + 1
-    return [(name, max(counts.values()), unit, source) for (name, unit, source), counts in counted.items()]
+    return [(family, name, max(counts.values()), unit, source) for (family, name, unit, source), counts in counted.items()]
 
 
 def add_physical(table, pixel_size_um, described, *, z_step_um=None):
