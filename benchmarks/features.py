@@ -540,10 +540,12 @@ class Share:
         """Whether 99.9 % agree, and hardly any is left out."""
         return self.defined >= 0.99 * max(self.all, 1) and self.agreed >= NEEDED * self.defined
 
-    def agrees(self, column):
-        """Whether 99.9 % of what is defined agree; of a Zernike column one object may lie on its circle."""
-        forgiven = min(self.columns, self.defined - self.agreed) if "Zernike" in column else 0
-        return self.agreed + forgiven >= NEEDED * self.defined
+    def forgive(self, column):
+        """The same, where of a Zernike column one object may lie on its circle."""
+        found = Share()
+        found.join(self)
+        found.agreed += min(self.columns, self.defined - self.agreed) if "Zernike" in column else 0
+        return found
 
     def __str__(self):
         if not self.defined:
@@ -791,7 +793,7 @@ def measure_row(ours, peer, field, families, calls, found, reference, repeats, p
 def judge(shares, unpaired, columns, reference):
     """Whether a ratio may be printed, and the three cells that say why."""
     departing = re.compile("|".join(DEPARTURES))
-    near, against, apart = Share(), {}, set()
+    near, against, forgiven = Share(), {}, {}
     for column in columns:
         if column in shares and not departing.match(column):
             near.join(shares[column])
@@ -800,9 +802,9 @@ def judge(shares, unpaired, columns, reference):
         if tuple(column.split("_")[:2]) in measurements:
             for name, share in by_field.items():
                 against.setdefault(name, Share()).join(share)
-                if not share.agrees(column):
-                    apart.add(column)
-    gates = {"CellProfiler": bool(against) and not apart}
+                forgiven.setdefault(name, Share()).join(share.forgive(column))
+    far = [share.agreed >= NEEDED * share.defined for share in forgiven.values()]  # ties are left out on purpose
+    gates = {"CellProfiler": bool(far) and all(far)}
     if not all(map(departing.match, columns)):
         gates["cp_measure"] = near.enough
     passed = not unpaired and all(gates.values())
@@ -810,7 +812,7 @@ def judge(shares, unpaired, columns, reference):
     if unpaired:
         gate += f": {len(unpaired)} columns on one side only"
     elif not passed:
-        gate += f": failed ({', '.join(sorted(apart)[:3]) or 'no reference' if not gates['CellProfiler'] else 'cp_measure'})"
+        gate += f": {' and '.join(name for name, good in gates.items() if not good)} failed"
     worst = min(against.values(), key=lambda share: share.agreed / max(share.defined, 1), default=Share())
     return passed, (near, worst, gate)
 
@@ -820,7 +822,10 @@ def print_totals(rows, whole, alone):
     parts = [row for row in rows if row.name not in (COSTES, REST)]
     theirs = [sum(seconds) for seconds in zip(*(row.theirs for row in parts), strict=True)]
     passed = all(row.passed for row in parts)
-    near, worst = Share(), min((row.reasons[1] for row in parts), key=lambda share: share.agreed / max(share.defined, 1))
+    near, worst = (
+        Share(),
+        min((row.reasons[1] for row in parts), key=lambda share: share.agreed / max(share.defined, 1)),
+    )
     for row in parts:
         near.join(row.reasons[0])
     reasons = near, worst, "all of them"

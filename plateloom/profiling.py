@@ -114,7 +114,9 @@ def without_surroundings(features):
 
 
 def aggregate_well(cells, features=None, *, statistic="median"):
-    """Reduce the cells of one well to one row.
+    """Reduce the cells of one well to one row, as `pycytominer.aggregate` does for a whole plate in memory.
+
+    Here a well is a task of its own, and one without cells keeps its row.
 
     Parameters
     ----------
@@ -145,7 +147,7 @@ def aggregate_well(cells, features=None, *, statistic="median"):
 
 
 def annotate(profiles, plate_map):
-    """Join what was put into each well.
+    """Join what was put into each well, as `pycytominer.annotate` does, for maps as people write them.
 
     Parameters
     ----------

@@ -645,6 +645,18 @@ def test_what_excel_makes_of_a_map_is_named(screen):
         path.write_bytes(data)
         (problem,), _ = find_problems(screen, files=True)
         assert said in problem
+    for text, said in (
+        (good.replace("well\t", "wall\t", 1), "maps/P1.tsv:1: no column 'well'. Did you mean 'well' by 'wall'?"),
+        (
+            good.replace("treatment\t", "well\t", 1),
+            "maps/P1.tsv:1: column 'well' stands there twice: remove one of them",
+        ),
+        (good + "Z99\ta\n", f"maps/P1.tsv:{len(good.splitlines()) + 1}: "),
+        (good + "A1\ta\n", f"maps/P1.tsv:{len(good.splitlines()) + 1}: "),
+    ):
+        path.write_text(text)
+        problems, _ = find_problems(screen, files=True)
+        assert any(said in problem for problem in problems), problems
     path.write_text(good.replace("treatment", "treatmnt", 1))
     problems, notes = find_problems(screen, files=True)
     assert not problems and any("did you mean 'treatment'?" in note for note in notes)

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from plateloom import repair
 from plateloom.errors import PlateLayoutError
-from plateloom.illumination import METHODS, correct, lowrank, median, vendor
+from plateloom.illumination import METHODS, lowrank, median, vendor
+from plateloom.illumination.correction import correct
 from plateloom.illumination.plausibility import doubt_flatfield
 from plateloom.registry import load_method
 from plateloom.simulation import ScreenDesign, all_fields, render_field

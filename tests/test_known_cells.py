@@ -6,9 +6,14 @@ import pytest
 from conftest import TRUNCATED, WITHOUT_GFP, edit
 from in_process import run_stages
 
+from plateloom.config import read_config
 from plateloom.errors import PlateLayoutError
+from plateloom.planning import Screen
+from plateloom.segmentation import COMPARTMENTS
+from plateloom.stages.features import measure_field
 from plateloom.stages.fields import count_fields, empty_fields
 from plateloom.stages.profiling import check_segmented
+from plateloom.store import plate as store
 from plateloom.store.provenance import read_json
 from plateloom.store.tables import read_record, read_table, write_table
 
@@ -87,3 +92,25 @@ def test_cells_per_field_are_a_readout_that_a_lost_well_has_no_value_of(profiled
             f"{TRUNCATED}: 0 cells" not in html
             and f"{WITHOUT_GFP}: {wells.at[WITHOUT_GFP, 'Metadata_CellCount']} cells" in html
         )
+
+
+def test_a_cell_without_cytoplasm_keeps_its_row_with_nothing_in_it(profiled):
+    path = store.field_path("results/plates/P1/plate.zarr", "A01", 1)
+    labels = {name: store.read_labels(path, name) for name in COMPARTMENTS}
+    bare = int(labels["Nuclei"].max())
+    labels["Cytoplasm"][labels["Cytoplasm"] == bare] = 0
+    labels["Cells"][(labels["Cells"] == bare) & (labels["Nuclei"] != bare)] = 0
+    made = store.finished_record(path / "labels/Nuclei")
+    levels = len(store.read_group(path)["ome"]["multiscales"][0]["datasets"])
+    pixel_size_um = store.describe_image(path)["pixel_size_um"]
+    store.write_labels(path, labels, pixel_size_um=pixel_size_um, levels=levels, record=made)
+    flat = read_json("results/plates/P1/records/illumination/part-0.json")["artefacts"]["illumination"]
+    settings = Screen(read_config(profiled).model_dump(mode="json"), profiled).settings("features", "P1")
+    table = measure_field("P1", "A01", 1, flat, made["fingerprint"], settings).set_index("Metadata_ObjectNumber")
+    assert list(table.index) == sorted(set(np.unique(labels["Nuclei"])) - {0})
+    row, others = table.loc[bare], table.drop(bare)
+    cytoplasm = [name for name in table if name.startswith("Cytoplasm_")]
+    assert len(cytoplasm) > 50 and row[cytoplasm].isna().all()
+    assert row[[name for name in table if name.startswith(("Nuclei_AreaShape", "Cells_AreaShape"))]].notna().any()
+    assert row["Cells_AreaShape_Area"] == row["Nuclei_AreaShape_Area"]
+    assert others["Cytoplasm_AreaShape_Area"].notna().all()

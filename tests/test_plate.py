@@ -997,3 +997,33 @@ def test_real_images_are_stored_in_less_than_seven_tenths_pyramid_included(tmp_p
     write_field(tmp_path / "1", image, channels=[*CHANNELS, CHANNELS[0]], format=Format(ngff))
     stored = sum(path.stat().st_size for path in (tmp_path / "1").rglob("*") if path.is_file())
     assert stored / image.nbytes <= 0.6
+
+
+@pytest.mark.parametrize("ngff", ["0.5", "0.4"])
+def test_labels_of_few_values_cost_next_to_nothing(tmp_path, ngff):
+    labels = np.zeros((512, 512), np.uint32)
+    for i in range(256):
+        y, x = divmod(i, 16)
+        labels[32 * y + 5 : 32 * y + 27, 32 * x + 5 : 32 * x + 27] = np.tri(22, 22, 9, dtype=np.uint32) * i
+    assert len(np.unique(labels)) == 256
+    write_field(tmp_path / "1", random_image((2, 512, 512)), format=Format(ngff))
+    write_labels(tmp_path / "1", {"Nuclei": labels})
+    stored = sum(path.stat().st_size for path in (tmp_path / "1/labels").rglob("*") if path.is_file())
+    assert stored / labels.nbytes <= 0.05
+
+
+@pytest.mark.parametrize("axes", ["czyx", "tcyx", "tczyx"])
+@pytest.mark.parametrize("format", BOTH, ids=of_format)
+def test_images_that_keep_planes_or_times_are_valid_to_both_validators(tmp_path, format, axes):
+    import yaozarrs
+
+    image = random_image(tuple({"t": 2, "c": 2, "z": 3, "y": 40, "x": 40}[axis] for axis in axes))
+    steps = {"axes": axes, "z_step_um": 1.5 if "z" in axes else None, "seconds": 60.0 if "t" in axes else None}
+    write_field(tmp_path / "1", image, format=format, **steps)
+    of_labels = axes.replace("c", "")
+    labels = random_image(tuple({"t": 2, "z": 3, "y": 40, "x": 40}[axis] for axis in of_labels), dtype=np.uint32)
+    write_labels(tmp_path / "1", {"Nuclei": labels}, axes=of_labels)
+    kinds = {"image.Image": tmp_path / "1", "image_label.ImageLabel": tmp_path / "1/labels/Nuclei"}
+    assert not refused_by_ome_zarr_models(format.ngff, kinds)
+    yaozarrs.validate_zarr_store(str(tmp_path / "1"))
+    yaozarrs.validate_zarr_store(str(tmp_path / "1/labels/Nuclei"))

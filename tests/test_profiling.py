@@ -68,6 +68,29 @@ def test_a_well_is_the_statistic_of_its_finite_values(statistic):
     assert row == {AREA: expected([3.0, 1.0, 8.0]), GFP: 2.0, "Metadata_CellCount": 5}
 
 
+@pytest.mark.parametrize("statistic", ["median", "mean"])
+def test_wells_are_those_that_pycytominer_aggregates_and_annotates(statistic):
+    from pycytominer import aggregate
+    from pycytominer import annotate as annotate_by_pycytominer
+
+    random = np.random.default_rng(0)
+    wells = ["A01", "B12", "C03"]
+    cells = pd.DataFrame({"Metadata_Plate": "P", "Metadata_Well": np.repeat(wells, 40)})
+    cells[[AREA, GFP]] = random.lognormal(size=(120, 2))
+    cells.loc[random.integers(0, 120, 9), GFP] = np.nan
+    plate_map = pd.DataFrame({"well": wells, "treatment": ["DMSO", "a", "b"], "dose": [0.0, 1.0, 2.0]})
+    rows = [aggregate_well(found, [AREA, GFP], statistic=statistic) for _, found in cells.groupby("Metadata_Well")]
+    ours = annotate(pd.DataFrame(rows).assign(Metadata_Plate="P", Metadata_Well=wells), plate_map)
+    strata = ["Metadata_Plate", "Metadata_Well"]
+    theirs = aggregate(cells, strata=strata, features=[AREA, GFP], operation=statistic)
+    renamed = plate_map.rename(columns={"well": "Metadata_well", "treatment": "Treatment", "dose": "Dose"})
+    theirs = annotate_by_pycytominer(theirs, renamed, join_on=["Metadata_well", "Metadata_Well"])
+    theirs = theirs.set_index("Metadata_Well").loc[wells]
+    np.testing.assert_allclose(ours[[AREA, GFP]], theirs[[AREA, GFP]], rtol=1e-12)
+    assert ours["Metadata_Treatment"].tolist() == theirs["Metadata_Treatment"].tolist() == ["DMSO", "a", "b"]
+    assert ours["Metadata_Dose"].tolist() == theirs["Metadata_Dose"].tolist()
+
+
 def test_a_well_without_cells_keeps_its_columns_and_counts_zero():
     row = aggregate_well(pd.DataFrame({AREA: np.empty(0), GFP: np.empty(0)}), [AREA, GFP])
     assert row["Metadata_CellCount"] == 0

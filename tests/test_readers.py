@@ -3,7 +3,9 @@
 import contextlib
 import importlib
 import os
+import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -103,7 +105,15 @@ def test_scanning_reads_no_pixel(constructed, monkeypatch):
     _, module, folder, params, laid_out = constructed
     monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda *_, **__: pytest.fail("pixels were read"))
     monkeypatch.setattr(tifffile.TiffFile, "asarray", lambda *_, **__: pytest.fail("pixels were read"))
-    assert len(module.scan(folder, params).images) == len(laid_out)
+    chunks = re.compile(r"/(c/[\d/]+|\d+([./]\d+)+)$")  # of a zarr's arrays, in either version
+    opened, watching = [], True
+    sys.addaudithook(lambda event, found: watching and event == "open" and opened.append(str(found[0])))
+    try:
+        assert len(module.scan(folder, params).images) == len(laid_out)
+    finally:
+        watching = False
+    below = [path.removeprefix(str(folder)) for path in opened if path.startswith(str(folder))]
+    assert not [path for path in below if chunks.search(path) or path.endswith(".png")]
 
 
 @pytest.mark.parametrize("name", READERS)

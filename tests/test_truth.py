@@ -13,6 +13,8 @@ import yaml
 from conftest import ROOT, TO_FEATURES, simulate
 from in_process import run_stages
 
+from plateloom.features import FAMILIES
+from plateloom.features.meaning import describe_columns
 from plateloom.planning import STAGES
 from plateloom.segmentation.matching import match_objects
 from plateloom.store import plate as store
@@ -149,10 +151,18 @@ def bbbc013(once):
 def run_bbbc013(folder, source):
     runpy.run_path(str(ROOT / "config/examples/bbbc013/prepare.py"))["main"](source, folder)
     settings = yaml.safe_load((folder / "config.yaml").read_text())
-    settings["features"] = {"families": ["AreaShape", "Location", "Intensity", "Correlation", "Neighbors"]}
     settings["latent"] = {"autoencoder": {"enabled": False}, "maps": {"method": "pca", "cells": 500}}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     run_stages(folder)
+
+
+def test_the_real_plate_is_measured_with_every_family(bbbc013):
+    cells = read_table(bbbc013 / "results/plates/BBBC013/features/A01.parquet")
+    channels = list(yaml.safe_load((bbbc013 / "config.yaml").read_text())["channels"])
+    described = describe_columns(("Nuclei", "Cells", "Cytoplasm"), channels)
+    assert len(channels) == 2 and {column["family"] for column in described.values()} == set(FAMILIES)
+    assert [name for name in cells if not name.startswith("Metadata_")] == list(described)
+    assert len(cells) > 20 and cells[list(described)].notna().any().mean() > 0.99
 
 
 def test_translocation_rises_with_the_dose_of_both_drugs(bbbc013):

@@ -24,7 +24,9 @@ def command(screen, columns, markdown, timed):
     from plateloom.features.meaning import describe_columns, list_measurements
 
     if markdown:
-        click.echo("| family | column, without its compartment | columns | unit | as CellProfiler's |\n|---|---|---|---|---|")
+        click.echo(
+            "| family | column, without its compartment | columns | unit | as CellProfiler's |\n|---|---|---|---|---|"
+        )
         for row in list_measurements():
             click.echo("| {} | `{}` | {} | {} | {} |".format(*row))
         return
@@ -62,10 +64,17 @@ def _settings(screen):
     from plateloom.segmentation import measured_compartments, works_on_volumes
 
     if screen is None:
-        return ["DNA", "ER", "RNA", "AGP", "Mito"], COMPARTMENTS, Features().model_dump(exclude=UNASKED) | {"volumes": False}
+        return (
+            ["DNA", "ER", "RNA", "AGP", "Mito"],
+            COMPARTMENTS,
+            Features().model_dump(exclude=UNASKED) | {"volumes": False},
+        )
     config = read_config(screen)
     volumes = {"volumes": works_on_volumes(config.segmentation.method)}
-    channels, compartments = config.features.channels or list(config.channels), measured_compartments(config.segmentation.method)
+    channels, compartments = (
+        config.features.channels or list(config.channels),
+        measured_compartments(config.segmentation.method),
+    )
     return channels, compartments, config.features.model_dump(exclude=UNASKED) | volumes
 
 

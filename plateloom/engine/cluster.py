@@ -234,7 +234,7 @@ def open_cluster(*, threads, kind="processes", tasks_per_worker=2, memory_mb=Non
                     silence_logs=logging.ERROR,
                 )
             )
-            return stack.enter_context(Client(cluster))
+            return stack.enter_context(Client(cluster, direct_to_workers=True))
 
         yield Cluster(connect, kind, tasks_per_worker, share_mb)
 

@@ -149,7 +149,9 @@ def list_measurements():
         unit = "px^n" if "Moment" in name and "px" in column["unit"] else column["unit"]
         counts = counted.setdefault((column["family"], name, unit, column["source"]), {})
         counts[column["compartment"]] = counts.get(column["compartment"], 0) + 1
-    return [(family, name, max(counts.values()), unit, source) for (family, name, unit, source), counts in counted.items()]
+    return [
+        (family, name, max(counts.values()), unit, source) for (family, name, unit, source), counts in counted.items()
+    ]
 
 
 def add_physical(table, pixel_size_um, described, *, z_step_um=None):

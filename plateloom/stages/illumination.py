@@ -7,6 +7,7 @@ import numpy as np
 from plateloom import illumination, restoration
 from plateloom.engine.parts import Outcome, Unit, artefact_record, run_job
 from plateloom.errors import PlateLayoutError
+from plateloom.illumination import correction
 from plateloom.registry import load_method
 from plateloom.stitching import Mosaic
 from plateloom.store import plate as store
@@ -310,7 +311,7 @@ def read_corrected(plate, well, field, flatfield, *, channels=None, window=(slic
         whole = flat
         flat = stitched[0].assemble(window, lambda _, there: whole[(slice(None), *there)], np.float32)
         flat[flat == 0] = 1
-    corrected = illumination.correct(pixels, flat, offset=offset)
+    corrected = correction.correct(pixels, flat, offset=offset)
     if not chain:
         return corrected
     restored = restoration.restore_image(corrected, chosen, chain, pixel_size_um=described["pixel_size_um"])

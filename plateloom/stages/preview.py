@@ -13,6 +13,7 @@ import pandas as pd
 
 from plateloom import illumination, quality, report, restoration, segmentation
 from plateloom.errors import PlateLayoutError, UnknownMethodError, some_of
+from plateloom.illumination import correction
 from plateloom.readers import load_reader
 from plateloom.registry import load_method
 from plateloom.stages.conversion import FAILED, describe_source, read_field
@@ -106,7 +107,7 @@ def preview_plate(*, plate, source, reader, settings, places, count, order, cont
     fields = []
 
     def correct(pixels):
-        corrected = illumination.correct(pixels, flat, offset=offset)
+        corrected = correction.correct(pixels, flat, offset=offset)
         return restoration.restore_image(corrected, channels, chain, pixel_size_um=pixel)
 
     for place, one in raw.items():

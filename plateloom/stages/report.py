@@ -144,7 +144,8 @@ def _describe_plate(plate, batch, source, settings, inputs):
     lost = shown["status"] == "failed"
     judged = shown.assign(value=wells[READOUT]) if READOUT in wells else shown
     notices = [*_held_notice(held), *report.find_losses(judged, exclusions)]
-    imaged = list(zip(fields["Metadata_Well"], fields["SourceField"], strict=True))
+    number = "SourceField" if "SourceField" in fields else "Metadata_Field"
+    imaged = list(zip(fields["Metadata_Well"], fields[number], strict=True))
     if line := explain_holes(imaged, set(fields["Metadata_Well"])):
         notices.append(report.Notice(kind="holes", text=f"The source lacks images: {line}.", section="exclusions"))
     normalization = inputs["profiled"]["facts"]["normalization"]

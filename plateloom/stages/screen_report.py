@@ -179,6 +179,8 @@ def _describe_screen(plates, missing, settings, inputs, enrichment=None, grouped
     if wells:
         counted = {plate: table.assign(cells=known_cells(table)) for plate, table in wells.items()}
         maps.append(_screen_map("Cells per well", counted, "cells", unit="cells"))
+        flagged = {plate: table.assign(flagged=_flagged_share(plate, table)) for plate, table in wells.items()}
+        maps.append(_screen_map("Fields that QC has flagged", flagged, "flagged", unit="%"))
     else:
         notes["heat_maps"] = "No plate is complete."
     quality, curves, hits, hits_note = None, [], None, ""
@@ -358,6 +360,13 @@ def _rawness(plates, raw, params):
     reference = "the negative control wells" if params.normalize_to == "negative" else "all wells"
     text = f"Features are normalized to {reference} of each plate ({SCALES[params.method]}); those that vary more count more."
     return f"{text} Only normalized plates are shown; without {', '.join(raw)}." if raw else text
+
+
+def _flagged_share(plate, wells):
+    """Fields of each well that QC has flagged, in any channel [%]."""
+    quality = read_table(plate_folder(plate) / "qc.parquet", ["Metadata_Well", "SourceField", "Reason"])
+    fields = (quality["Reason"] != "").groupby([quality["Metadata_Well"], quality["SourceField"]]).any()
+    return 100 * wells["Metadata_Well"].map(fields.groupby("Metadata_Well").mean())
 
 
 def _screen_map(title, wells, column, note="", unit=""):
