@@ -680,7 +680,18 @@ def _check_readout(config):
                     f"{did_you_mean(name, known)} A feature is Compartment_Family_Measurement_Channel, e.g. {example}"
                 )
             problems.append(f"profiling.parameters.{key}: no feature {name!r} is measured.{hint}")
+        elif name.startswith("Cytoplasm_") and _is_bare(config.segmentation):
+            problems.append(
+                f"profiling.parameters.{key}: {name!r} has no value, since cells are no more than their nuclei: set "
+                "segmentation.parameters.cells_channel, or cells_distance_um for a ring round them"
+            )
     return problems
+
+
+def _is_bare(segmentation):
+    """Whether a method that grows cells from nuclei is told neither by what nor how far."""
+    given = segmentation.parameters
+    return segmentation.method == "watershed" and not given.get("cells_channel") and not given.get("cells_distance_um")
 
 
 def method_modules(config, problems=None):

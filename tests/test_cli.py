@@ -662,6 +662,32 @@ def test_what_excel_makes_of_a_map_is_named(screen):
     assert not problems and any("did you mean 'treatment'?" in note for note in notes)
 
 
+@pytest.mark.parametrize("name", ["Chan nel", "a/b", "../x", "", "-x"])
+def test_a_channel_has_a_name_for_columns_and_files(name):
+    with pytest.raises(ConfigError, match="is no name for columns and files"):
+        load_config({"channels": {name: {"source": "1"}}, "segmentation": {"parameters": {"nuclei_channel": name}}})
+    load_config(
+        {
+            "channels": {"α-tub_488.5": {"source": "1"}},
+            "segmentation": {"parameters": {"nuclei_channel": "α-tub_488.5"}},
+        }
+    )
+
+
+def test_a_readout_of_a_cytoplasm_that_nothing_grows_is_refused():
+    cytoplasm = "Cytoplasm_Intensity_MeanIntensity_GFP"
+    settings = {"channels": CHANNELS, "profiling": {"parameters": {"readout": cytoplasm}}}
+    for more, good in (({}, False), ({"cells_distance_um": 5.0}, True), ({"cells_channel": "GFP"}, True)):
+        settings["segmentation"] = {"parameters": {"nuclei_channel": "DNA"} | more}
+        if good:
+            load_config(settings)
+        else:
+            with pytest.raises(
+                ConfigError, match="cells are no more than their nuclei: set segmentation.parameters.cells_"
+            ):
+                load_config(settings)
+
+
 def test_what_is_not_there_or_no_mapping_is_told_once_and_plainly():
     nuclei = {"segmentation": {"parameters": {"nuclei_channel": "DNA"}}}
     for settings, said in (({}, "channels: none given"), ({"channels": ["a"]}, "channels: expected `setting: value`")):

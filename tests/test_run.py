@@ -157,6 +157,7 @@ def test_a_profile_whose_scheduler_is_not_there_starts_nothing(screen, monkeypat
         (["--until", "segmentaton"], "Did you mean 'segmentation'?"),
         (["--keep-gonig"], "no option '--keep-gonig'. Did you mean '--keep-going'?"),
         (["--retries", "x"], "invalid int value: 'x'"),
+        (["segmentation"], "'segmentation' is no file to make: write --until segmentation"),
         (["--jobs", "0"], "--jobs: expected a number from 1 on, found 0"),
         (["-j", "-1"], "--jobs: expected a number from 1 on, found -1"),
     ],

@@ -250,6 +250,10 @@ def _check_options(options):
     known = [name for action in parser._actions for name in action.option_strings]
     if isinstance(found.jobs, int) and found.jobs < 1:
         raise ConfigError(f"--jobs: expected a number from 1 on, found {found.jobs}")
+    from plateloom.planning import STAGES
+
+    if names := [text for text in found.targets or () if text in STAGES]:
+        raise ConfigError(f"{names[0]!r} is no file to make: write --until {names[0]}")
     if unknown := [text for text in unknown if text.startswith("-")]:
         raise ConfigError([f"no option {text!r}.{did_you_mean(text.split('=')[0], known)}" for text in unknown])
 

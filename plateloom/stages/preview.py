@@ -359,6 +359,8 @@ def _doubts(fields, done, chosen, pixel_size_um, settings):
     sizes = [_sizes(labels, pixel_size_um, field.z_step_um) for labels, field in pairs]
     flat = all(field.planes is None for _, field in pairs)
     typical, reach = getattr(params, "nucleus_diameter_um", None), getattr(params, "cells_distance_um", None)
+    # Without a channel that shows cells the limit is what a cell is: a ring round the nucleus.
+    reach = reach if getattr(params, "cells_channel", None) else None
     if reach is None and typical and getattr(params, "cells_channel", None):
         reach = 2.5 * typical
     said = report.doubt_segmentation(

@@ -327,6 +327,8 @@ def _doubts(plate, wells, objects, settings):
     chosen = settings["config"]["segmentation"]
     params = load_method(segmentation.METHODS, chosen["method"], "segmentation method").Params(**chosen["parameters"])
     typical, reach = getattr(params, "nucleus_diameter_um", None), getattr(params, "cells_distance_um", None)
+    # Without a channel that shows cells the limit is what a cell is: a ring round the nucleus.
+    reach = reach if getattr(params, "cells_channel", None) else None
     if reach is None and typical and getattr(params, "cells_channel", None):
         reach = 2.5 * typical
     doubts = report.doubt_segmentation(
