@@ -159,7 +159,9 @@ def run_bbbc013(folder, source):
 def test_the_real_plate_is_measured_with_every_family(bbbc013):
     cells = read_table(bbbc013 / "results/plates/BBBC013/features/A01.parquet")
     channels = list(yaml.safe_load((bbbc013 / "config.yaml").read_text())["channels"])
-    described = describe_columns(("Nuclei", "Cells", "Cytoplasm"), channels)
+    described = describe_columns(
+        ("Nuclei", "Cells", "Cytoplasm"), channels, texture_scales=(3, 5, 10), neighbor_distance=5
+    )
     assert len(channels) == 2 and {column["family"] for column in described.values()} == set(FAMILIES)
     assert [name for name in cells if not name.startswith("Metadata_")] == list(described)
     assert len(cells) > 20 and cells[list(described)].notna().any().mean() > 0.99
