@@ -14,12 +14,12 @@ from plateloom.readers import load_reader
 from plateloom.readers.folders import IMAGES, list_files
 from plateloom.store.provenance import file_digest, read_json, write_bytes, write_json
 from plateloom.store.sheets import read_plate_map
+from plateloom.wells import AGAIN
 
 STATE = Path(".plateloom/inbox.json")
 COMPLETE, WAITING, SETTLING, REFUSED = "complete", "waiting", "settling", "refused"
 SEEN = "seen for the first time as it is; a second look is needed"
 COLUMNS = ("plate", "source", "reader", "plate_map", "batch", "acquisition")
-AGAIN = re.compile(r"(.+)-acquisition([1-9][0-9]*)")
 
 
 @dataclasses.dataclass

@@ -7,6 +7,7 @@ from plateloom.errors import counted, some_of
 
 WELL = re.compile(r"([A-Za-z]{1,2})[-_]?0*([1-9][0-9]?)")
 QUARANTINED = "quarantined"  # what qc.parquet says of a field whose well a person has taken out of the results
+AGAIN = re.compile(r"(.+)-acquisition([1-9][0-9]*)")  # a plate that was imaged again
 FORMATS = {6: (2, 3), 12: (3, 4), 24: (4, 6), 48: (6, 8), 96: (8, 12), 384: (16, 24), 1536: (32, 48)}
 
 
@@ -85,6 +86,16 @@ def read_wells(text):
 def well_name(row, column):
     """The one spelling of a well that tables, paths and records use: ``A01``."""
     return f"{row_name(row)}{column + 1:02d}"
+
+
+def acquisition_of(plate):
+    """Number of a plate's acquisition, from its name; 0 where it was imaged once.
+
+    >>> acquisition_of("P1-acquisition2"), acquisition_of("P1")
+    (2, 0)
+    """
+    found = AGAIN.fullmatch(plate)
+    return int(found[2]) if found else 0
 
 
 def plate_format(wells):

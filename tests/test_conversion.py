@@ -47,10 +47,10 @@ def write(name, pixels, compression="zlib"):
     tifffile.imwrite(Path("raw") / name, pixels, compression=compression)
 
 
-def convert(settings=SETTINGS, part=0, of=1, max_failed_fields=0.5):
-    record = RECORD.replace("part-0", f"part-{part}")
+def convert(settings=SETTINGS, part=0, of=1, max_failed_fields=0.5, plate="P"):
+    record = RECORD.replace("part-0", f"part-{part}").replace("/P/", f"/{plate}/")
     conversion.convert_part(
-        plate="P",
+        plate=plate,
         part=part,
         parts=of,
         source="raw",
@@ -63,10 +63,10 @@ def convert(settings=SETTINGS, part=0, of=1, max_failed_fields=0.5):
     return read_json(record)
 
 
-def assemble(max_failed_fields=0.5, converted=(RECORD,)):
-    record = "results/plates/P/records/assembly/part-0.json"
+def assemble(max_failed_fields=0.5, converted=(RECORD,), plate="P"):
+    record = f"results/plates/{plate}/records/assembly/part-0.json"
     conversion.assemble_plate(
-        plate="P", max_failed_fields=max_failed_fields, code="c", converted=list(converted), record=record
+        plate=plate, max_failed_fields=max_failed_fields, code="c", converted=list(converted), record=record
     )
     return read_json(record)
 
@@ -273,6 +273,22 @@ def stack_of(times, heights):
     for c, t, z in np.ndindex(pixels.shape[:3]):
         write(f"A01_s1_t{t}_z{z}_w{c + 1}.tif", pixels[c, t, z])
     return pixels, r"(?P<well>A\d+)_s(?P<field>\d)_t(?P<t>\d)_z(?P<z>\d)_w(?P<channel>\d)\.tif"
+
+
+def test_a_plate_that_was_imaged_again_says_so():
+    again = "P-acquisition2"
+    convert(plate=again)
+    assemble(converted=[RECORD.replace("/P/", f"/{again}/")], plate=again)
+    place = Path("results/plates", again, "plate.zarr")
+    assert store.read_group(place)["ome"]["plate"]["acquisitions"] == [
+        {"id": 2, "name": "acquisition 2", "maximumfieldcount": 2}
+    ]
+    well = store.read_group(store.well_path(place, "A01"))["ome"]["well"]
+    assert [image["acquisition"] for image in well["images"]] == [2, 2]
+    convert()
+    assemble()
+    plain = store.read_group("results/plates/P/plate.zarr")["ome"]["plate"]
+    assert [one["id"] for one in plain["acquisitions"]] == [0]
 
 
 def test_several_time_points_are_refused_until_the_config_names_one():

@@ -93,5 +93,7 @@ def main():
         click.echo(str(error), err=True)
         sys.exit(error.exit_code)
     except PermissionError as error:
+        if error.filename is None:
+            raise
         click.echo(f"{str(error.filename)!r} cannot be read or written: {error.strerror}", err=True)
         sys.exit(ConfigError.exit_code)

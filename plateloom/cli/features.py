@@ -71,10 +71,8 @@ def _settings(screen):
         )
     config = read_config(screen)
     volumes = {"volumes": works_on_volumes(config.segmentation.method)}
-    channels, compartments = (
-        config.features.channels or list(config.channels),
-        measured_compartments(config.segmentation.method),
-    )
+    channels = config.features.channels or list(config.channels)
+    compartments = measured_compartments(config.segmentation.method)
     return channels, compartments, config.features.model_dump(exclude=UNASKED) | volumes
 
 

@@ -236,6 +236,8 @@ def _check_options(options):
 
     from snakemake.cli import get_argument_parser
 
+    from plateloom.planning import STAGES
+
     parser, said = get_argument_parser(), io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -250,8 +252,6 @@ def _check_options(options):
     known = [name for action in parser._actions for name in action.option_strings]
     if isinstance(found.jobs, int) and found.jobs < 1:
         raise ConfigError(f"--jobs: expected a number from 1 on, found {found.jobs}")
-    from plateloom.planning import STAGES
-
     if names := [text for text in found.targets or () if text in STAGES]:
         raise ConfigError(f"{names[0]!r} is no file to make: write --until {names[0]}")
     if unknown := [text for text in unknown if text.startswith("-")]:

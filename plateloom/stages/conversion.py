@@ -22,7 +22,7 @@ from plateloom.store.flatfields import read_shadings, shadings_path, write_shadi
 from plateloom.store.layout import part_of, plate_folder, plate_store, well_table
 from plateloom.store.provenance import digest, read_json, recipe, write_json
 from plateloom.store.tables import read_record, read_tables
-from plateloom.wells import explain_holes, plate_format
+from plateloom.wells import acquisition_of, explain_holes, plate_format
 
 log = logging.getLogger(__name__)
 
@@ -301,7 +301,8 @@ def _unit(plate, well, images, source, reader, parameters, settings, code):
             written = [found["field"] for found in results if found["status"] != FAILED]
             rows = [row for found in results for row in found["rows"]]
         if written:
-            store.write_well(plate_store(plate), well, written, made)
+            acquisitions = dict.fromkeys(written, acquisition_of(plate))
+            store.write_well(plate_store(plate), well, written, made, acquisitions=acquisitions)
         write_json(memory, {"listing": listing, "fingerprint": made["fingerprint"], "images": bool(written)})
         table = pd.DataFrame(rows).assign(Metadata_Plate=plate, Metadata_Well=well)
         first = ["Metadata_Plate", "Metadata_Well", "Metadata_Field", "Channel"]
@@ -709,6 +710,7 @@ def assemble_plate(*, plate, max_failed_fields, code, converted, record):
                 wells=list(per_well.index),
                 shape=shape,
                 field_count=int(per_well.max()),
+                acquisitions=[{"id": acquisition_of(plate)}],
                 # What other stages read of it is there as soon as the plate is.
                 record=made | {"facts": facts} | ({"failures": failures} if failures else {}),
             )
