@@ -94,8 +94,8 @@ def _classifier_details(found, units):
         verdict = f"so more of the same labels would hardly help (below {LITTLE})" if high < LITTLE else verdict
         half, whole = (round(step["groups"]) for step in learning["steps"][-2:])
         learned = (
-            f"Learning from {whole} {units}, all that the test leaves to learn from, instead of {half} changes the balanced accuracy by {gain:+.3f} (95 % interval {low:+.3f} "
-            f"to {high:+.3f}), {verdict}."
+            f"In a test of its own (three folds, at most 2,000 cells) learning from {whole} {units}, all that two folds hold, instead of {half} changes the "
+            f"balanced accuracy by {gain:+.3f} (95 % interval {low:+.3f} to {high:+.3f}), {verdict}."
         )
     else:
         learned = f"Too few {units} to tell whether more labels would help."
