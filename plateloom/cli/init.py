@@ -260,7 +260,12 @@ def recognize_folder(source, pattern):
     from plateloom.readers.folders import list_files
 
     if not source.is_dir():
-        raise ConfigError(f"no folder {str(source)!r}")
+        told = (
+            f"{str(source)!r} is a file; give the folder that it lies in"
+            if source.exists()
+            else f"no folder {str(source)!r}"
+        )
+        raise ConfigError(told)
     try:
         names = sorted(name for name, _ in itertools.islice(list_files(source, ("",)), 200_000))
     except OSError as error:

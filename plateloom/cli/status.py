@@ -125,7 +125,8 @@ def _show_screen(console, folder, states, everything):
         failures = find_failures(stages)
         if failures:
             fields = len({(row["well"], row["field"]) for row in failures})
-            show(f"\n{plate}: {fields} field{'s' * (fields > 1)} failed, wholly or in part; the rest went on")
+            rest = "" if plate in summed["quarantined"] else "; the rest went on"
+            show(f"\n{plate}: {fields} field{'s' * (fields > 1)} failed, wholly or in part{rest}")
         shown = failures if everything else failures[:FEW]
         for row in shown:
             where = " ".join(str(part) for part in (row["well"], f"field {row['field']}", row["channel"]) if part)
