@@ -31,6 +31,8 @@ UNTIL = ("training", "conversion", "assembly", "illumination", "segmentation")
 QUICK = {"steps": 4, "batch_size": 1, "validations": 4, "all_images": True, "learning_rate": 0.02}
 WANTED = {"images": "fields", "labels": "nuclei"} | QUICK
 
+WATERSHED = {"nuclei_channel": "DNA", "cells_distance_um": 5.0}
+
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
@@ -201,7 +203,7 @@ def test_fields_that_change_while_a_run_goes_on_are_refused(fresh, monkeypatch):
 
 
 def test_a_screen_that_does_not_ask_for_it_knows_nothing_of_it(fresh):
-    change(fresh, segmentation={"method": "watershed", "parameters": {"nuclei_channel": "DNA"}})
+    change(fresh, segmentation={"method": "watershed", "parameters": WATERSHED})
     screen = Screen(read_config(fresh).model_dump(mode="json"), fresh)
     assert "training" not in screen.stages() and screen.code("training") == ""
     assert set(screen.settings("segmentation")) == {"method", "parameters"}
@@ -233,7 +235,7 @@ def test_plates_are_not_complete_without_the_training_that_they_wait_for(again):
     record = again / "results/screen/records/training.json"
     record.unlink()
     assert Screen(settings, again).complete_plates == []
-    change(again, segmentation={"method": "watershed", "parameters": {}})
+    change(again, segmentation={"method": "watershed", "parameters": WATERSHED})
     settings = read_config(again).model_dump(mode="json") | {"complete_only": True}
     assert Screen(settings, again).complete_plates == ["P1"]
 
@@ -250,8 +252,8 @@ def gpus_of(folder, stage):
 def test_networks_go_to_the_partition_of_gpus_unless_the_config_says_cpu(fresh, device):
     site = {"slurm_partition": "cpu", "slurm_gpu_partition": "gpu"}
     found = {}
-    for method in ("unet", "watershed"):
-        change(fresh, segmentation={"method": method, "parameters": {}}, engine={"device": device})
+    for method, parameters in (("unet", {}), ("watershed", WATERSHED)):
+        change(fresh, segmentation={"method": method, "parameters": parameters}, engine={"device": device})
         asked = {"log": ["logs/a.log"], "threads": 2, "resources": site | {"gpu": gpus_of(fresh, "segmentation")}}
         found[method] = [option for option in slurm_command(asked, "a") if re.match("--(partition|gres)", option)]
     assert found["watershed"] == ["--partition=cpu"]
