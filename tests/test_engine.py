@@ -94,6 +94,24 @@ def test_an_artefact_that_is_being_remade_vouches_for_nothing(tmp_path):
     assert not (tmp_path / "A01.parquet").exists()
 
 
+def test_the_next_attempt_removes_what_a_killed_one_was_writing(tmp_path):
+    units = [unit(tmp_path, "A01"), unit(tmp_path, "A02")]
+    broken = (fail_on, 1, 1, OSError("stale file handle"))
+    with pytest.raises(OSError, match="stale"):
+        run(tmp_path, [units[0], unit(tmp_path, "A02", task=broken)])
+    left = [tmp_path / f".{name}.r9w__9gi" for name in ("record.json", "A01.parquet", "A02.parquet")]
+    other = tmp_path / ".B01.parquet.r9w__9gi"  # of another part
+    held = tmp_path / ".A01.parquet.aaaabbbb"
+    for path in (*left, other, held):
+        path.write_bytes(b"half")
+    with open(held, "r+b") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        record = run(tmp_path, units)
+    assert record["status"] == "done" and record["attempts"] == 2
+    assert not [path for path in left if path.exists()]
+    assert other.exists() and held.exists(), "somebody may be writing them"
+
+
 def test_an_infrastructure_fault_fails_the_job_and_keeps_what_was_made(tmp_path):
     broken = (fail_on, 1, 1, OSError("stale file handle"))
     units = [unit(tmp_path, "A01"), unit(tmp_path, "A02"), unit(tmp_path, "B01", task=broken)]

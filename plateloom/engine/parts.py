@@ -17,7 +17,7 @@ from plateloom.engine.scratch import open_scratch
 from plateloom.errors import INTERRUPTION, DataFault, DeferredError
 from plateloom.store.layout import part_of
 from plateloom.store.plate import finished_record, read_group, write_group
-from plateloom.store.provenance import digest, read_json, write_json
+from plateloom.store.provenance import digest, read_json, remove_abandoned, write_json
 from plateloom.store.tables import GROUP_ROWS, read_record, write_table
 
 log = logging.getLogger(__name__)
@@ -269,6 +269,8 @@ def run_job(
             return told.write(lock, FAILED, reason=f"deferred: {fault}", facts=dict(facts or {}) | {"deferred": True})
         except DataFault as fault:
             return told.write(lock, FAILED, reason=str(fault), facts=dict(facts or {}))
+        if attempts > 1:  # the lock says that nobody else writes these
+            remove_abandoned([record, *(path for unit in units for path in (unit.path, *unit.beside))])
         removed = remove({unit.name for unit in units}) if remove else []
         there = {unit.name: unit.there() for unit in units}
         missing = [unit for unit in units if there[unit.name] is None]

@@ -258,7 +258,7 @@ def replacing(path, *, size=None):
         with os.fdopen(handle, "wb", buffering=2**20) as file:
             with contextlib.suppress(OSError):  # a file system without locks: what a killed job leaves, stays
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove_abandoned(path, os.fstat(file.fileno()).st_mtime)
+            remove_abandoned([path], before=os.fstat(file.fileno()).st_mtime - ABANDONED_S)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -274,19 +274,28 @@ def replacing(path, *, size=None):
         raise
 
 
-def _remove_abandoned(path, now):
-    """Remove the half-written files of earlier writers of the same path that were killed: old, and nobody holds their lock.
+def remove_abandoned(paths, *, before=None):
+    """Remove half-written files of writers that were killed: nobody holds their lock.
 
-    `now` is the time [s] by the clock that dates the folder's files, which on a network file system is not this machine's.
+    Parameters
+    ----------
+    paths : iterable of path
+        What they were to become.
+    before : float, optional
+        Only files that were last changed before this time [s], by the clock that dates the folder's files, which on a network
+        file system is not this machine's. None where the caller knows that nobody else writes these paths.
     """
-    prefix = f".{path.name}."
-    for name in os.listdir(path.parent):
-        if not name.startswith(prefix) or len(name) != len(prefix) + len("abcdefgh"):  # as mkstemp names them
-            continue
-        with contextlib.suppress(OSError), open(path.parent / name, "r+b") as left:  # NFS locks for writing only
-            if now - os.fstat(left.fileno()).st_mtime > ABANDONED_S:
-                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(left.name)
+    prefixes = {}
+    for path in map(Path, paths):
+        prefixes.setdefault(path.parent, set()).add(f".{path.name}.")
+    for folder, of_folder in prefixes.items():
+        for name in os.listdir(folder) if folder.is_dir() else ():
+            if name[: -len("abcdefgh")] not in of_folder:  # as mkstemp names them
+                continue
+            with contextlib.suppress(OSError), open(folder / name, "r+b") as left:  # NFS locks for writing only
+                if before is None or os.fstat(left.fileno()).st_mtime < before:
+                    fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(left.name)
 
 
 def room_left(path):
