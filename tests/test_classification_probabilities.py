@@ -115,6 +115,22 @@ def test_intervals_of_fractions_hold_the_truth_where_counting_is_biased(classes)
     assert abs(np.mean(errors, axis=0)[0]) < 0.5 * abs(np.mean(counted_errors, axis=0)[0])
 
 
+def test_where_whole_wells_are_labeled_what_looks_like_an_error_may_be_none():
+    random = np.random.default_rng(3)
+    groups = np.repeat(np.arange(24), 100)
+    label = groups % 2
+    truth = np.where(
+        random.random(2400) < 0.7, label, 0
+    )  # the treatment changes 70 % of the cells, and the classifier sees which
+    draws = draw_confusions(label, truth, groups, 2)
+    counts = [500, 500]
+    found = estimate_fractions(counts, draws, whole=True)
+    np.testing.assert_allclose(found["fraction"], [0.5, 0.5])
+    assert found["low"][1] < 0.5 < 0.7 < found["high"][1] < 0.8  # half of all, or 0.5 / 0.7 of what is labeled so
+    assert estimate_fractions(counts, draws)["fraction"][1] > 0.65
+    assert estimate_fractions(counts, draws)["low"][1] > 0.5, "surer than labels of wells allow"
+
+
 def test_a_classifier_that_knows_nothing_says_so():
     random = np.random.default_rng(0)
     truth, predicted, groups = random.integers(2, size=400), random.integers(2, size=400), np.repeat(np.arange(20), 20)

@@ -54,7 +54,7 @@ def _likeness(counts):
     return float(np.clip((spread / chance - 1) / (size - 1), 0, 0.95))
 
 
-def estimate_fractions(counts, confusions, *, seed=0):
+def estimate_fractions(counts, confusions, *, whole=False, seed=0):
     """Estimate the share of each class in a well from what its cells were taken for.
 
     Parameters
@@ -63,6 +63,9 @@ def estimate_fractions(counts, confusions, *, seed=0):
         Cells of the well by predicted class.
     confusions : array of float, shape (1 + B, K, K)
         From `draw_confusions`.
+    whole : bool
+        Whether whole groups were labeled. Then some of their cells may be of another class than the label says, and what
+        counts as an error be none: nothing is corrected, and the interval reaches from no errors to those drawn.
     seed : int
 
     Returns
@@ -87,12 +90,13 @@ def estimate_fractions(counts, confusions, *, seed=0):
     # what is counted = transposed confusion @ true shares
     shares = np.linalg.pinv(confusions.transpose(0, 2, 1), rcond=1e-6) @ np.vstack([observed, cells])[..., None]
     shares = np.round(_onto_simplex(shares[..., 0]), 6)
-    low, high = np.quantile(shares[1:], [0.025, 0.975], axis=0)
+    fraction = observed if whole else shares[0]
+    bounds = [np.quantile(drawn, [0.025, 0.975], axis=0) for drawn in ([cells, shares[1:]] if whole else [shares[1:]])]
     return {
         "observed": observed,
-        "fraction": shares[0],
-        "low": np.minimum(low, shares[0]),
-        "high": np.maximum(high, shares[0]),
+        "fraction": fraction,
+        "low": np.minimum(np.min(bounds, axis=0)[0], fraction),
+        "high": np.maximum(np.max(bounds, axis=0)[1], fraction),
     }
 
 

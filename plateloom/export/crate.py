@@ -78,8 +78,8 @@ COLUMNS = {
     "class": "One of the classifier's classes.",
     "cells": "Number of cells that have a class.",
     "counted": "Fraction of these cells that were taken for the class.",
-    "share": "Fraction of cells of the kind; in class_shares that must have been of the class, for a classifier that errs as this one "
-    "does.",
+    "share": "Fraction of cells of the kind; in class_shares, where single cells were labeled, that must have been of the class, for a "
+    "classifier that errs as this one does.",
     "kind": "Kind of cells: a class, a cluster, or novel.",
     "control_share": "Fraction of cells of the kind in the negative controls of the same plates.",
     "difference": "Share less that of the controls of the same plate, on the scale of the test (twice the arcsine of the root).",

@@ -61,7 +61,7 @@ TABLES = {
     "latent_profiles.parquet": "Profiles of latent features, normalized to the controls; one row per well.",
     "maps": f"Place of cells on the map, principal components, and cluster (-1: none); {PER_CELL}.",
     "classes": f"Class of cells, probabilities, novelty; {PER_CELL}.",
-    "class_shares.parquet": "Shares of classes, corrected for the classifier's errors, with 95 % intervals; one row per well and class.",
+    "class_shares.parquet": "Shares of classes with 95 % intervals that hold the classifier's errors; one row per well and class.",
 }
 SCREEN_TABLES = {
     "profiles.parquet": "Profiles of all plates, selected features; one row per well.",

@@ -63,10 +63,6 @@ PLATE_SECTIONS = {
     "parameters": "Parameters",
     "reproduce": "How to reproduce this plate",
 }
-SHARES_NOTE = (
-    "Shares are corrected for how often the classifier took one class for another in held-out wells; the intervals (95 %) hold the "
-    "chance of which cells were seen, of which wells the classifier was tested on, and how much one well differs from the next."
-)
 ZONES = ((-1.0, 0.0, "not usable", "#fbeee6"), (0.0, 0.5, "marginal", "#f4f5f7"), (0.5, 1.0, "good", "#e8f5ef"))
 
 
@@ -104,6 +100,8 @@ class PlateReport:
     class_shares : DataFrame, optional
         ``Metadata_Well``, ``class``, ``cells``, ``counted``, ``share``, ``low``, ``high``: what the maps of the group Classes show,
         with intervals; a table.
+    shares_note : str, optional
+        What the shares are.
     quality : DataFrame, optional
         ``readout`` (str), ``statistic`` (``Z'``, ``robust Z'``, ``SSMD`` …), ``value``, ``low``, ``high`` (float, the
         interval; NaN where undefined), ``controls`` (which positive controls were compared), ``negatives``,
@@ -150,6 +148,7 @@ class PlateReport:
     flagged_note: str = ""
     heat_maps: tuple[HeatMap, ...] = ()
     class_shares: "pd.DataFrame | None" = None
+    shares_note: str = ""
     quality: "pd.DataFrame | None" = None
     quality_note: str = ""
     position: "pd.DataFrame | None" = None
@@ -339,7 +338,7 @@ def heat_maps_section(report):
             figures.append(element("figure", element("figcaption", heat_map.title), drawing, note))
         parts += [element("h3", group) if group else None, grid(figures, "grid maps")]
         if group == "Classes" and report.class_shares is not None:
-            note = paragraph(SHARES_NOTE, "quiet")
+            note = paragraph(report.shares_note, "quiet")
             parts += [
                 note,
                 details("Shares of classes by well", table(report.class_shares, empty="No well has cells.")),

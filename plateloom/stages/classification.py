@@ -216,6 +216,7 @@ def _train(folder, wells, excluded, places, settings, made):
     content = hashlib.sha256(data).hexdigest()
     card = {"plateloom": made, "content": content, "card": model.card, "wells": learned, "inputs": source}
     card |= {"batches": batches, "encoder": encoder}
+    card["whole"] = sum(any(row[2] is None for row in wells[key]) for key in set(keys))  # labeled with all their cells
     if left_out:
         card["left_out"] = left_out
     if found:

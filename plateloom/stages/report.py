@@ -16,7 +16,7 @@ from plateloom.stages.clusters import read_clusters
 from plateloom.stages.fields import known_cells, unlike_fields
 from plateloom.stages.illumination import usable_fields
 from plateloom.stages.profiling import READOUT
-from plateloom.stages.report_classes import done_classifier, estimate_class_shares
+from plateloom.stages.report_classes import done_classifier, estimate_class_shares, shares_note
 from plateloom.stages.report_embeddings import list_cell_maps
 from plateloom.stages.report_montage import describe_montage
 from plateloom.stages.report_plate_maps import badly_restored_maps, cluster_maps, plate_maps
@@ -215,6 +215,7 @@ def _describe_plate(plate, batch, source, settings, inputs):
             *cluster_maps(plate, list(wells["Metadata_Well"]), inputs["mapped"]),
         ),
         class_shares=shares,
+        shares_note="" if shares is None else shares_note(),
         quality=assay,
         quality_note=quality_note(assay),
         position=effects,

@@ -43,6 +43,11 @@ def describe_classifier(records, notes, settings=None):
         f"Tested by cross-validation in {len(found['folds'])} folds on {found['n_cells']:,} cells of {found['n_groups']:,} "
         f"{units}; all cells of a {unit} are in the same fold, so that no {unit} is tested by a model that has seen it{tuned}"
     )
+    if "classes" in found and described.get("whole"):
+        scheme += (
+            f". All cells of {described['whole']} labeled wells have the well's label: one that the treatment left as it was counts as "
+            "an error"
+        )
     if "classes" not in found:
         return _regression(found, scheme, units, describe_explanation(described))
     columns = [
