@@ -1757,7 +1757,9 @@ def test_a_plausible_segmentation_is_not_doubted():
         ),
         (7.0, 500.0, [9], "The median nucleus is 7 µm wide"),
         (12.0, 500.0, [0, 0, 9], "2 of 3 fields have not a single nucleus."),
+        (21.0, 500.0, [9], "set nucleus_diameter_um: 21;"),
         (12.0, np.pi * 35**2, [9], "100% of the cells fill the whole disc that they may (30 µm"),
+        (12.0, 120.0, [9], "The median cell has 1.06 times the area of its nucleus: hardly any cytoplasm is found."),
     ],
 )
 def test_an_implausible_segmentation_is_doubted_with_numbers_and_the_setting(diameter, area, counts, says):

@@ -672,6 +672,19 @@ def test_training_goes_on_from_other_weights_and_never_ends_worse_than_they_were
     assert score.mean_ap >= trained.history[0]["mean_ap"]
 
 
+@pytest.mark.parametrize(
+    ("size", "grid", "widths"), [(4, 8.0, [16, 32, 64]), (11, 11.0, [16, 32, 64]), (40, 16.0, [16, 32, 64, 128])]
+)
+def test_a_new_network_is_as_fine_and_as_deep_as_the_nuclei_ask_for(size, grid, widths):
+    (row, column), square = np.indices((160, 160)) % 50 - 25, np.indices((160, 160)) // 50
+    labels = np.where(row**2 + column**2 <= (size / 2) ** 2, 1 + 4 * square[0] + square[1], 0)
+    images = [(labels > 0) * 0.5 + np.random.default_rng(0).random((160, 160), np.float32) / 20]
+    trained = train(images, [labels], params=TrainingParams(steps=1, batch_size=1, device="cpu"))
+    assert trained.network.config == {"widths": widths, "diameter_px": grid}
+    given = train(images, [labels], params=QUICK.model_copy(update={"steps": 1}))
+    assert given.network.config == {"widths": [4, 8], "diameter_px": 8.0}
+
+
 def test_training_stops_when_it_gets_no_better(fields):
     images, labels = fields
     params = QUICK.model_copy(update={"learning_rate": 1e-9, "steps": 40, "patience": 2, "validate_every": 1})

@@ -11,6 +11,7 @@ MOST_RATIO = 1.7  # of the median diameter to the typical one
 NEAR = 1.1  # within this factor of a limit an object is at it
 MOST_AT_LIMIT = 0.1  # share of the nuclei, or of the cells
 MOST_EMPTY = 0.5  # share of the fields
+LEAST_CELL = 1.2  # area of the median cell that is looked for in the image, over its nucleus'
 DEFAULT_PIXEL_UM = 1.0
 
 
@@ -53,7 +54,10 @@ def doubt_segmentation(
     said = []
     empty = int((counts == 0).sum())
     if len(counts) and empty > MOST_EMPTY * len(counts):
-        said.append(f"{empty:,} of {len(counts):,} fields have not a single nucleus.")
+        said.append(
+            f"{empty:,} of {len(counts):,} fields have not a single nucleus. If there are some, look at {settings}.nuclei_channel "
+            "and nucleus_diameter_um, and lower min_contrast."
+        )
     known = np.isfinite(diameters)
     if known.sum() < ENOUGH:
         return said
@@ -61,13 +65,22 @@ def doubt_segmentation(
     if nucleus_um and not 1 / MOST_RATIO <= median / nucleus_um <= MOST_RATIO:
         said.append(
             f"The median nucleus is {format_number(median)} µm wide, but {settings}.nucleus_diameter_um is "
-            f"{format_number(nucleus_um)} µm: one of the two, or the pixel size, is wrong."
+            f"{format_number(nucleus_um)} µm: one of the two, or the pixel size, is wrong. If the outlines fit the nuclei, set "
+            f"nucleus_diameter_um: {format_number(median)}; if they hold several or cut them, measure one nucleus and set its width."
         )
     if limits_um:
         low, high = limits_um
         for share, end, limit, name, what in (
-            (np.mean(diameters[known] < low * NEAR), "smallest", low, "min", "smaller ones are dropped"),
-            (np.mean(diameters[known] > high / NEAR), "largest", high, "max", "larger ones are dropped or cut"),
+            (
+                np.mean(diameters[known] < low * NEAR),
+                *("smallest", low, "min"),
+                "smaller ones are dropped. Lower it if these are nuclei; if they are pieces, raise nucleus_diameter_um; if noise, min_contrast",
+            ),
+            (
+                np.mean(diameters[known] > high / NEAR),
+                *("largest", high, "max"),
+                "larger ones are dropped or cut. Raise nucleus_diameter_um if these are single nuclei, lower it if they are several",
+            ),
         ):
             if share > MOST_AT_LIMIT:
                 said.append(
@@ -82,6 +95,12 @@ def doubt_segmentation(
             said.append(
                 f"{share:.0%} of the cells fill the whole disc that they may ({format_number(reach_um)} µm round the nucleus, "
                 f"{settings}.cells_distance_um): their outlines are this limit and not the cells' edges."
+            )
+        size = float(np.median(areas[both] / (math.pi * (diameters[both] / 2) ** 2)))
+        if size < LEAST_CELL:
+            said.append(
+                f"The median cell has {format_number(size)} times the area of its nucleus: hardly any cytoplasm is found. Choose another "
+                f"{settings}.cells_channel, lower cells_threshold_correction, or leave cells_channel out and set cells_distance_um, a ring."
             )
     return said
 
