@@ -369,6 +369,7 @@ class Report(Section):
     """The pages."""
 
     montage_wells: int = Field(12, ge=1, description="Wells shown as pictures with outlines.")
+    flagged_pictures: int = Field(24, ge=0, description="Fields flagged by quality control that are shown, at most.")
     composite: list[str] | None = Field(
         None, description="Channels shown in pictures, at most 3; default: the first ones."
     )

@@ -119,6 +119,8 @@ def test_the_picture_of_a_flagged_field_of_a_stitched_well_is_that_fields(stitch
     tiles, _ = report_montage.describe_montage("P1", counted, settings, none, flagged, "µm")
     (tile,) = [tile for tile in tiles if "blurred" in tile.why + tile.caption]
     assert tile.well == "B03" and "field 2" in tile.caption
+    (tile,) = report_montage.picture_flagged("P1", counted, settings, flagged, quality, "µm")
+    assert tile.well == "B03" and tile.caption.startswith("field 2") and tile.width_um <= SIZE * 0.65
 
 
 @pytest.mark.slow

@@ -40,7 +40,6 @@ from plateloom.report import (
     explain_hits,
     find_losses,
     list_exclusions,
-    outline_image,
     outline_layer,
     pair_image,
     render_plate,
@@ -658,16 +657,14 @@ def test_the_edge_of_the_image_is_no_outline():
     assert not outline_mask(np.ones((2, 2), np.uint32)).any()
 
 
-def test_outline_image_blends_channels_and_draws_nuclei_over_cells():
+def test_pictures_blend_channels_and_outlines_of_nuclei_lie_over_those_of_cells():
     image = np.array([[[0.0, 0.5]], [[1.0, 0.0]]])
+    picture = composite_image(image, ["#0000ff", "#ff0000"], [(0, 0.5), (0, 2)], width_px=(1, 9))
+    assert picture.tolist() == [[[128, 0, 0], [0, 0, 255]]] and picture.dtype == np.uint8
     labels = {"Cells": [[0, 1]], "Nuclei": [[0, 0]]}
-    plain = outline_image(image, {}, ["#0000ff", "#ff0000"], [(0, 0.5), (0, 2)], width_px=(1, 9))
-    assert plain.tolist() == [[[128, 0, 0], [0, 0, 255]]]
-    drawn = outline_image(image, labels, ["#0000ff", "#ff0000"], [(0, 0.5), (0, 2)], width_px=(1, 9))
-    assert drawn.tolist() == [[[128, 0, 0], [255, 212, 59]]]
+    assert outline_layer(labels, width_px=(1, 9)).tolist() == [[[0, 0, 0, 0], [255, 212, 59, 255]]]
     labels["Nuclei"] = [[0, 3]]
-    drawn = outline_image(image, labels, ["#0000ff", "#ff0000"], [(0, 0.5), (0, 2)], width_px=(1, 9))
-    assert drawn.tolist() == [[[128, 0, 0], [255, 255, 255]]] and drawn.dtype == np.uint8
+    assert outline_layer(labels, width_px=(1, 9))[0, 1].tolist() == [255, 255, 255, 255]
 
 
 def test_outlines_stay_one_pixel_thin_when_a_small_image_is_enlarged():
@@ -676,8 +673,6 @@ def test_outlines_stay_one_pixel_thin_when_a_small_image_is_enlarged():
     layer = outline_layer({"Nuclei": labels}, width_px=(40, 80))
     assert layer.shape == (40, 40, 4)
     assert (layer[..., 3] > 0).sum() == 4 * 20 - 4
-    picture = outline_image(np.zeros((1, 4, 4)), {"Nuclei": labels}, ["#ffffff"], [(0, 1)], width_px=(40, 80))
-    assert (picture.any(axis=2) == (layer[..., 3] > 0)).all()
 
 
 @pytest.mark.parametrize("width", [100, 333, 1080, 2160])
@@ -695,11 +690,6 @@ def test_an_image_without_contrast_or_with_nan_is_black():
 def test_channels_without_color_are_an_error():
     with pytest.raises(ValueError, match="1 colors and 2 windows"):
         composite_image(np.zeros((2, 3, 3)), ["#ffffff"], [(0, 1), (0, 1)])
-
-
-def test_labels_of_another_size_are_an_error():
-    with pytest.raises(ValueError, match="differ in size"):
-        outline_image(np.zeros((1, 4, 4)), {"Cells": np.zeros((3, 4), int)}, ["#ffffff"], [(0, 1)])
 
 
 def test_pairs_stand_one_above_the_other():
@@ -1037,6 +1027,7 @@ def a_plate_with_an_empty_well(tmp_path, monkeypatch):
         stage.store, "read_group", lambda _: {"plateloom": {"facts": {"accepted": (512, 512, "uint16")}}}
     )
     monkeypatch.setattr(stage, "usable_fields", lambda *_: [])
+    monkeypatch.setattr(stage, "picture_flagged", lambda *_: [])
     config = {"profiling": {"exclude_flagged": True, "parameters": {}}, "segmentation": {"method": "watershed"}}
     profiled = {
         "facts": {"normalization": {"status": "normalized", "method": "m", "n_reference": 3, "reference": "all"}}
@@ -1045,7 +1036,7 @@ def a_plate_with_an_empty_well(tmp_path, monkeypatch):
     settings = {
         "config": config,
         "channels": {"DNA": {"color": "0000ff"}},
-        "report": {"composite": [], "montage_wells": 3},
+        "report": {"composite": [], "montage_wells": 3, "flagged_pictures": 3},
     }
     return "P1", "b", "raw", settings, inputs
 
@@ -1061,6 +1052,50 @@ def test_the_page_of_a_plate_does_not_report_an_empty_well_as_a_failure(tmp_path
     assert np.isnan(focus.values["A03"]) and focus.limits == (-3.0, -2.5)
     html = render_plate(described)
     assert [tone for tone, _ in banners(html)] == ["good", "plain"] and "A01: 5 cells · DMSO · negative" in html
+
+
+def test_flagged_fields_are_shown_whole_and_blurred_ones_as_sharp_as_they_are(tmp_path, monkeypatch):
+    from plateloom.stages import report_montage as stage
+    from plateloom.store import plate as store
+    from plateloom.store.layout import plate_store
+
+    monkeypatch.chdir(tmp_path)
+    wells, size = [f"A{i:02d}" for i in range(1, 8)], 700
+    corner = np.zeros((2, size, size), np.uint16) + 100
+    corner[1, :60, :60] = 4000  # which no middle shows
+    channels = [{"label": name, "color": "FFFFFF", "window": (0, 4000)} for name in ("DNA", "ER")]
+    for well in wells:
+        path = store.field_path(plate_store("P1"), well, 1)
+        store.write_image(path, corner, channels=channels, pixel_size_um=0.5, levels=2, record={"fingerprint": "f"})
+    monkeypatch.setattr(stage, "usable_tiles", lambda *_: {(well, 1): 1 for well in wells if well != "A06"})
+    rows = [(well, 1, channel) for well in wells for channel in ("DNA", "ER")]
+    quality = pd.DataFrame(rows, columns=["Metadata_Well", "SourceField", "Channel"]).assign(Reason="")
+    for well, reason in zip(
+        wells[:6],
+        ["debris: 3", "debris: 2", "debris: 4", "blurred: 0.1", "blurred: 1; saturated: 2", "debris: 1"],
+        strict=True,
+    ):
+        quality.loc[(quality["Metadata_Well"] == well) & (quality["Channel"] == "ER"), "Reason"] = reason
+    known = pd.DataFrame({"Metadata_Well": wells, "Metadata_Treatment": "x", "Metadata_Dose": NAN, "Metadata_Unit": ""})
+    known["Metadata_Control"] = ""
+    flagged = quality[quality["Reason"] != ""]
+
+    def shown(count):
+        return stage.picture_flagged("P1", known, {"report": {"flagged_pictures": count}}, flagged, quality, "µm")
+
+    assert [tile.well for tile in shown(9)] == wells[:5], "what cannot be read has no picture"
+    assert [tile.well for tile in shown(2)] == ["A01", "A04"] and shown(0) == [], "each kind of flag is shown"
+    whole, *_, blurred, both = shown(9)
+    assert whole.picture[:20, :20].min() > 200 and whole.picture[-20:, -20:].max() < 50 and whole.width_um == 350
+    assert blurred.picture.max() < 50 and blurred.width_um == 160 and both.width_um == 350
+    assert whole.caption == "field 1, ER, all of it" and whole.why == "debris: 3"
+    html = render_plate(
+        small_plate(
+            flagged=flagged.rename(columns={"SourceField": "Metadata_Field", "Reason": "reason"}),
+            flagged_pictures=tuple(shown(2)),
+        )
+    )
+    assert "2 of the 6 flagged fields as they were imaged" in html
 
 
 def test_cells_of_wells_whose_fields_are_left_out_are_no_value_and_not_zero(tmp_path, monkeypatch):

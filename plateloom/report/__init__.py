@@ -12,7 +12,6 @@ from plateloom.report.montage import (
     choose_tiles,
     composite_image,
     named_colors,
-    outline_image,
     outline_layer,
     pair_image,
 )
@@ -63,7 +62,6 @@ __all__ = [
     "list_exclusions",
     "name_enriched",
     "named_colors",
-    "outline_image",
     "outline_layer",
     "pair_image",
     "render_plate",

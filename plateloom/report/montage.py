@@ -18,10 +18,9 @@ class Tile:
     ----------
     well : str
     picture : array of uint8, shape (H, W, 3), or None
-        From `composite_image`, or from `outline_image` with the outlines drawn in; best 320 to 640 px wide. None: there
-        is no picture, and `why` says why.
+        From `composite_image`; best 320 to 640 px wide. None: there is no picture, and `why` says why.
     outlines : array of uint8, shape (H, W, 4), optional
-        From `outline_layer`; a separate layer can be switched off on the page, and the picture is compressed harder.
+        From `outline_layer`; a separate layer can be switched off on the page, and compressing the picture does not blur it.
     treatment : str, optional
     dose : float, optional
         [`unit`]; NaN: none.
@@ -235,40 +234,6 @@ def outline_layer(labels, *, outline_colors=None, width_px=(320, 640)):
     if layer is None:
         raise ValueError("no label image was given to draw the outlines of")
     return layer
-
-
-def outline_image(image, labels, colors, windows, *, outline_colors=None, width_px=(320, 640)):
-    """Blend channels into one picture and draw the outlines of cells and nuclei over it.
-
-    Parameters
-    ----------
-    image : array of float in [0, 1], shape (C, Y, X)
-    labels : dict of str to array of int, shape (Y, X)
-        Compartment to its labels, 0 is background; later ones are drawn over earlier ones. Empty: no outlines.
-    colors, windows
-        See `composite_image`.
-    outline_colors, width_px
-        See `outline_layer`.
-
-    Returns
-    -------
-    array of uint8, shape (H, W, 3)
-
-    Examples
-    --------
-    >>> picture = outline_image([[[0.0, 1.0]]], {"Nuclei": [[0, 1]]}, ["#0000ff"], [(0, 1)], width_px=(1, 640))
-    >>> picture.tolist()
-    [[[0, 0, 0], [255, 255, 255]]]
-    """
-    picture = composite_image(image, colors, windows, width_px=width_px)
-    if labels:
-        layer = outline_layer(labels, outline_colors=outline_colors, width_px=width_px)
-        if layer.shape[:2] != picture.shape[:2]:
-            raise ValueError(
-                f"labels and image differ in size: {layer.shape[:2]} and {picture.shape[:2]} after scaling"
-            )
-        picture = np.where(layer[..., 3:] > 0, layer[..., :3], picture)
-    return picture
 
 
 def pair_image(crops, reconstructions, *, gap_px=4):

@@ -94,6 +94,8 @@ class PlateReport:
         Fields and channels that quality control flagged; columns as for `exclusions`, ``value`` and others may follow.
     flagged_note : str, optional
         What becomes of them.
+    flagged_pictures : sequence of Tile, optional
+        Some of these fields, or all.
     heat_maps : sequence of HeatMap, optional
         In the order of the page, e.g. focus and background per channel, readouts, fractions of classes. The number of
         cells is drawn from `wells` and need not be given.
@@ -146,6 +148,7 @@ class PlateReport:
     exclusions: "pd.DataFrame | None" = None
     flagged: "pd.DataFrame | None" = None
     flagged_note: str = ""
+    flagged_pictures: tuple[Tile, ...] = ()
     heat_maps: tuple[HeatMap, ...] = ()
     class_shares: "pd.DataFrame | None" = None
     shares_note: str = ""
@@ -188,7 +191,7 @@ def render_plate(report):
         well_position(well, report.shape)
     contents = {
         "exclusions": excluded(report.exclusions, "Nothing was excluded."),
-        "flagged": excluded(report.flagged, "No field was flagged.", note=report.flagged_note),
+        "flagged": flagged_section(report),
         "heat_maps": heat_maps_section(report),
         "quality": quality_section(report.quality, report.quality_note),
         "position": position_section(report.position),
@@ -289,6 +292,23 @@ def excluded(frame, nothing, *, note=""):
         words = f"{words[:-1]}: {count_words(name_flags(frame['reason']))}."
     frame = frame.drop(columns=[name for name in ("channel", "file") if name in frame and not any(frame[name])])
     return join(paragraph(words), paragraph(note, "quiet") if note else None, table(frame, empty=nothing))
+
+
+def flagged_section(report):
+    """Which fields were flagged and why, and what they look like."""
+    listed = excluded(report.flagged, "No field was flagged.", note=report.flagged_note)
+    if not report.flagged_pictures:
+        return listed
+    number, shown = count_exclusions(report.flagged)[0], len(report.flagged_pictures)
+    words = (
+        f"{'All' if shown >= number else f'{shown} of the {number:,}'} flagged fields as they were imaged, in the first channel that was "
+        "flagged: all of a field, of what is only blurred the middle. All pictures of a channel have the contrast of fields that were not flagged."
+    )
+    if shown < number:
+        words += " Each kind of flag has its share of them (report.flagged_pictures)."
+    return join(
+        listed, paragraph(words, "quiet"), grid([tile_figure(tile) for tile in report.flagged_pictures], "montage")
+    )
 
 
 def name_flags(reasons):
@@ -459,8 +479,7 @@ def tile_figure(tile):
         shown = element("div", f"No picture: {tile.why}", class_="nothing")
     else:
         height, width = (int(size) for size in tile.picture.shape[:2])
-        # An outline drawn into the picture would be blurred by lossy compression.
-        address = data_uri(tile.picture, lossy=tile.outlines is not None)
+        address = data_uri(tile.picture, lossy=True)
         picture = Markup('<img src="{}" alt="{}" width="{}" height="{}">')
         layers = [picture.format(address, f"{tile.well} {tile.treatment}".strip(), width, height)]
         if tile.outlines is not None:

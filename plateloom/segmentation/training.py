@@ -30,7 +30,6 @@ FEW_NUCLEI = 5  # an image with fewer takes its diameter from all images
 ONE_EXPERIMENT = 40  # so few images are taken for one experiment, each image for a group of its own
 GROUPS = 24
 HELD = 5  # one group in so many is kept out of training
-GRIDS = 8, 16  # pixels of a nucleus that a network is made for, if nobody says otherwise
 PATCH_NUCLEI = 8  # width of a patch in nuclei
 FLOATS_PER_POINT = 1000  # that training keeps for each point of a patch, of the network that we ship
 WARM_UP = 200  # steps
@@ -47,11 +46,7 @@ class TrainingParams(BaseModel):
         description="Channels of each level of a new network. None: 16, doubled from level to level up to 128, as many levels as it takes "
         "for a pixel of the coarsest to span half a nucleus.",
     )
-    diameter_px: float | None = Field(
-        None,
-        gt=0,
-        description="Diameter of a typical nucleus on a new network's grid [px]. None: as in the images, but 8 at least and 16 at most.",
-    )
+    diameter_px: float = Field(16.0, gt=0, description="Diameter of a typical nucleus on a new network's grid [px].")
     steps: int = Field(6000, ge=1, description="Steps of the optimizer at most.")
     batch_size: int = Field(8, ge=1, description="Patches per step; memory is kept by working on them in pieces.")
     learning_rate: float | None = Field(
@@ -138,9 +133,7 @@ def train(images, labels, *, params, start=None, resume=None, on_checkpoint=None
     groups = group_images(images, diameters)
     held = hold_out(groups) if params.holdout else np.zeros(len(images), bool)
     device = choose_device(params.device)
-    network, average = (
-        _make_network(params, start, diameters).to(device, memory_format=torch.channels_last) for _ in range(2)
-    )
+    network, average = (_make_network(params, start).to(device, memory_format=torch.channels_last) for _ in range(2))
     average.load_state_dict(network.state_dict())
     average.requires_grad_(False)
     samples = [
@@ -552,16 +545,15 @@ class _Run:
         ]
 
 
-def _make_network(params, start, diameters):
-    """A network to train: new, as the nuclei's diameters [px] ask for, or on from another's weights."""
+def _make_network(params, start):
+    """A network to train: new, or on from another's weights."""
     if start is not None:
         return unfold(start)
-    diameter_px = params.diameter_px or float(np.clip(round(float(np.median(diameters))), *GRIDS))
-    levels = max(1, 1 + round(math.log2(diameter_px / 2)))
+    levels = max(1, 1 + round(math.log2(params.diameter_px / 2)))
     widths = params.widths or [min(16 * 2**level, 128) for level in range(levels)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
-        return Network(widths, diameter_px, form="normalized")
+        return Network(widths, params.diameter_px, form="normalized")
 
 
 def _memory(device):

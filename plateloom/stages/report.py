@@ -18,7 +18,7 @@ from plateloom.stages.illumination import usable_fields
 from plateloom.stages.profiling import READOUT
 from plateloom.stages.report_classes import done_classifier, estimate_class_shares, shares_note
 from plateloom.stages.report_embeddings import list_cell_maps
-from plateloom.stages.report_montage import describe_montage
+from plateloom.stages.report_montage import describe_montage, picture_flagged
 from plateloom.stages.report_plate_maps import badly_restored_maps, cluster_maps, plate_maps
 from plateloom.stages.report_quarantine import describe_quarantined
 from plateloom.stages.report_readouts import (
@@ -209,6 +209,7 @@ def _describe_plate(plate, batch, source, settings, inputs):
             columns={"SourceField": "Metadata_Field", "Channel": "channel", "Reason": "reason"}
         ),
         flagged_note=_flagged_note(quality, kept),
+        flagged_pictures=tuple(picture_flagged(plate, wells, settings, flagged, quality, length_unit)),
         heat_maps=(
             *plate_maps(plate, wells, quality, params, inputs["classified"], shares),
             *badly_restored_maps(list(wells["Metadata_Well"]), inputs["encoded"], settings),

@@ -1,6 +1,7 @@
 """Pictures of fields on a plate's page."""
 
 import numpy as np
+import pandas as pd
 
 from plateloom import report
 from plateloom.stages.illumination import read_corrected, tile_window, usable_tiles
@@ -9,6 +10,8 @@ from plateloom.store import plate as store
 from plateloom.store.layout import plate_folder, plate_store
 
 MONTAGE_PX = 480
+FLAGGED_PX = 320
+CLEAN_FIELDS = 5  # that say how bright a channel is
 
 
 def describe_montage(plate, wells, settings, exclusions, flagged, length_unit):
@@ -88,6 +91,75 @@ def describe_montage(plate, wells, settings, exclusions, flagged, length_unit):
             )
         )
     return tiles, colors
+
+
+def picture_flagged(plate, wells, settings, flagged, quality, length_unit):
+    """Pictures of fields that quality control has flagged, as they were imaged.
+
+    Parameters
+    ----------
+    plate, wells, settings, length_unit
+        As for `describe_montage`.
+    flagged, quality : DataFrame
+        Rows of ``qc.parquet``: those flagged, and all.
+
+    Returns
+    -------
+    list of Tile
+        One per field, in the first of its channels that is flagged; of many each kind of flag has as many as the others.
+    """
+    tiles = usable_tiles(plate, list(wells["Metadata_Well"]))
+    first = flagged.drop_duplicates(["Metadata_Well", "SourceField"])
+    first = first[[key in tiles for key in zip(first["Metadata_Well"], first["SourceField"], strict=True)]]
+    kinds = first["Reason"].str.split(":").str[0]
+    order = pd.DataFrame({"turn": first.groupby(kinds).cumcount(), "kind": kinds}).sort_values(["turn", "kind"]).index
+    chosen = first.loc[order[: settings["report"]["flagged_pictures"]]].sort_values(["Metadata_Well", "SourceField"])
+    known, windows, pictures = wells.set_index("Metadata_Well"), {}, []
+    for row in chosen.to_dict("records"):
+        well, field, channel = row["Metadata_Well"], row["SourceField"], row["Channel"]
+        if channel not in windows:
+            good = quality[(quality["Channel"] == channel) & (quality["Reason"] == "")]
+            keys = [key for key in zip(good["Metadata_Well"], good["SourceField"], strict=True) if key in tiles]
+            some = keys[:: -(-len(keys) // CLEAN_FIELDS)] if keys else [(well, field)]
+            planes = [_plane(plate, *key, tiles[key], channel)[0] for key in some]
+            windows[channel] = tuple(np.percentile([np.percentile(plane, [1, 99.7]) for plane in planes], 50, axis=0))
+        blurred = row["Reason"].startswith("blurred") and ";" not in row["Reason"]
+        pixels, width_um = _plane(plate, well, field, tiles[well, field], channel, middle=blurred)
+        pictures.append(
+            report.Tile(
+                well=well,
+                picture=report.composite_image(pixels[None], ["#ffffff"], [windows[channel]]),
+                treatment=known["Metadata_Treatment"][well] or "",
+                dose=float(known["Metadata_Dose"][well]),
+                unit=known["Metadata_Unit"][well] or "",
+                control=known["Metadata_Control"][well],
+                caption=f"field {field}, {channel}, {'the middle' if blurred else 'all'} of it",
+                why=row["Reason"],
+                width_um=width_um,
+                length_unit=length_unit,
+            )
+        )
+    return pictures
+
+
+def _plane(plate, well, field, image, channel, *, middle=False):
+    """A channel of a field, not corrected: its middle, or all of it, no finer than a picture needs; and its width [µm]."""
+    path = store.field_path(plate_store(plate), well, image)
+    described = store.describe_image(path)
+    spans = [
+        part.indices(size)[:2]
+        for part, size in zip(tile_window(path, field), store.image_shape(path)[-2:], strict=True)
+    ]
+    level = 0
+    if middle:
+        spans = [(max(a, (a + b - FLAGGED_PX) // 2), min((a + b + FLAGGED_PX) // 2, b)) for a, b in spans]
+    else:
+        while level + 1 < described["levels"] and spans[1][1] - spans[1][0] >> level + 1 >= FLAGGED_PX:
+            level += 1
+    window = tuple(slice(a >> level, b >> level) for a, b in spans)
+    position = described["channels"].index(channel)
+    pixels = store.read_image(path, channels=[position], window=window, level=level, z="max")[0]
+    return pixels.astype(np.float32), (spans[1][1] - spans[1][0]) * described["pixel_size_um"]
 
 
 def _is_segmented(plate, well, field):
