@@ -102,6 +102,23 @@ def test_another_method_takes_over_what_was_set_and_means_the_same_and_nothing_e
     assert changed["segmentation"] == {"method": "nope", "parameters": {}}
 
 
+def test_a_width_that_the_nuclei_do_not_have_is_told_with_the_one_that_they_have(screen):
+    said = preview("--wells", "A02,B01", "--set", "nucleus_diameter_um=40")
+    (width,) = map(float, re.findall(r"nuclei in DNA look about ([\d.]+) µm wide", said))
+    assert 8 < width < 18 and f"nucleus_diameter_um is 40: try nucleus_diameter_um={width:.3g}." in said
+    right = preview("--wells", "A02,B01", "--set", f"nucleus_diameter_um={width}")
+    assert (
+        "look about" in right and "try nucleus" not in right and "by an estimate from the image alone" in right.lower()
+    )
+
+
+def test_what_a_person_must_know_of_a_method_is_told(screen, monkeypatch):
+    from plateloom.segmentation import watershed
+
+    monkeypatch.setattr(watershed, "notices", lambda params: [f"Mind {params.nuclei_channel}."], raising=False)
+    assert "Mind DNA." in preview("--wells", "A02") and "Mind DNA." in text_of() and "Now look at" in text_of()
+
+
 def test_a_flagged_field_is_told(screen):
     preview("--wells", "A02,A03", "--set", "quality.parameters={min_contrast: 1000000}")
     assert "A02, field 1 is flagged beside the fields of this page" in text_of()

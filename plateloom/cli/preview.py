@@ -84,6 +84,10 @@ def command(folder, plate, wells, count, changes, vary, out):
     write_bytes(target, render_preview(page).encode())
     for text in page.losses:
         click.echo(text, err=True)
+    for text in page.notes:
+        click.echo(text)
+    if page.sizes:
+        click.echo(f"{page.sizes}, by an estimate from the image alone")
     for name, doubts in page.doubts.items():
         for text in doubts:
             click.echo(f"{name}: {text}")

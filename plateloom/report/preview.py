@@ -47,6 +47,10 @@ class PreviewReport:
     quality : DataFrame
         One row per field and channel.
     quality_note : str
+    sizes : str
+        How wide nuclei look, whatever the settings say.
+    notes : sequence of str
+        What a person must know of a method before using it.
     doubts : mapping of str to sequence of str
         By setting, what makes the result implausible, in whole sentences.
     losses : sequence of str
@@ -67,6 +71,8 @@ class PreviewReport:
     found: "pd.DataFrame"
     quality: "pd.DataFrame"
     quality_note: str
+    sizes: str = ""
+    notes: tuple = ()
     doubts: Mapping = field(default_factory=dict)
     losses: tuple = ()
     colors: Mapping = field(default_factory=dict)
@@ -96,9 +102,13 @@ def render_preview(report):
         said = "; ".join(f"{row['channel']} {row['flags']}" for _, row in rows.iterrows())
         words = f"{well}, field {number} is flagged beside the fields of this page, and by default a run leaves the cells of flagged fields out: {said}."
         verdict.append((words, "warn"))
+    verdict += [(text, "plain") for text in report.notes]
+    words = f"By an estimate from the image alone {report.sizes}." if report.sizes else ""
     contents = {
         "montage": _pictures(report),
-        "found": table(report.found, empty="No field was segmented."),
+        "found": join(
+            paragraph(words, "quiet") if words else None, table(report.found, empty="No field was segmented.")
+        ),
         "quality": join(paragraph(report.quality_note, "quiet"), table(report.quality, empty="No field was read.")),
         "parameters": settings_table(report.parameters),
         "reproduce": commands(report.reproduce),
@@ -109,7 +119,9 @@ def render_preview(report):
         kind="Preview",
         facts={"screen": report.screen, "source": report.source},
         figures={"fields shown": str(fields), "settings compared": str(len(report.rows))},
-        verdict=verdict or [("Nothing about the sizes and counts is implausible. Now look at the outlines.", "plain")],
+        verdict=verdict
+        if len(verdict) > len(report.notes)
+        else [*verdict, ("Nothing about the sizes and counts is implausible. Now look at the outlines.", "plain")],
         sections=make_sections(PREVIEW_SECTIONS, contents, {}),
     )
 

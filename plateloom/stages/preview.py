@@ -16,6 +16,7 @@ from plateloom.errors import PlateLayoutError, UnknownMethodError, some_of
 from plateloom.illumination import correction
 from plateloom.readers import load_reader
 from plateloom.registry import load_method
+from plateloom.segmentation import unet
 from plateloom.stages.conversion import FAILED, describe_source, read_field
 from plateloom.stages.sampling import choose_wells
 from plateloom.store.flatfields import read_flatfields
@@ -23,6 +24,8 @@ from plateloom.store.layout import plate_folder
 from plateloom.store.plate import project_volume, read_group
 
 FLATFIELD_FIELDS = 8  # read for a flat-field, those shown included
+MEASURED_FIELDS = 3  # that the width of nuclei is estimated from
+MOST_FACTOR = 1.6  # of the width that is set to the estimate
 SHOWN_PX = 480
 SHOWN_METRICS = ("focus_slope", "saturated_fraction", "background", "contrast")
 
@@ -121,6 +124,7 @@ def preview_plate(*, plate, source, reader, settings, places, count, order, cont
         name: [_segment(field, channels, chosen, pixel, settings["engine"]["device"]) for field in fields]
         for name, chosen in variants.items()
     }
+    widths = _estimate_widths(fields, channels, variants, pixel)
     composite = settings["report"]["composite"] or _shown_channels(channels, next(iter(variants.values())))
     colors = {name: f"#{settings['channels'][name]['color'].lstrip('#')}" for name in composite}
     picked = [channels.index(name) for name in composite]
@@ -148,7 +152,11 @@ def preview_plate(*, plate, source, reader, settings, places, count, order, cont
         found=_found(fields, segmented, pixel),
         quality=_quality(plate, raw, channels, settings["quality"]["parameters"]),
         quality_note=f"Measured before correction; fields are compared with those on this page only. Flat-fields: {origin}.",
-        doubts={name: _doubts(fields, done, variants[name], pixel, settings) for name, done in segmented.items()},
+        sizes="; ".join(f"nuclei in {name} look about {width:.3g} µm wide" for name, width in widths.items()),
+        notes=tuple(dict.fromkeys(notice for chosen in variants.values() for notice in _notices(chosen))),
+        doubts={
+            name: _doubts(fields, done, variants[name], pixel, settings, widths) for name, done in segmented.items()
+        },
         losses=tuple(losses),
         colors=colors,
         outlines=report.named_colors(["Nuclei", "Cells"]),
@@ -336,6 +344,33 @@ def _at_border(labels):
     return len(np.setdiff1d(np.concatenate([side.ravel() for side in edge]), [0]))
 
 
+def _parameters(chosen):
+    """Method of a setting's segmentation, and its parameters."""
+    module = load_method(segmentation.METHODS, chosen["method"], "segmentation method")
+    return module, module.Params(**chosen["parameters"])
+
+
+def _notices(chosen):
+    """What a person must know before using a method."""
+    module, params = _parameters(chosen)
+    return module.notices(params) if hasattr(module, "notices") else []
+
+
+def _estimate_widths(fields, channels, variants, pixel_size_um):
+    """Width of a typical nucleus [µm] by channel, whatever the settings say; only where there are nuclei to be seen."""
+    found = {}
+    for chosen in variants.values():
+        params = _parameters(chosen)[1]
+        name = getattr(params, "nuclei_channel", None)
+        if name not in channels or name in found or not hasattr(params, "nucleus_diameter_um"):
+            continue
+        seen = [_middle(field.image[channels.index(name)]) for field in fields if name not in field.missing]
+        sizes = [size for size in map(unet.estimate_diameter, seen[:MEASURED_FIELDS]) if size]
+        if sizes:
+            found[name] = float(np.median(sizes)) * pixel_size_um
+    return found
+
+
 def _quality(plate, raw, channels, parameters):
     """Metrics and flags of the raw planes."""
     rows = []
@@ -352,9 +387,9 @@ def _quality(plate, raw, channels, parameters):
     )
 
 
-def _doubts(fields, done, chosen, pixel_size_um, settings):
+def _doubts(fields, done, chosen, pixel_size_um, settings, widths):
     """What makes a setting's result implausible."""
-    params = load_method(segmentation.METHODS, chosen["method"], "segmentation method").Params(**chosen["parameters"])
+    params = _parameters(chosen)[1]
     pairs = [(labels, field) for field, (labels, _, _) in zip(fields, done, strict=True) if labels]
     sizes = [_sizes(labels, pixel_size_um, field.z_step_um) for labels, field in pairs]
     flat = all(field.planes is None for _, field in pairs)
@@ -373,4 +408,11 @@ def _doubts(fields, done, chosen, pixel_size_um, settings):
     )
     text = report.doubt_pixel_size(pixel_size_um, settings["conversion"]["pixel_size_um"])
     reasons = dict.fromkeys(reason for _, reason, _ in done) if not sizes else ()
+    width = widths.get(getattr(params, "nuclei_channel", None))
+    if typical and width and not 1 / MOST_FACTOR <= typical / width <= MOST_FACTOR:
+        said.insert(
+            0,
+            f"Nuclei look about {width:.3g} µm wide (an estimate that no setting enters), but segmentation.parameters.nucleus_diameter_um "
+            f"is {typical:g}: try nucleus_diameter_um={width:.3g}.",
+        )
     return [*filter(None, [text]), *(f"no field is segmented: {reason}" for reason in reasons), *said]
