@@ -522,6 +522,11 @@ def test_tables_of_napari_come_in_by_label(screen):
     path.write_text(",label,annotations,annotation_names\n" + "\n".join(lines) + "\n")
     with pytest.raises(ConfigError, match="--at PLATE/WELL/FIELD"):
         annotate(screen, "--import", path)
+    one = screen.parent / "one.csv"
+    one.write_text(f"index,class\n{numbers[1]},early\n")
+    with pytest.raises(ConfigError, match="at least two classes"):
+        annotate(screen, "--import", one, "--at", "P1/B02/1")
+    assert not (screen / "annotations.tsv").exists(), "what is refused leaves no label"
     annotate(screen, "--import", path, "--at", "P1/b2/1", "--cells", 5)
     rows, _ = read_cell_labels(screen / "annotations.tsv")
     assert [(row["object"], row["class"], row["well"]) for row in rows] == [

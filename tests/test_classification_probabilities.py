@@ -13,7 +13,7 @@ from plateloom.classification.calibration import (
     set_members,
     set_thresholds,
 )
-from plateloom.classification.fractions import draw_confusions, estimate_fractions
+from plateloom.classification.fractions import adjust_prior, draw_confusions, estimate_fractions
 
 
 def softmax(logits):
@@ -124,11 +124,23 @@ def test_where_whole_wells_are_labeled_what_looks_like_an_error_may_be_none():
     )  # the treatment changes 70 % of the cells, and the classifier sees which
     draws = draw_confusions(label, truth, groups, 2)
     counts = [500, 500]
-    found = estimate_fractions(counts, draws, whole=True)
-    np.testing.assert_allclose(found["fraction"], [0.5, 0.5])
+    found = estimate_fractions(counts, draws, fraction=[0.5, 0.5], whole=True)
     assert found["low"][1] < 0.5 < 0.7 < found["high"][1] < 0.8  # half of all, or 0.5 / 0.7 of what is labeled so
     assert estimate_fractions(counts, draws)["fraction"][1] > 0.65
     assert estimate_fractions(counts, draws)["low"][1] > 0.5, "surer than labels of wells allow"
+
+
+def test_shares_of_a_rare_class_are_what_calibrated_probabilities_say():
+    random = np.random.default_rng(4)
+    truth = random.random(20_000) < 0.03
+    logit = random.normal(np.where(truth, 1.0, -1.0), np.sqrt(2))  # so that the odds of even classes are exp(logit)
+    probability = 1 / (1 + np.exp(-np.c_[-logit, logit]))
+    counted = (logit > 0).mean()
+    found = adjust_prior(probability, [0.5, 0.5])
+    assert counted > 0.2 and found[1] == pytest.approx(0.03, abs=0.01) and found.sum() == pytest.approx(1)
+    weighed = adjust_prior(probability * [0.8, 0.2] / (probability * [0.8, 0.2]).sum(axis=1, keepdims=True), [0.8, 0.2])
+    np.testing.assert_allclose(weighed, found, atol=1e-3)
+    assert np.isnan(adjust_prior(np.zeros((0, 2)), [0.5, 0.5])).all()
 
 
 def test_a_classifier_that_knows_nothing_says_so():

@@ -54,7 +54,39 @@ def _likeness(counts):
     return float(np.clip((spread / chance - 1) / (size - 1), 0, 0.95))
 
 
-def estimate_fractions(counts, confusions, *, whole=False, seed=0):
+def adjust_prior(probability, prior, *, steps=200):
+    """Estimate the share of each class among cells from their probabilities, by expectation and maximization.
+
+    Parameters
+    ----------
+    probability : array of float, shape (N, K)
+        Calibrated; each row sums to 1.
+    prior : array of float, shape (K,)
+        Shares of the classes for which these probabilities hold.
+    steps : int
+
+    Returns
+    -------
+    ndarray of float64, shape (K,)
+        Saerens, Latinne, Decaestecker 2002, doi:10.1162/089976602753284446. NaN without cells.
+
+    Examples
+    --------
+    >>> adjust_prior([[0.9, 0.1]] * 9 + [[0.4, 0.6]], [0.5, 0.5]).round(2).tolist()
+    [1.0, 0.0]
+    """
+    probability, prior = np.asarray(probability, float), np.asarray(prior, float)
+    shares = prior / prior.sum() if len(probability) else np.full(len(prior), np.nan)
+    for _ in range(steps if len(probability) else 0):
+        weighed = probability * (shares / prior)
+        found = (weighed / weighed.sum(axis=1, keepdims=True)).mean(axis=0)
+        if np.abs(found - shares).max() < 1e-6:
+            return found
+        shares = found
+    return shares
+
+
+def estimate_fractions(counts, confusions, *, fraction=None, whole=False, seed=0):
     """Estimate the share of each class in a well from what its cells were taken for.
 
     Parameters
@@ -63,17 +95,19 @@ def estimate_fractions(counts, confusions, *, whole=False, seed=0):
         Cells of the well by predicted class.
     confusions : array of float, shape (1 + B, K, K)
         From `draw_confusions`.
+    fraction : array of float, shape (K,), optional
+        A better estimate than what the mean confusion gives, as that of `adjust_prior`.
     whole : bool
         Whether whole groups were labeled. Then some of their cells may be of another class than the label says, and what
-        counts as an error be none: nothing is corrected, and the interval reaches from no errors to those drawn.
+        counts as an error be none: the interval reaches from no errors to those drawn.
     seed : int
 
     Returns
     -------
     dict of str to ndarray of float64, shape (K,)
-        `observed`, what was counted; `fraction`, corrected for the classifier's errors; `low`, `high`, its 95 % interval over
-        the shares that could have given these counts (a posterior with half a cell of each class before any was seen) and the
-        errors drawn. NaN without cells.
+        `observed`, what was counted; `fraction`, as given or else corrected for the classifier's errors; `low`, `high`, its
+        95 % interval over the shares that could have given these counts (a posterior with half a cell of each class before
+        any was seen) and the errors drawn. NaN without cells.
 
     Examples
     --------
@@ -90,7 +124,7 @@ def estimate_fractions(counts, confusions, *, whole=False, seed=0):
     # what is counted = transposed confusion @ true shares
     shares = np.linalg.pinv(confusions.transpose(0, 2, 1), rcond=1e-6) @ np.vstack([observed, cells])[..., None]
     shares = np.round(_onto_simplex(shares[..., 0]), 6)
-    fraction = observed if whole else shares[0]
+    fraction = shares[0] if fraction is None else np.asarray(fraction, float)
     bounds = [np.quantile(drawn, [0.025, 0.975], axis=0) for drawn in ([cells, shares[1:]] if whole else [shares[1:]])]
     return {
         "observed": observed,

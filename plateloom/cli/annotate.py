@@ -77,8 +77,9 @@ def command(
         if source:
             fresh = _read_source(source, rounds, who, at, images, same_objects, known if classes or rounds else ())
             _refuse_strange(source, fresh, known, strict=bool(classes or rounds))
-            counts = annotation.add_labels(fresh)
             known = list(dict.fromkeys([*known, *(row["class"] for row in fresh if row["class"])]))
+            _refuse_classes(known)
+            counts = annotation.add_labels(fresh)
             click.echo(_say_counts(fresh, counts))
         if withdraw:
             counts = annotation.add_labels(_withdrawn(withdraw, rows, who))

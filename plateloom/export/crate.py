@@ -76,10 +76,10 @@ COLUMNS = {
     "Latent_error": "How badly the autoencoder restores the cell: mean squared error in units of the channels' variance.",
     "Class": "The likeliest class.",
     "class": "One of the classifier's classes.",
-    "cells": "Number of cells that have a class.",
+    "cells": "Number of cells that have a class, and in class_shares are not novel.",
+    "novel": "Number of cells unlike all that were labeled.",
     "counted": "Fraction of these cells that were taken for the class.",
-    "share": "Fraction of cells of the kind; in class_shares, where single cells were labeled, that must have been of the class, for a "
-    "classifier that errs as this one does.",
+    "share": "Fraction of cells of the kind; in class_shares what the probabilities of all cells say together.",
     "kind": "Kind of cells: a class, a cluster, or novel.",
     "control_share": "Fraction of cells of the kind in the negative controls of the same plates.",
     "difference": "Share less that of the controls of the same plate, on the scale of the test (twice the arcsine of the root).",

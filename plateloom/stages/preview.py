@@ -24,7 +24,7 @@ from plateloom.store.layout import plate_folder
 from plateloom.store.plate import project_volume, read_group
 
 FLATFIELD_FIELDS = 8  # read for a flat-field, those shown included
-MEASURED_FIELDS = 3  # that the width of nuclei is estimated from
+MEASURED_FIELDS, MEASURED_PX = 2, 320  # that the width of nuclei is estimated from
 MOST_FACTOR = 1.6  # of the width that is set to the estimate
 SHOWN_PX = 480
 SHOWN_METRICS = ("focus_slope", "saturated_fraction", "background", "contrast")

@@ -191,7 +191,8 @@ def _describe_plate(plate, batch, source, settings, inputs):
     records = records_of(plate, TO_PROFILES)
     for stage, found in (("latent", "encoded"), ("maps", "mapped"), ("classes", "classified")):
         records[stage] = inputs[found]
-    shares = estimate_class_shares(plate, list(wells["Metadata_Well"]), inputs["classified"])
+    bad = set() if kept else set(zip(flagged["Metadata_Well"], flagged["SourceField"], strict=True))
+    shares = estimate_class_shares(plate, list(wells["Metadata_Well"]), inputs["classified"], bad)
     described = report.PlateReport(
         screen=Path.cwd().name,
         plate=plate,

@@ -3,30 +3,43 @@
 import numpy as np
 import pandas as pd
 
-from plateloom.classification.fractions import estimate_fractions
+from plateloom.classification.enrichment import NOVEL
+from plateloom.classification.fractions import adjust_prior, estimate_fractions
+from plateloom.stages.fields import without_fields
 from plateloom.store.layout import model_folder, well_table
 from plateloom.store.provenance import read_json
-from plateloom.store.tables import read_table
+from plateloom.store.tables import KEYS, read_table
 
 
-def estimate_class_shares(plate, wells, records):
-    """Share of each class in each well with its interval, see `estimate_fractions`; None without classes.
+def estimate_class_shares(plate, wells, records, excluded=()):
+    """Share of each class among the cells of each well with its interval, see `estimate_fractions`; None without classes.
 
-    Columns ``Metadata_Well``, ``class``, ``cells``, ``counted`` (share of the cells taken for it), ``share``, ``low``, ``high``.
+    Left out are cells of fields that are `excluded` (well, field) and novel ones, which are of no class.
+
+    Columns ``Metadata_Well``, ``class``, ``cells``, ``novel`` (cells left out), ``counted`` (share of the cells taken for it),
+    ``share``, ``low``, ``high``.
     """
     card = done_classifier(records)
     if card is None or not card["classes"]:
         return None
     names, draws = card["classes"], np.array(card["metrics"]["confusion_draws"])
-    whole = labels_whole_wells()
+    columns, whole = [f"Probability_{name}" for name in names], labels_whole_wells()
+    learned = np.array([card["counts"][name] for name in names], float)
+    prior = learned / learned.sum() if card["balance"] == "none" else np.full(len(names), 1 / len(names))
     rows = []
     for well in wells:
-        found = read_table(well_table(plate, "classes", well), ["Class"])["Class"]
-        counts = [int((found == name).sum()) for name in names]
-        shares = estimate_fractions(counts, draws, whole=whole)
+        cells = read_table(well_table(plate, "classes", well), [*KEYS, "Class", *columns, "Novelty"])
+        cells = without_fields(cells, plate, well, [field for other, field in excluded if other == well])
+        cells = cells[cells["Class"] != ""]
+        novel = cells["Novelty"] > NOVEL
+        known = cells[~novel]
+        counts = [int((known["Class"] == name).sum()) for name in names]
+        fraction = adjust_prior(known[columns], prior)
+        shares = estimate_fractions(counts, draws, fraction=fraction, whole=whole)
         for i, name in enumerate(names):
-            row = {"Metadata_Well": well, "class": name, "cells": sum(counts), "counted": shares["observed"][i]}
-            rows.append(row | {"share": shares["fraction"][i], "low": shares["low"][i], "high": shares["high"][i]})
+            row = {"Metadata_Well": well, "class": name, "cells": sum(counts), "novel": int(novel.sum())}
+            row |= {"counted": shares["observed"][i], "share": shares["fraction"][i]}
+            rows.append(row | {"low": shares["low"][i], "high": shares["high"][i]})
     return pd.DataFrame(rows) if rows else None
 
 
@@ -56,13 +69,13 @@ def shares_note():
     """What the shares of classes are, for the page."""
     if labels_whole_wells():
         return (
-            "Shares are counted. Whole wells were labeled, with the cells that their treatment left as they were: whether the classifier "
-            "errs in these or the label does cannot be told. The intervals (95 %) reach from a classifier that never errs to one that does "
-            "each time it disagrees with a label; labels of single cells (plateloom annotate) make them narrower."
+            "Shares are what the probabilities of all cells say. Whole wells were labeled, with the cells that their treatment left as they "
+            "were: whether the classifier errs in these or the label does cannot be told. So the intervals (95 %) reach from a classifier "
+            "that never errs to one that does each time it disagrees with a label; labels of single cells (plateloom annotate) make them narrower."
         )
     return (
-        "Shares are corrected for how often the classifier took one class for another in held-out wells; the intervals (95 %) hold the "
-        "chance of which cells were seen, of which wells the classifier was tested on, and how much one well differs from the next."
+        "Shares are what the probabilities of all cells say; the intervals (95 %) hold how often the classifier took one class for another "
+        "in held-out wells, which cells were seen, which wells the classifier was tested on, and how much one well differs from the next."
     )
 
 
