@@ -106,6 +106,7 @@ def describe_night(
     ending = ENDINGS.get(code, f"Interrupted by signal {code - 128}; the next night goes on.")
     if over and code == 1:
         ending = f"The {hours:g} hours are over; the next night goes on."
+    told_of = [*dict.fromkeys([*finished, *summed["alarmed"]])]  # an alarm holds until it is settled
     undone = pd.DataFrame(_list_undone(states, summed), columns=["plate", "status", "stage", "reason", "log"])
     goes_on = undone["status"].isin(GOES_ON)
     report = NightReport(
@@ -134,9 +135,10 @@ def describe_night(
         waiting=_list_folders(waiting),
         refused=_list_folders(refused),
         warnings=pd.DataFrame(
-            [(plate, text) for plate in finished for text in summed["warnings"].get(plate, ())],
+            [(plate, text) for plate in told_of for text in summed["warnings"].get(plate, ())],
             columns=["plate", "warning"],
         ),
+        alarmed=tuple(summed["alarmed"]),
         links={plate: f"../plates/{plate}/report.html" for plate in paged},
         report="../screen/report.html" if screen_page.exists() else "",
         reproduce=(
@@ -199,6 +201,8 @@ def summary_line(report):
     ]
     for status, rows in pd.concat([report.attention, report.left]).groupby("status", sort=True):
         pieces.append(f"{status} {_some(rows)}")
+    if report.alarmed:
+        pieces.append(f"alarmed {len(report.alarmed)} ({some_of(report.alarmed)})")
     if len(report.warnings):
         pieces.append(f"{len(report.warnings)} warnings")
     if report.hits is not None:

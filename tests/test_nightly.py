@@ -1,5 +1,6 @@
 """Nights without a person: what is taken from the inbox and what is not, and that any end of a night leaves the next one right."""
 
+import dataclasses
 import hashlib
 import multiprocessing
 import os
@@ -16,15 +17,18 @@ import yaml
 from conftest import ROOT, simulate
 from in_process import run_stages
 from layouts import harmony, imagexpress, ome_tiff, ome_zarr, yokogawa
-from test_run import COMMAND, job_is_under_way, plateloom, wait_for
+from test_run import COMMAND, Records, job_is_under_way, plateloom, wait_for
+from test_shift import controls
 
 from plateloom import inbox, nights
+from plateloom.classification.shift import find_shift
 from plateloom.cli import nightly, run
 from plateloom.config import load_config, read_config
 from plateloom.engine import locks
 from plateloom.errors import ConfigError
 from plateloom.planning import STAGES, Screen, list_plates
 from plateloom.readers import load_reader
+from plateloom.stages.report import _shift_notice
 
 MANY = 3 * 6  # files of a plate
 
@@ -539,6 +543,31 @@ def test_a_hook_that_fails_is_told_and_changes_no_exit_code(place, idle, monkeyp
     change(place / "screen", hook=hook)
     code, text, line, page = night(place)
     assert code == expected and "nightly.hook" in text and hook in text
+
+
+def test_a_shift_is_an_alarm_in_the_morning_and_until_it_is_settled(place, monkeypatch):
+    screen, shown = place / "screen", {}
+
+    def work(arguments):
+        records = Records(screen)
+        records.write_all(registered(place))
+        for plate, notices in shown.items():
+            records.write("report", plate, facts={"notices": [dataclasses.asdict(one) for one in notices]})
+        return 0
+
+    monkeypatch.setattr(run, "run_group", work)
+    values, plates, _ = controls(0, shifted=1, by=30.0)
+    (row,) = (row for row in find_shift(values, plates) if row["alarm"])
+    shown["P2"] = _shift_notice("P2", {"facts": {"shift": [row | {"plate": "P2"}]}})
+    words = "Its negative controls are unlike those of 5 other plates"
+    code, text, line, page = night(place)
+    assert code == 3 and f"warning: P2: {words}" in text and words in page
+    assert "finished 3 (P1, P2, P3)" in line and "alarmed 1 (P2); 1 warnings" in line and line.endswith("exit 3\n")
+    code, text, line, page = night(place)
+    assert code == 3 and words in page and "finished 0; alarmed 1 (P2)" in line, "why it ends with 3 once more"
+    shown["P2"] = []
+    code, text, line, page = night(place)
+    assert code == 0 and words not in page and "alarmed" not in line
 
 
 def test_a_dry_run_says_what_is_there_and_writes_nothing(place):

@@ -16,7 +16,7 @@ NIGHT_SECTIONS = {
     "refused": "Folders that are not taken",
     "waiting": "Folders that wait",
     "finished": "Finished since the last summary",
-    "warnings": "Warnings of these plates",
+    "warnings": "Warnings of these plates, and of those with an alarm",
     "new": "New in the list of plates",
     "reproduce": "How to go on",
 }
@@ -54,6 +54,8 @@ class NightReport:
         ``folder`` first, ``reason``.
     warnings : DataFrame
         ``plate``, ``warning``.
+    alarmed : sequence of str
+        Plates whose controls have shifted, or that are not normalized where others are.
     links : mapping of str to str
         Relative addresses of the plates' pages.
     report : str
@@ -81,6 +83,7 @@ class NightReport:
     waiting: "pd.DataFrame"
     refused: "pd.DataFrame"
     warnings: "pd.DataFrame"
+    alarmed: tuple = ()
     links: Mapping = field(default_factory=dict)
     report: str = ""
     reproduce: tuple = ()
@@ -117,6 +120,7 @@ def render_night(report):
         "waiting": f"{len(report.waiting):,}",
         "not taken": f"{len(report.refused):,}",
         "need somebody": f"{report.attention['plate'].nunique():,}",
+        "alarmed": f"{len(report.alarmed):,}",
         "hits": "–" if report.hits is None else f"{report.hits:,}",
     }
     return render_page(
