@@ -21,6 +21,7 @@ from plateloom.readers import READERS, load_reader, suggest_reader
 from plateloom.readers.folders import digest_changes
 from plateloom.segmentation import COMPARTMENTS, measured_compartments, memory_of_volume, takes_device, works_on_volumes
 from plateloom.store.annotations import digest_pairs, list_pairs
+from plateloom.store.cell_labels import list_labeled_plates
 from plateloom.store.corrections import list_corrections
 from plateloom.store.layout import part_of, record_path, screen_record
 from plateloom.store.provenance import PACKAGE, code_digest, digest_large, file_digest, read_json
@@ -318,7 +319,9 @@ class Screen:
                 if config["profiling"]["exclude_badly_restored"]
                 else {}
             ),
-            "profiles": config["profiling"] | {"map": latent["maps"]["method"]},
+            "profiles": config["profiling"]
+            | {"map": latent["maps"]["method"]}
+            | ({"learned_from": named} if stage == "profiles" and (named := self.learned_from) else {}),
             "assembly": {"max_failed_fields": config["max_failed_fields"]},
             "autoencoder": {name: value for name, value in latent["autoencoder"].items() if name != "error_limit"}
             | ({"weights": self._encoder_weights} if self._encoder_weights else {}),
@@ -563,6 +566,14 @@ class Screen:
         """Digest of the table of labels for the classifier."""
         path = self.folder / (self.config.classification.labels or ".")
         return file_digest(path.read_bytes()) if path.is_file() else self.config.classification.labels
+
+    @property
+    def learned_from(self):
+        """Plates that a model keeps to as others are added: those of the table of labels, or the encoder's; None: all."""
+        path, encoder = self.folder / (self.config.classification.labels or "."), self.config.latent.autoencoder
+        if path.is_file():
+            return list_labeled_plates(path)
+        return sorted(encoder.plates) if encoder.enabled and encoder.plates else None
 
     def plate_table(self):
         """Plates that the screen's page reads, with batch and map, as JSON rows."""

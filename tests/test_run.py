@@ -522,6 +522,27 @@ def test_a_plate_without_controls_among_others_or_apart_from_them_is_alarmed(scr
     assert alarmed(P1=["normalization"], P2=["normalization"]) == [], "a screen that has no controls lacks none"
 
 
+def test_controls_are_compared_with_the_plates_that_are_learned_from(screen, records):
+    """The profiles are stale when other plates are learned from, not when the same ones get more labels."""
+    path, config = screen / "labels.tsv", screen / "config.yaml"
+    settings = yaml.safe_load(config.read_text())
+
+    def learned_from(plates=None, **labels):
+        chosen = settings | {"classification": labels, "latent": {"autoencoder": {"plates": plates}}}
+        return Screen(chosen, screen).settings("profiles").get("learned_from")
+
+    header = "plate\twell\tfield\tobject\tclass\n"
+    path.write_text(header + "P1\tA01\t\t\ta\nP0\tA01\t1\t2\tb\nP0\tA01\t1\t2\t\n")
+    assert learned_from(labels="labels.tsv") == learned_from(["P2"], labels="labels.tsv") == ["P1"]
+    assert learned_from(["P2"], labels="controls") == learned_from(["P2"], labels="") == ["P2"]
+    assert learned_from(labels="controls") is None
+    config.write_text(yaml.safe_dump(settings | {"classification": {"labels": "labels.tsv"}}))
+    Records(screen).write_all()
+    for row, state in (("P1\tA02\t\t\tb\n", "done"), ("P2\tA01\t\t\ta\n", "stale")):
+        path.write_text(path.read_text() + row)
+        assert status.read_screen(screen)["screen"]["profiles"].state == state
+
+
 def test_a_record_that_is_gone_is_a_cause(screen, records):
     records.write_all()
     (screen / records.screen.records("quality", "P1")[0]).unlink()

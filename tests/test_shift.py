@@ -96,6 +96,64 @@ def test_plates_of_one_night_that_shift_together_do_not_hide_each_other(without_
     assert seen.count("P08") + seen.count("P09") >= 16 > hidden.count("P08") + hidden.count("P09")
 
 
+@pytest.mark.parametrize("shifted", [2, 3, 6])
+def test_plates_that_shift_alike_are_all_alarmed_against_those_learned_from(without_classifier, shifted):
+    """A new lot of dye: among all plates it is soon what is usual, against those that were learned from it never is."""
+    options = {"plates": 6 + shifted, "shifted": shifted}
+    seen, old, hidden = [], [], []
+    for seed in range(10):
+        values, plates, _ = controls(seed, **options)
+        known = sorted(set(plates))[:6]
+        found = find_shift(values, plates, reference=known)
+        assert all(row["learned"] and row["n_others"] == 6 - (row["plate"] in known) for row in found)
+        assert found[:6] == find_shift(values[:48], plates[:48], reference=known), (
+            "the new ones change nothing for the old"
+        )
+        old += [row["alarm"] for row in found[:6]]
+        seen += [row["alarm"] for row in found[6:]]
+        hidden += [row["alarm"] for row in find_shift(values, plates)[6:]]
+    assert np.mean(seen) >= 0.9 and np.mean(old) <= 0.035 and np.mean(hidden) <= 0.2
+    assert "unlike those of 6 plates learned from:" in shift_text(next(row for row in found[6:] if row["alarm"]))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"effect": 0.0}, {"effect": 2.0}, {"wells": 4}, {"per_batch": 2, "of_batch": 1.0}], ids=str
+)
+def test_new_plates_that_differ_as_plates_do_are_hardly_ever_alarmed_against_those_learned_from(
+    without_classifier, options
+):
+    rows = []
+    for seed in range(25):
+        values, plates, batches = controls(seed, plates=12, **options)
+        rows += find_shift(values, plates, batches=batches, reference=sorted(set(plates))[:6])[6:]
+    assert np.mean([row["alarm"] for row in rows]) <= 0.035
+    assert {row["unit"] for row in rows} == {"batch" if "per_batch" in options else "plate"}
+
+
+def test_a_shifted_batch_hides_no_other_from_those_learned_from(without_classifier):
+    seen = []
+    for seed in range(10):
+        values, plates, batches = controls(seed, plates=12, per_batch=2, shifted=4)
+        known = [*sorted(set(plates))[:8], "P99"]
+        found = find_shift(values, plates, batches=batches, reference=known)
+        assert (found[-1]["unit"], found[-1]["n_others"]) == ("batch", 4)
+        seen += [row["alarm"] for row in found[8:]]
+    assert np.mean(seen) >= 0.9
+
+
+def test_with_few_plates_learned_from_all_are_compared_and_none_is_said_to_be_like_them(without_classifier):
+    values, plates, _ = controls(0, shifted=1, by=30.0)
+    found = find_shift(values, plates, reference=["P00", "P01"])
+    reason = "only 2 plates learned from have the 3 control wells needed; it takes 3 such plates"
+    assert {row["reason"] for row in found} == {f"{reason}; compared with all others instead"}
+    assert [row | {"reason": ""} for row in found] == find_shift(values, plates) and alarms(found) == ["P05"]
+    for known, words in ((["P00"], "only 1 plate learned from has"), ([], "no plate learned from has")):
+        assert find_shift(values, plates, reference=known)[0]["reason"].startswith(words)
+    three = find_shift(values, plates, reference=["P00", "P01", "P02"])
+    assert [row["reason"] for row in three[:3]] == [reason.replace("plates", "other plates", 1)] * 3
+    assert not any(row["reason"] for row in three[3:]) and alarms(three) == ["P05"]
+
+
 def test_one_odd_control_well_is_no_shift_of_its_plate(without_classifier):
     values, plates, _ = controls(1)
     values.iloc[-1] += 100
@@ -218,6 +276,7 @@ def test_a_shifted_plate_is_warned_of_on_its_page_and_in_the_list_of_the_screen(
         dead[values.columns] = np.nan
         made = recipe("test", parameters={}, code="", inputs={})
         write_table(plate_folder(plate) / "aggregates.parquet", pd.concat([table, treated, dead]), made)
+    assert {row["n_others"] for row in controls_shift(sorted(set(plates)), ["P00", "P01", "P02", "P03"])} == {3, 4}
     rows = controls_shift(sorted(set(plates)))
     assert alarms(rows) == ["P05"] and {row["n_wells"] for row in rows} == {8}
     screened = {"facts": {"shift": rows}}

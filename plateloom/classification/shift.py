@@ -1,4 +1,4 @@
-"""Whether the controls of a plate still look like those of the other plates, and how far a classifier carries.
+"""Whether the controls of a plate look like those of the plates that were learned from, and how far a classifier carries.
 
 A classifier learns what cells look like under one staining, one microscope, one week. When that changes, its figures are
 those of another assay. Control wells hold the same on every plate, so a change in them is no biology of a treatment.
@@ -23,8 +23,8 @@ BEHIND_CHANNELS = {"Texture": 3, "RadialDistribution": 1}
 MOST_BORROWED = 4  # times its own degrees of freedom that a feature's variance may borrow: features are not independent
 
 
-def find_shift(values, plates, *, batches=None, alpha=0.02, seed=0):
-    """Compare the control wells of each plate with those of the other plates.
+def find_shift(values, plates, *, batches=None, reference=None, alpha=0.02, seed=0):
+    """Compare the control wells of each plate with those of the plates that were learned from, or of all other plates.
 
     Parameters
     ----------
@@ -34,6 +34,9 @@ def find_shift(values, plates, *, batches=None, alpha=0.02, seed=0):
     batches : array of str, shape (W,), optional
         Plates stained together; '' where not known. With batches known and at least 3 others, plates are compared with
         other batches, and it is batches that must differ less from each other: plates of one night shift together.
+    reference : collection of str, optional
+        Plates that were learned from. They alone are what any plate is compared with (one of them with the others of them),
+        however many others have shifted alike. Default, or if fewer than 3 of them have the wells needed: all plates.
     alpha : float in (0, 1)
         False discoveries among the kinds of features of a plate that are said to have shifted [share]. On a screen without
         any shift no more than this share of plates is expected to be alarmed.
@@ -42,10 +45,12 @@ def find_shift(values, plates, *, batches=None, alpha=0.02, seed=0):
     Returns
     -------
     list of dict
-        Per plate, in order of name, plain numbers: `plate`, `n_wells`, `unit` ('plate' or 'batch') and `n_others`, what it
-        was compared with, `auc` with its 95 % interval `low`, `high` (see `tell_apart`), `n_features`, `n_kinds` (see
-        `kind_of`), `n_shifted` of these, `shifted` (up to 5 rows of `kind`, its surest `feature` with `change`: difference in
-        units of how the others differ, and `q`; the surest first), `alarm`, and `reason` why it cannot be judged, else ''.
+        Per plate, in order of name, plain numbers: `plate`, `n_wells`, `unit` ('plate' or 'batch'), `n_others` and `learned`
+        (are these the reference?), what it was compared with, `auc` with its 95 % interval `low`, `high` (see `tell_apart`),
+        `n_features`, `n_kinds` (see `kind_of`), `n_shifted` of these, `shifted` (up to 5 rows of `kind`, its surest `feature`
+        with `change`: difference in units of how the others differ, and `q`; the surest first), `alarm`, and `reason` why it
+        cannot be judged, else ''. Where the reference is too small it is given, too: an alarm among all plates holds, none
+        does not say that the plate is like those that were learned from.
 
     Notes
     -----
@@ -63,30 +68,37 @@ def find_shift(values, plates, *, batches=None, alpha=0.02, seed=0):
     values, plates = values.astype(float), np.asarray(plates).astype(str)
     batches = np.full(len(plates), "") if batches is None else np.asarray(batches).astype(str)
     finite = np.isfinite(values.to_numpy())
-    kept = finite.all(axis=0) & (_share_tied(values.to_numpy()) <= MOST_TIED) if len(values) else finite.any(axis=0)
+    usable = pd.Series(plates).groupby(plates).transform("size").to_numpy() >= MIN_WELLS
+    learned = usable if reference is None else usable & np.isin(plates, list(reference))
+    n_learned = len(np.unique(plates[learned]))
+    short = reference is not None and n_learned < MIN_WELLS
+    pool = usable if short else learned
+    kept = finite.all(axis=0)
+    if pool.any():
+        kept &= _share_tied(values.to_numpy()[pool]) <= MOST_TIED
     X, names = values.to_numpy()[:, kept], np.array(values.columns)[kept]
     kinds, of_kind = np.unique([kind_of(name) for name in names], return_inverse=True)
     found, known = [], {}
     for plate in np.unique(plates):
         own = plates == plate
-        unit, member = _others(plates, batches, own)
+        unit, member = _others(plates, batches, own, pool)
         others = np.unique(member[member != ""])
         row = {"plate": str(plate), "n_wells": int(own.sum()), "unit": unit, "n_others": len(others)}
+        row["learned"] = reference is not None and not short
         row |= dict.fromkeys(("auc", "low", "high")) | {"n_features": int(kept.sum()), "n_kinds": len(kinds)}
         row |= {"n_shifted": 0, "shifted": [], "alarm": False, "reason": ""}
         if own.sum() < MIN_WELLS:
             noun = "well" if own.sum() == 1 else "wells"
             row["reason"] = f"{own.sum()} control {noun} with cells, {MIN_WELLS} needed"
         elif len(others) < MIN_WELLS:
-            number = ("no other plate has", "only 1 other plate has", f"only {len(others)} other plates have")
-            row["reason"] = (
-                f"{number[len(others)]} the {MIN_WELLS} control wells needed; it takes {MIN_WELLS} such plates"
-            )
+            row["reason"] = _too_few(len(others), "other ", row["learned"])
         elif not kept.any():
             row["reason"] = "no feature has a value in every control well"
         if row["reason"]:
             found.append(row)
             continue
+        if short:
+            row["reason"] = f"{_too_few(n_learned, '', True)}; compared with all others instead"
         chosen = own | _evenly(member, MOST_WELLS, seed)
         row["auc"], row["low"], row["high"] = tell_apart(X[chosen], own[chosen], np.flatnonzero(chosen), seed=seed)
         for name in others:
@@ -189,14 +201,20 @@ def _share_tied(values):
     return longest / len(values)
 
 
-def _others(plates, batches, own):
-    """What a plate is compared with: the unit, and the unit of each well ('': takes no part), shape (W,)."""
-    names, counts = np.unique(plates, return_counts=True)
-    usable = np.isin(plates, names[counts >= MIN_WELLS]) & ~own
+def _others(plates, batches, own, pool):
+    """What a plate is compared with in the pool: the unit, and the unit of each well ('': takes no part), shape (W,)."""
+    usable = pool & ~own
     elsewhere = usable & (batches != "") & (batches != (batches[own][0] or ""))
     if batches[own][0] and len(np.unique(batches[elsewhere])) >= MIN_WELLS:
         return "batch", np.where(elsewhere, batches, "")
     return "plate", np.where(usable, plates, "")
+
+
+def _too_few(number, other, learned):
+    """``only 2 other plates have the 3 control wells needed; it takes 3 such plates``."""
+    noun, verb = ("plates", "have") if number > 1 else ("plate", "has")
+    which = f"{f'only {number}' if number else 'no'} {other}{noun}{' learned from' * learned}"
+    return f"{which} {verb} the {MIN_WELLS} control wells needed; it takes {MIN_WELLS} such plates"
 
 
 def _spread(level, squares, wells, n):
@@ -319,9 +337,10 @@ def grade_transfer(
 
 
 def name_others(row):
-    """What a row of `find_shift` compares its plate with: ``1 other plate``, ``4 other batches``."""
+    """What a row of `find_shift` compares its plate with: ``1 other plate``, ``4 batches learned from``."""
     nouns = ("batch", "batches") if row["unit"] == "batch" else ("plate", "plates")
-    return f"{row['n_others']} other {nouns[row['n_others'] != 1]}"
+    noun = nouns[row["n_others"] != 1]
+    return f"{row['n_others']} {noun} learned from" if row.get("learned") else f"{row['n_others']} other {noun}"
 
 
 def shift_text(row):

@@ -679,16 +679,17 @@ def graded_table(graded):
 
 
 def shift_section(shift):
-    """How the controls of each plate compare with those of the others."""
+    """How the controls of each plate compare with those of the plates that were learned from, or of the others."""
     if shift is None:
         return None
     note = (
-        "Negative control wells hold the same on every plate; their features are compared before they are normalized. AUC: how "
-        "well a classifier tells the plate's wells from those of other plates in wells that it has not seen (0.5: not at all), "
-        "with its 95 % interval; plates are seldom quite alike. Shifted are kinds of features that differ by more than the other "
-        "plates (or batches) differ among each other. An alarm takes both."
+        "Negative control wells hold the same on every plate; their features are compared before they are normalized, with "
+        "those of the plates that the classifier or the encoder learned from where these are named, else with those of all other "
+        "plates. AUC: how well a classifier tells the plate's wells from theirs, in wells that it has not seen (0.5: not at all), "
+        "with its 95 % interval; plates are seldom quite alike. Shifted are kinds of features that differ by more than the plates "
+        "(or batches) compared with differ among each other. An alarm takes both."
     )
-    if len(shift) and (shift["alarm"] == "not judged").all():  # there is nothing to show but why
+    if len(shift) and shift["AUC"].isna().all():  # there is nothing to show but why
         shift = shift[["Metadata_Plate", "wells", "alarm", "reason"]]
     elif not (shift["reason"] != "").any():
         shift = shift.drop(columns="reason")

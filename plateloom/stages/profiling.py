@@ -174,7 +174,7 @@ def profile_screen(*, plates, missing, settings, code, profiled, record):
         Plates that are complete, and those that are not.
     settings : dict
         `parameters` of the config's section, and `map`, the method of the map; `quarantined`: plates that a person has
-        taken out, if any.
+        taken out, if any; `learned_from`: plates that controls are compared with, where these are not all.
     code : str
     profiled : list of str
         Records of the plates' profiles.
@@ -205,7 +205,7 @@ def profile_screen(*, plates, missing, settings, code, profiled, record):
             joined, facts["features_dropped"] = profiling.join_plates(normalized or list(tables.values()))
             selected, dropped = profiling.select_features(joined, params)
             facts["features_selected"] = len(profiling.feature_columns(selected))
-            facts["shift"] = plain(controls_shift(sorted(usable)))
+            facts["shift"] = plain(controls_shift(sorted(usable), settings.get("learned_from")))
             facts["selection"] = {name: len(names) for name, names in dropped.items()}
             selected, facts["map"], facts["explained"] = place_wells(selected, settings["map"])
             if params.readout:
@@ -242,7 +242,7 @@ def profile_screen(*, plates, missing, settings, code, profiled, record):
     )
 
 
-def controls_shift(plates):
+def controls_shift(plates, reference=None):
     """What `find_shift` says of the negative controls of plates, by features that are not normalized plate by plate."""
     tables = []
     for plate in plates:
@@ -252,7 +252,8 @@ def controls_shift(plates):
         tables.append(table[["Metadata_Plate", "Metadata_Batch", *features]])
     wells = pd.concat([table for table in tables if len(table)] or tables[:1], join="inner", ignore_index=True)
     values = wells.drop(columns=["Metadata_Plate", "Metadata_Batch"])
-    return find_shift(values, wells["Metadata_Plate"], batches=wells["Metadata_Batch"].fillna(""))
+    batches = wells["Metadata_Batch"].fillna("")
+    return find_shift(values, wells["Metadata_Plate"], batches=batches, reference=reference)
 
 
 def joined_readout(tables):

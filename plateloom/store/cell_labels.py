@@ -56,6 +56,12 @@ def read_cell_labels(path):
     return rows, problems
 
 
+def list_labeled_plates(path):
+    """Sorted names of the plates that a table of labels names, but for those whose labels are all withdrawn."""
+    last = {tuple(row[name] for name in COLUMNS[:4]): row["class"] for row in read_cell_labels(path)[0]}
+    return sorted({plate for (plate, *_), name in last.items() if name})
+
+
 def append_cell_labels(path, rows):
     """Add rows to the end of a table, on the disk when this returns; the caller holds a lock.
 
