@@ -12,13 +12,22 @@
 #   results/screen/…                                             profiles, hits, models, report.html, records/{stage}.json
 #   logs/{rule}/{plate}/part-{part}.log     benchmarks/{rule}/{plate}/part-{part}.tsv
 
+import sys
+
 from snakemake.utils import min_version
 
 min_version("9.19")
+sys.path.insert(0, workflow.basedir)
+
+from plateloom.driver import read_frozen
 
 
 configfile: workflow.source_path("config/config.yaml")
-configfile: "config.yaml"
+
+
+if read_frozen(main=workflow.is_main_process) is None:
+
+    configfile: "config.yaml"
 
 
 include: "rules/common.smk"

@@ -28,6 +28,27 @@ _ended_by = 0  # the first signal that told this process to end
 _outcome = None  # exit code as far as Snakemake has told it
 
 
+def read_frozen(*, main):
+    """What the run began with, where this process is one of a run under way; None where a run begins here.
+
+    Its jobs and its second phase get the config, plate list and listings that it began with: an edit under way holds
+    from the next run on, and config.yaml, which may be half written, is not even read.
+
+    Parameters
+    ----------
+    main : bool
+        Whether this is no process of a single job.
+
+    Returns
+    -------
+    dict or None
+        From `Screen.freeze`.
+    """
+    if not main:
+        return read_json(FROZEN)
+    return _freeze_complete() if _in_second_phase() else None
+
+
 def open_screen(config, *, main):
     """Check the config that Snakemake merged, and give the screen in the current folder.
 
@@ -36,8 +57,7 @@ def open_screen(config, *, main):
     config : dict
         Snakemake's; replaced in place by the full one.
     main : bool
-        Whether this is the process that the user started. Others, which run single jobs on other machines, get the
-        config, plate list and listings that the run began with: an edit under way holds from the next run on.
+        Whether this is no process of a single job; see `read_frozen`.
 
     Returns
     -------
@@ -47,9 +67,8 @@ def open_screen(config, *, main):
     follow_folder()  # also in the process of each job, on whatever machine
     if main:
         _listen()
-    frozen = None if main else read_json(FROZEN)
     try:
-        screen = Screen(dict(config), frozen=frozen)
+        screen = Screen(dict(config), frozen=read_frozen(main=main))
     except ConfigError as error:
         from snakemake.exceptions import WorkflowError
 
@@ -71,7 +90,7 @@ def _reach_interpreters():
 def begin_run(screen):
     """Take the screen's lock, which dies with this process, and freeze its config."""
     _listen()  # once more: Snakemake's scheduler has put its own handler in place of ours
-    if os.environ.get(PHASE) != str(locks.read(LOCK).get("process")):
+    if not _in_second_phase():
         holder = contextlib.ExitStack()
         try:
             holder.enter_context(locks.hold(LOCK, wait=False))
@@ -83,6 +102,11 @@ def begin_run(screen):
         folder = runs.begin(screen, sys.argv).resolve()
         atexit.register(lambda: runs.end(folder, 128 + _ended_by if _ended_by else _outcome))
     write_json(FROZEN, screen.freeze())
+
+
+def _in_second_phase():
+    """Whether the run that holds the lock has started this process to finish what is complete."""
+    return os.environ.get(PHASE) == str(locks.read(LOCK).get("process"))
 
 
 def end_run():
@@ -160,12 +184,15 @@ def finish_complete_plates(log_files):
     print(f"What needs all plates could not be finished on the complete ones: {shlex.join(command)}", file=sys.stderr)
 
 
+def _freeze_complete():
+    """What the run began with, for the plates that are complete now."""
+    frozen = {name: value for name, value in read_json(FROZEN).items() if name not in OF_THE_RUN}
+    return frozen | {"config": frozen["config"] | {"complete_only": True}}
+
+
 def _left_out():
     """What the second phase would do without now: plates, and stages of plates."""
-    frozen = read_json(FROZEN)
-    config = frozen["config"] | {"complete_only": True}
-    now = {name: value for name, value in frozen.items() if name not in OF_THE_RUN}
-    screen = Screen({}, frozen=now | {"config": config})
+    screen = Screen({}, frozen=_freeze_complete())
     return sorted(set(screen.plates) - set(screen.complete_plates)), screen.failed_stages
 
 

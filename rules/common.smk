@@ -1,9 +1,5 @@
 # Functions that rules call: targets, settings, code and listings of a screen. No rule stands here.
 
-import sys
-
-sys.path.insert(0, workflow.basedir)
-
 from plateloom.driver import (
     begin_run as _begin_run,
     end_run,

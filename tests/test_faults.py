@@ -15,16 +15,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import psutil
 import pytest
-from conftest import ROOT, edit, simulate
+import yaml
+from conftest import ROOT, edit, simulate, snakemake
 from in_process import run_stages
 
-from plateloom import status
+from plateloom import driver, status
 from plateloom.engine import locks, parts
 from plateloom.errors import ModelMismatchError
+from plateloom.planning import Screen
 from plateloom.store import provenance
 from plateloom.store.provenance import read_json, recipe
 
@@ -412,6 +415,36 @@ def test_a_config_that_is_edited_while_a_run_is_under_way_holds_from_the_next_ru
     record = read_json(screen / "results/plates/P1/records/segmentation/part-0.json")
     assert len(record["computed"]) == 6 and not record["kept"]
     assert read_json(screen / CONVERSION)["attempts"] == 1, "only what the change concerns"
+
+
+@pytest.mark.slow
+def test_jobs_on_a_cluster_never_read_a_config_that_is_broken_while_a_run_is_under_way(tmp_path):
+    folder = simulate(tmp_path / "screen", rows=1, columns=2, size_px=64, cells_per_field=2.0)
+    submit = tmp_path / "submit.sh"  # a scheduler that takes its time: until then somebody saves half of an edit
+    submit.write_text("#!/bin/sh\necho 'channels: [' > config.yaml\nsh \"$1\" > job.txt 2>&1 &\necho $!\n")
+    submit.chmod(0o755)
+    cluster = ["--executor", "cluster-generic", "--cluster-generic-submit-cmd", str(submit), "--jobs", "2"]
+    waits = ["--seconds-between-status-checks", "1", "--max-status-checks-per-second", "10", "--latency-wait", "1"]
+    snakemake(folder, *cluster, *waits, "--retries", "0", "--until", "convert_plate")
+    assert read_json(folder / CONVERSION)["status"] == "done"
+    assert (folder / "config.yaml").read_text() == "channels: [\n"
+
+
+def test_the_second_phase_of_a_run_goes_on_with_what_it_began_with(screen, monkeypatch):
+    monkeypatch.setattr(driver, "_listen", lambda: None)
+    began = Screen(yaml.safe_load((screen / "config.yaml").read_text())).freeze()
+    provenance.write_json(driver.FROZEN, began | {"failed_stages": {"P1": ["latent"]}, "complete_plates": ["P1"]})
+    edit(screen, lambda settings: settings.update(pixel_size_um=1.5))
+    edited = yaml.safe_load((screen / "config.yaml").read_text()) | {"complete_only": 1}
+    with mock.patch.dict(os.environ), locks.hold(driver.LOCK, wait=False):
+        os.environ[driver.PHASE] = str(os.getpid() + 1)
+        assert driver.read_frozen(main=True) is None, "a run of its own"
+        os.environ[driver.PHASE] = str(os.getpid())
+        opened = driver.open_screen(edited, main=True)
+        driver.begin_run(opened)
+    said = read_json(driver.FROZEN)
+    assert said["config"] == began["config"] | {"complete_only": True} and edited == said["config"]
+    assert (said["complete_plates"], said["failed_stages"]) == ([], {}), "what is complete is found anew"
 
 
 def test_every_test_that_the_page_of_faults_names_is_there():
