@@ -290,25 +290,27 @@ def _last_error(log):
     return "" if message.startswith(("KeyboardInterrupt", "SystemExit")) else message
 
 
-def find_causes(states):
+def find_causes(states, *, unbegun=False):
     """Why stages are not done, each cause once.
 
     Parameters
     ----------
     states : dict
         From `read_screen`.
+    unbegun : bool
+        Whether that nobody has begun yet is a cause as well.
 
     Returns
     -------
     list of Cause
-        In the order of the stages. What is done, not begun yet, or merely waits, is no cause.
+        In the order of the stages. What is done, or merely waits, is no cause.
     """
     causes = {}
     for where, stage, state in _walk(states):
         plates, following = [where] if where else list(states["plates"]), later(stage, states["after"])
         if state.state == MISSING and not state.waits_for and _was_there(states, plates, following):
             state = dataclasses.replace(state, reason=GONE)
-        elif state.state in (DONE, MISSING) or state.waits_for:
+        elif state.state == DONE or state.waits_for or (state.state == MISSING and not unbegun):
             continue
         waiting = {
             name

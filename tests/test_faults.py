@@ -434,7 +434,7 @@ def test_the_second_phase_of_a_run_goes_on_with_what_it_began_with(screen, monke
     monkeypatch.setattr(driver, "_listen", lambda: None)
     began = Screen(yaml.safe_load((screen / "config.yaml").read_text())).freeze()
     provenance.write_json(driver.FROZEN, began | {"failed_stages": {"P1": ["latent"]}, "complete_plates": ["P1"]})
-    edit(screen, lambda settings: settings.update(pixel_size_um=1.5))
+    edit(screen, lambda settings: settings["conversion"].update(pixel_size_um=1.5))
     edited = yaml.safe_load((screen / "config.yaml").read_text()) | {"complete_only": 1}
     with mock.patch.dict(os.environ), locks.hold(driver.LOCK, wait=False):
         os.environ[driver.PHASE] = str(os.getpid() + 1)

@@ -1,11 +1,12 @@
 """`plateloom rerun`: what is chosen is made again, with what follows; nothing else is touched."""
 
 import functools
+import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import TO_PROFILES, TRUNCATED, WITHOUT_GFP, call
+from conftest import TO_PROFILES, TRUNCATED, WITHOUT_GFP, call, edit
 from in_process import run_stages
 
 from plateloom.cli import rerun, run, verify
@@ -148,6 +149,22 @@ def test_a_dry_run_removes_nothing(done):
     said = ask("--from", "quality", "-n")
     assert "P1: quality (12 wells: A01, A02" in said
     assert forget() == before and tables() == files
+
+
+def test_what_the_run_does_beside_is_said_whatever_was_chosen(done, monkeypatch):
+    edit(done, lambda settings: settings["features"].update(texture_scales=[2]))
+    shutil.copytree("raw/P1", "raw/P2")
+    Path("plates.tsv").write_text(Path("plates.tsv").read_text() + "P2\traw/P2\tpattern\t\t\n")
+    options = ["--plate", "P1", "--well", "A02", "--from", "quality"]
+    said = ask(*options, "-n")
+    assert said.startswith("P1: quality (A02): asked for")
+    beside, then = said.partition("this run also does:\n")[2].split("then: ")
+    for line in ("conversion of P2: missing", "features of P1: stale: settings have changed"):
+        assert f"  {line}" in beside, beside
+    assert {"flagging", "profiling", "profiles", "report", "screen_report"} <= set(then.strip().split(", "))
+    assert not {"conversion", "training"} & set(then.strip().split(", ")), "the first, and one that is switched off"
+    monkeypatch.setattr(rerun, "_run", lambda *_: 0)
+    assert said in ask(*options)
 
 
 def test_by_default_what_has_failed_is_tried_again(done):

@@ -25,9 +25,10 @@ from plateloom.errors import ConfigError, did_you_mean, some_of
 @click.option("--profile", "profiles", multiple=True, metavar="NAME", help="As of `plateloom run`.")
 @click.option("--cores", default=None, metavar="N", help="As of `plateloom run`.")
 def command(folder, failed, plates, wells, first, dry_run, profiles, cores):
-    """Make results of SCREEN again and everything that follows from them; the rest is not touched.
+    """Make results of SCREEN again, and run it: what follows from them, and whatever else a run has to do there.
 
-    What a plain `plateloom run` does by itself needs no rerun: it goes on with what was interrupted, and notices mended
+    Only what was chosen is removed. Changed settings, new files and failed jobs, of other plates too, are the work of the
+    same run; what that is stands below what was chosen, also with --dry-run. What a plain `plateloom run` does by itself needs no rerun: it goes on with what was interrupted, and notices mended
     files and changed settings. Exit code: that of the run; with --dry-run 0; 2 if nothing was chosen that there is.
 
     \b
@@ -40,7 +41,7 @@ def command(folder, failed, plates, wells, first, dry_run, profiles, cores):
     from plateloom.cli.run import check_cost, check_screen, end_earlier_jobs
     from plateloom.engine import locks
     from plateloom.repair import find_lasting, list_failed, list_made, remove_damaged
-    from plateloom.status import find_causes, read_screen
+    from plateloom.status import read_screen
     from plateloom.wells import parse_well, well_name
 
     check_screen(folder)
@@ -73,10 +74,8 @@ def command(folder, failed, plates, wells, first, dry_run, profiles, cores):
         if lasting and not again:
             raise ConfigError("nothing can be made again from the images on; --from segmentation keeps them")
         if not again:
-            for cause in find_causes(states):
-                click.echo(f"{cause.stage} {cause.state}: {cause.reason}")
             click.echo("nothing is to be made again; the run does what is left")
-        for line in _lines(again):
+        for line in [*_lines(again), *_lines_beside(again, states)]:
             click.echo(line)
         if dry_run:
             sys.exit(0)
@@ -123,6 +122,23 @@ def _lines(again):
     order = list(STAGES)
     for plate, stage, reason in sorted(grouped, key=lambda key: (key[0] == "", key[0], order.index(key[1]))):
         yield f"{plate or 'the screen'}: {stage}{_which(grouped[plate, stage, reason])}: {reason}"
+
+
+def _lines_beside(again, states):
+    """What the run does beside, of the whole screen, and the stages that follow from all of it."""
+    from plateloom.cli.status import describe_cause
+    from plateloom.planning import STAGES
+    from plateloom.status import DEFERRED, LEFT, find_causes, later
+
+    causes = [cause for cause in find_causes(states, unbegun=True) if cause.state in (*LEFT, DEFERRED)]
+    if causes:
+        yield "this run also does:"
+        yield from (f"  {describe_cause(cause)}" for cause in causes)
+    found = {stage for stages in [*states["plates"].values(), states["screen"]] for stage in stages}
+    first = {one.stage for one in again} | {cause.stage for cause in causes}
+    following = {name for stage in first for name in later(stage, states["after"])}
+    if then := [stage for stage in STAGES if stage in following & found]:
+        yield f"then: {', '.join(then)}"
 
 
 def _which(wells):

@@ -113,7 +113,7 @@ def _show_screen(console, folder, states, everything):
     if causes:
         show("")
     for cause in causes:
-        show(_describe(cause, everything), COLORS[cause.state])
+        show(describe_cause(cause, everything), COLORS[cause.state])
         for log in cause.logs[:1] if cause.state in ("failed", "interrupted") else []:
             show(f"    {folder / log}{f' and {len(cause.logs) - 1} more' if len(cause.logs) > 1 else ''}")
     for plate, wells in held.items():
@@ -209,7 +209,7 @@ def _abbreviate(names):
     return found
 
 
-def _describe(cause, everything):
+def describe_cause(cause, everything=False):
     """One line: which stage of which plates, what is wrong, and how much waits for it."""
     where = f"of {some_of(cause.plates, len(cause.plates) if everything else 5)}" if cause.plates else "of the screen"
     word = "not made" if cause.state == "quarantined" and not cause.plates else cause.state
