@@ -255,6 +255,48 @@ def _learn(screen, stage, sizes):
     return fixed, max(0.0, sum(seconds for seconds, _ in spent) - fixed * len(spent)) / work, len(spent)
 
 
+def count_seconds(screen, stage, records):
+    """Count what jobs of a stage would take that make all of their results, by the records of those that have made them.
+
+    A job that kept some wells of an earlier one tells of them by the others. One that kept all tells nothing: other jobs of
+    the screen do, or the rates that Plateloom comes with.
+
+    Parameters
+    ----------
+    screen : Screen
+    stage : str
+    records : list of dict
+
+    Returns
+    -------
+    list of float
+        [core-s], one per record.
+    """
+    spent = [record.get("seconds", 0) * max(1, record.get("threads", 1)) for record in records]
+    if not any(record.get("kept") for record in records):
+        return spent
+    sizes = {plate: _converted_size(screen, plate) for plate in screen.complete_plates}
+    total, cells = sum(size.gigapixels for size in sizes.values()), _most_cells(sizes)
+    fixed, rate, _ = _learn(screen, stage, sizes)
+    for i, record in enumerate(records):
+        made, kept, size = len(record.get("computed", ())), len(record.get("kept", ())), sizes.get(record.get("plate"))
+        if made:
+            begun = min(fixed, spent[i])
+            spent[i] = begun + (spent[i] - begun) * (made + kept) / made
+        elif kept:
+            work = _work(screen, stage, size, size.gigapixels if size else total, cells) / (record.get("parts") or 1)
+            spent[i] = max(spent[i], fixed + rate * work)
+    return spent
+
+
+def _converted_size(screen, plate):
+    """How large a plate is by what assembly has recorded, as far as costs go by it; no image is read."""
+    facts = (read_json(screen.folder / layout.record_path(plate, "assembly")) or {}).get("facts", {})
+    height, width, *_ = facts.get("accepted") or (0, 0)
+    channels, planes = len(screen.config.channels), facts.get("planes", 1)
+    return PlateSize(0, facts.get("fields", 0), (height, width), channels, planes=planes)
+
+
 def _fresh_records(screen, stage, plate):
     """Records of jobs that have made all that they vouch for: others say nothing of what it costs."""
     paths = [screen.folder / path for path in screen.records(stage, plate)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from plateloom.estimate import count_seconds
 from plateloom.planning import STAGES, nearest_stages
 from plateloom.status import later
 from plateloom.store.provenance import read_json
@@ -18,9 +19,11 @@ class Changed:
     plates : set of str
         Empty for a stage of the screen.
     core_seconds : float
-        [s] that these jobs took, times their cores. Jobs that kept wells of an earlier one took less than all would.
+        [s] that these jobs took, times their cores, and would have taken had they kept nothing of earlier ones.
     codes : set of str
         Digests of the stage's own code that made these results and is not the present one; empty where it merely follows.
+    estimated : bool
+        Whether some of these jobs kept wells, so that what all of them cost is an estimate.
     """
 
     stage: str
@@ -28,6 +31,7 @@ class Changed:
     plates: set = dataclasses.field(default_factory=set)
     core_seconds: float = 0.0
     codes: set = dataclasses.field(default_factory=set)
+    estimated: bool = False
 
 
 def find_changed(screen, last=()):
@@ -44,7 +48,7 @@ def find_changed(screen, last=()):
     list of Changed
         In the order of the stages; what nobody would make again is not among them.
     """
-    found, hit, after = {}, set(), nearest_stages(screen.config)
+    found, made, hit, after = {}, {}, set(), nearest_stages(screen.config)
     for stage in screen.stages():
         if last and not {stage, *later(stage, after)} & set(last):
             continue
@@ -63,7 +67,10 @@ def find_changed(screen, last=()):
             one.jobs += len(again)
             one.plates |= {plate} if plate else set()
             one.codes |= {record.get("code", "") for record in own}
-            one.core_seconds += sum(record.get("seconds", 0) * max(1, record.get("threads", 1)) for record in again)
+            made.setdefault(stage, []).extend(again)
+    for stage, one in found.items():  # at once for all plates, whose jobs tell of each other
+        one.core_seconds = sum(count_seconds(screen, stage, made[stage]))
+        one.estimated = any(record.get("kept") for record in made[stage])
     return list(found.values())
 
 
@@ -80,4 +87,8 @@ def describe(changed):
         why = "its code has changed" if one.codes else "follows"
         jobs = f"{one.jobs} job{'s' * (one.jobs != 1)}"
         lines.append(f"{one.stage}: {why}: {where}{jobs}, {one.core_seconds / 3600:.2g} core-hours")
-    return [*lines, f"in all at least {core_hours(changed):.2g} core-hours, by what these jobs took"]
+    if any(one.estimated for one in changed):
+        how = "about {}, by what these jobs took; what some of them kept of earlier ones is estimated"
+    else:
+        how = "at least {}, by what these jobs took"
+    return [*lines, "in all " + how.format(f"{core_hours(changed):.2g} core-hours")]

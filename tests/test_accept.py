@@ -4,16 +4,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TO_PROFILES, call
+from conftest import TO_PROFILES, call, edit
 from in_process import run_stages
 
 from plateloom.acceptances import TABLE
-from plateloom.cli import accept, rerun, trace
+from plateloom.cli import accept, rerun, run, trace
 from plateloom.cli.run import check_cost
 from plateloom.errors import ConfigError
+from plateloom.estimate import RATES
 from plateloom.planning import Screen
 from plateloom.status import read_screen
-from plateloom.store.provenance import digest, read_json
+from plateloom.store.provenance import digest, read_json, write_json
 from plateloom.upgrades import core_hours, find_changed
 
 FOLLOWING = ["segmentation", "features", "profiling"]
@@ -60,10 +61,12 @@ def test_the_cost_is_that_of_the_jobs_and_of_all_that_follows(profiled, upgrade)
     assert [one.stage for one in find_changed(open_screen(), ["segmentation"])] == ["segmentation"]
 
 
-def test_a_run_asks_before_much_work_and_not_before_little(profiled, upgrade, capsys):
+def test_a_run_asks_before_much_work_and_says_it_before_little(profiled, upgrade, capsys, monkeypatch):
     upgrade("segmentation", version=2)
-    check_cost(Path("."))
+    assert "made again: segmentation, features, profiling (" in check_cost(Path("."))
     assert capsys.readouterr().out == "", "a small screen is not worth a question"
+    monkeypatch.setattr(run, "run_group", lambda arguments: 0)
+    assert call(run.command, ".", "--dry-run").count("Plateloom's code has changed; made again: segmentation") == 1
     set_bound(0)
     with pytest.raises(ConfigError) as refused:
         check_cost(Path("."))
@@ -80,6 +83,35 @@ def test_a_run_asks_before_much_work_and_not_before_little(profiled, upgrade, ca
     assert (PLATE / "features/A02.parquet").read_bytes() == before, (
         "nothing is removed before a run that does not begin"
     )
+
+
+def test_what_jobs_have_kept_of_earlier_ones_costs_what_it_did(profiled, upgrade):
+    """Cut into other parts, a plate keeps its wells: its jobs then took no time, and making it all again takes as long as ever."""
+    for stage in FOLLOWING:
+        (PLATE / f"records/{stage}/part-0.json").unlink()
+    run_stages(profiled, TO_PROFILES)
+    assert not record("features")["computed"] and record("features")["kept"]
+    upgrade("segmentation", version=2)
+    rates = [RATES[stage] for stage in FOLLOWING]
+    pixels = 1e-9 * 12 * 3 * 256 * 256
+    spent = {one.stage: one.core_seconds for one in find_changed(open_screen())}
+    assert list(spent.values()) == [pytest.approx(fixed + rate * pixels, rel=0.2) for fixed, rate in rates]
+    set_bound(sum(spent.values()) / 3600 / 2)
+    with pytest.raises(ConfigError, match="in all about .* kept of earlier ones is estimated"):
+        check_cost(Path("."))
+    half = record("features") | {"parts": 2, "threads": 2}
+    edit(profiled, lambda settings: settings.update(parts=2))
+    wells = half["kept"]
+    for part, made, kept in ((0, wells[:6], []), (1, [], wells[6:])):
+        said = {"part": part, "computed": made, "kept": kept, "seconds": 1800.0 if made else 0.01}
+        write_json(PLATE / f"records/features/part-{part}.json", half | said)
+    spent = {one.stage: one.core_seconds for one in find_changed(open_screen())}
+    assert spent["features"] == pytest.approx(7200), "another job of the screen tells"
+    said = {"part": 0, "computed": wells[:2], "kept": wells[2:6], "seconds": 1005.0}
+    write_json(PLATE / "records/features/part-0.json", half | said)
+    (PLATE / "records/features/part-1.json").unlink()
+    spent = {one.stage: one.core_seconds for one in find_changed(open_screen())}
+    assert spent["features"] == pytest.approx(10 + 3 * 2000), "those wells that were computed tell of the others"
 
 
 def test_what_is_kept_is_current_and_made_by_the_earlier_code(profiled, upgrade):

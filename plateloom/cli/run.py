@@ -73,8 +73,8 @@ def command(folder, profiles, cores, until, dry_run, recompute, unattended, snak
     warnings = check_screen(folder, sources=not unattended)
     last = [_last_stage(folder, stage) for stage in until]
     options += ["--until", *(STAGES[stage].script for stage in last)] if last else []
-    if not recompute:
-        check_cost(folder, last, ask=not dry_run)
+    if not recompute and (little := check_cost(folder, last, ask=not dry_run)):
+        click.echo(little)
     _check_writable(folder)
     if not unattended:
         for line in warnings[:SHOWN]:
@@ -293,15 +293,24 @@ def check_screen(folder, *, sources=True):
 
 
 def check_cost(folder, last=(), *, ask=True):
-    """Refuse a run that would make much work again only because code has changed; without `ask`, just say it."""
+    """Refuse a run that would make much work again only because code has changed; without `ask`, just say it.
+
+    Returns
+    -------
+    str
+        What to say of a little work; empty where there is none, or was said.
+    """
     from plateloom.config import read_config
     from plateloom.planning import Screen
     from plateloom.upgrades import core_hours, describe, find_changed
 
     screen = Screen(read_config(folder).model_dump(mode="json"), folder)
     changed = find_changed(screen, last)
+    if not changed:
+        return ""
     if core_hours(changed) <= screen.config.engine.recompute_without_asking_hours:
-        return
+        stages = ", ".join(one.stage for one in changed)
+        return f"Plateloom's code has changed; made again: {stages} ({core_hours(changed):.2g} core-hours)"
     name = shlex.quote(str(folder))
     stages = " ".join(f"--stage {one.stage}" for one in changed if one.codes)
     lines = [
@@ -313,6 +322,7 @@ def check_cost(folder, last=(), *, ask=True):
     if ask:
         raise ConfigError("\n".join(lines))
     click.echo("\n".join(lines))
+    return ""
 
 
 def _look_at_lock(folder):
