@@ -282,6 +282,31 @@ def test_labels_keep_the_contract_and_tiles_change_nothing(name, which, stand_in
     assert nothing["Cells"].max() == 0
 
 
+@each_adapter
+def test_what_no_field_covers_counts_in_no_percentile_and_has_no_objects(name, stand_ins):
+    _, paths = stand_ins
+    image, centers = draw()
+    params = WANTED | dict.fromkeys(("weights", "cells_weights"), paths[name])
+    wide = np.pad(image, ((0, 0), (0, 0), (0, image.shape[2])), constant_values=np.nan)
+    whole, tiled = (
+        segment_image(wide, CHANNELS, method=name, params=params, pixel_size_um=PIXEL_UM, tile_px=tile, device="cpu")
+        for tile in (None, 230)
+    )
+    for compartment, labels in whole.items():
+        np.testing.assert_array_equal(tiled[compartment], labels)
+        assert not labels[:, image.shape[2] :].any()
+    assert whole["Nuclei"].max() == len(centers)
+    method = load_method(METHODS, name, "segmentation method")
+    known = []
+    for one in (image, wide):
+        work = make_method(
+            method, method.Params(**params), CHANNELS, pixel_size_um=PIXEL_UM, shape=one.shape[1:], device="cpu"
+        )
+        tile = cut_tiles(one.shape[1:])[0]
+        known.append(work.combine([work.measure(one, tile.origin, tile.inner)])["nuclei"])
+    assert known[1]["low"] == known[0]["low"] and known[1]["high"] == known[0]["high"]
+
+
 @pytest.mark.slow
 @each_adapter
 def test_what_is_normalized_by_the_whole_image_is_what_the_network_sees(name, stand_ins):

@@ -459,6 +459,7 @@ def test_stitching_without_positions_is_refused():
 
 def test_every_field_of_a_stitched_well_is_corrected_with_its_own_shading(placed):
     from plateloom.stages.illumination import estimate_plate, read_corrected, shrink_field
+    from plateloom.stages.segmentation import _segment_tiles, segment_field
     from plateloom.store.flatfields import write_flatfields
 
     convert(settings_with(layout="stitched"))
@@ -470,6 +471,31 @@ def test_every_field_of_a_stitched_well_is_corrected_with_its_own_shading(placed
     np.testing.assert_allclose(whole[0, 1:97, 128:], expected, rtol=1e-5)
     window = (slice(3, 90), slice(100, 140))
     np.testing.assert_array_equal(read_corrected("P", "A01", 1, "f", window=window), whole[(slice(None), *window)])
+    chain = [{"method": "background", "parameters": {"radius_um": 4.0}, "channels": None}]
+    for restoration in ([], chain):
+        write_flatfields(
+            "results/plates/P/illumination.zarr",
+            {"DNA": flat, "GFP": flat},
+            {"fingerprint": "f"},
+            restoration=restoration,
+        )
+        whole = read_corrected("P", "A01", 1, "f", uncovered=np.nan)
+        nowhere = np.zeros((97, 248), bool)
+        nowhere[96, :120] = nowhere[0, 128:] = True
+        assert (np.isnan(whole) == nowhere).all()
+        for window in ((slice(60, 97), slice(0, 150)), (slice(90, 97), slice(30, 60)), (slice(96, 97), slice(0, 9))):
+            found = read_corrected("P", "A01", 1, "f", window=window, uncovered=np.nan)
+            np.testing.assert_array_equal(found, whole[(slice(None), *window)])
+        np.testing.assert_array_equal(read_corrected("P", "A01", 1, "f"), np.nan_to_num(whole))
+    where, settings = ("P", "A01", 1, "f"), {"method": "patches", "parameters": {}}
+    segment_field(*where, settings, "cpu", {"fingerprint": "whole"})
+    labels = store.read_labels(field_path("A01", 1), "Cells", made="whole")
+    np.testing.assert_array_equal(labels == 0, nowhere)
+    tasks, results = _segment_tiles(*where, settings, "cpu", {"fingerprint": "tiles"}, 64, 1), None
+    with pytest.raises(StopIteration):
+        while True:
+            results = [task[0](*task[1:]) for task in tasks.send(results)]
+    np.testing.assert_array_equal(store.read_labels(field_path("A01", 1), "Cells", made="tiles"), labels)
     settings = {"method": "none", "parameters": {}, "fields": 64}
     assert set(shrink_field(str(field_path("A01", 1)), 2, settings)) == {"DNA", "GFP"}
     record = "results/plates/P/records/illumination/part-0.json"

@@ -53,6 +53,18 @@ def test_patches_share_the_image_evenly_however_it_is_tiled(height, width, size,
         np.testing.assert_array_equal(image, whole[name])
 
 
+def test_what_no_field_covers_is_in_no_patch():
+    image = np.zeros((1, 60, 60), np.float32)
+    image[:, :30, :40] = np.nan
+    labels = [
+        segment_image(image, ["DNA"], method="patches", params={"size_um": 30.0}, pixel_size_um=1.0, tile_px=tile_px)
+        for tile_px in (None, 25)
+    ]
+    np.testing.assert_array_equal(labels[0]["Cells"], labels[1]["Cells"])
+    np.testing.assert_array_equal(labels[0]["Cells"] == 0, np.isnan(image[0]))
+    assert labels[0]["Cells"].max() == 3
+
+
 def test_sizes_are_in_micrometers():
     assert segment((100, 100), size_um=25.0, pixel_size_um=0.5)["Cells"].max() == 4
     np.testing.assert_array_equal(np.diff(share_evenly(1080, 250.0)), 270)

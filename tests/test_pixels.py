@@ -381,6 +381,21 @@ def test_tiles_give_the_labels_of_the_whole_image(model_file, more):
             np.testing.assert_array_equal(tiled[name], labels, err_msg=f"{name}, tiles of {tile_px} px")
 
 
+def test_what_no_field_covers_has_no_objects_and_tiles_change_nothing(model_file):
+    image = intensities(render_field(DESIGN, "P1", "A03", 1))
+    covered = np.ones(image.shape[1:], bool)
+    covered[:70, :80] = False
+    full, holed = segment(image, model_file), np.where(covered, image, np.float32(np.nan))
+    whole, tiled = segment(holed, model_file), segment(holed, model_file, tile_px=90)
+    away = ndimage.binary_erosion(covered, iterations=25, border_value=1)
+    for name, labels in whole.items():
+        np.testing.assert_array_equal(tiled[name], labels)
+        assert not labels[~covered].any()
+        assert ((labels > 0) != (full[name] > 0))[away].mean() < 0.01
+    with pytest.raises(ValueError, match="finite"):
+        segment(np.where(covered, image, np.float32(np.inf)), model_file)
+
+
 def test_probabilities_do_not_depend_on_the_block_in_which_pixels_are_filtered(trained, monkeypatch):
     image = intensities(render_field(DESIGN, "P1", "A03", 1))[:2]
     scaled = pixels.scale_channels(image, ["DNA", "ER"], trained.card, {})

@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from plateloom.errors import TileOverlapError
 from plateloom.segmentation import number, relabel, segment_image
+from plateloom.segmentation.matching import match_objects
 from plateloom.segmentation.watershed import Method, Params
 from plateloom.tiling import cut_tiles
 
@@ -91,6 +92,53 @@ def test_no_object_is_lost_doubled_or_cut(whole):
         np.testing.assert_array_equal(np.unique(found[name]), np.arange(expected[name].max() + 1))
         for value, window in enumerate(ndimage.find_objects(found[name].astype(int)), start=1):
             assert ndimage.label(found[name][window] == value, np.ones((3, 3)))[1] == 1, f"{name} {value} is in pieces"
+
+
+def missing(places):
+    """Which pixels are covered if fields at such places of a grid of 5 × 5 are missing."""
+    covered, (height, width) = np.ones(SHAPE, bool), (size // 5 for size in SHAPE)
+    for row, column in places:
+        covered[row * height : (row + 1) * height, column * width : (column + 1) * width] = False
+    return covered
+
+
+@pytest.mark.parametrize(
+    "places", [[], [(2, 2)], [(2, 2), (0, 4)], [(0, 0), (0, 4), (4, 0), (4, 4)]], ids=("0", "1", "2", "4 corners")
+)
+def test_missing_fields_change_nothing_away_from_them(whole, places):
+    image, expected = whole
+    covered = missing(places)
+    found = segment(np.where(covered, image, np.float32(np.nan)))
+    away = ndimage.binary_erosion(covered, iterations=30, border_value=1)
+    for name, labels in expected.items():
+        if not places:
+            np.testing.assert_array_equal(found[name], labels)
+        assert not found[name][~covered].any()
+        assert ((found[name] > 0) != (labels > 0))[away].mean() < 0.01
+    right, wrong, lost = match_objects(np.where(away, found["Nuclei"], 0), np.where(away, expected["Nuclei"], 0))
+    assert wrong + lost <= 0.01 * right
+
+
+def test_tiles_with_holes_have_the_labels_of_the_whole_image(whole):
+    covered = missing([(2, 2), (0, 4)])
+    covered[:, 396:399] = covered[561] = False  # gaps between fields, narrower than a kernel
+    image = np.where(covered, whole[0], np.float32(np.nan))
+    for border in ("keep", "drop"):
+        expected = segment(image, border=border)
+        for tile_px in (181, 230):
+            for name, labels in segment(image, tile_px, border=border).items():
+                np.testing.assert_array_equal(labels, expected[name])
+    beside = ndimage.binary_dilation(~covered)
+    assert not expected["Nuclei"][beside].any() and expected["Nuclei"].max() > 1000
+
+
+def test_the_rim_of_a_hole_is_as_the_edge_of_the_image(whole):
+    image = whole[0][:, :300, :300].copy()
+    alone, beside = segment(image[:, :, :200].copy()), image.copy()
+    beside[:, :, 200:] = np.nan
+    beside = segment(beside)
+    right, wrong, lost = match_objects(beside["Nuclei"][:, :200], alone["Nuclei"])
+    assert wrong + lost <= 0.01 * right and not beside["Cells"][:, 200:].any()
 
 
 def test_numbers_follow_the_raster_whatever_tile_was_ready_first(whole):

@@ -282,6 +282,31 @@ def test_tiles_of_a_simulated_field_give_the_labels_of_the_whole_field():
     assert 2 * tp / (2 * tp + fp + fn) > 0.9
 
 
+def test_what_no_field_covers_has_no_nuclei_and_tiles_change_nothing(fields):
+    image = fields[0][0]
+    covered = np.ones(image.shape, bool)
+    covered[60:, 70:] = covered[:, 30:33] = False
+    whole, *found = (
+        segment_image(
+            one[None],
+            ["DNA"],
+            method="unet",
+            params={"nucleus_diameter_um": 16.0},
+            pixel_size_um=1.0,
+            tile_px=tile_px,
+        )["Nuclei"]
+        for one, tile_px in (
+            (image, None),
+            (np.where(covered, image, np.float32(np.nan)), None),
+            (np.where(covered, image, np.float32(np.nan)), 70),
+        )
+    )
+    np.testing.assert_array_equal(*found)
+    assert not found[0][~covered].any()
+    away = ndimage.binary_erosion(covered, iterations=12, border_value=1)
+    assert ((found[0] > 0) != (whole > 0))[away].mean() < 0.01 < (whole > 0)[away].mean()
+
+
 def test_orientations_are_averaged_and_tiles_change_nothing(fields):
     """At 16 px per nucleus the image is its own grid: turned and flipped images then have turned and flipped maps."""
     image = fields[0][0][:, :152]

@@ -13,7 +13,8 @@ made once per image and pickles small::
     method.grow(view, nuclei, origin, core, thresholds)     uint32 labels of the core's cells
 
 A *view* is a tile with its halo, float32 (C, H, W); *origin* is where it begins in the image [px]; *core* is the part
-of it that the tile answers for. Views end at the edge of the image.
+of it that the tile answers for. Views end at the edge of the image. NaN in every channel is a pixel that no field covers (see
+`plateloom.segmentation.holes`): it counts nowhere, and is in no object.
 
 A method that computes on a GPU takes ``device`` as well (`make_method`). Its module may say in ``TOGETHER`` how many images
 or tiles threads of one process are to work on side by side, for a network that answers them as one batch, and in
@@ -53,7 +54,8 @@ def segment_image(image, channels, *, method="watershed", params=None, pixel_siz
     Parameters
     ----------
     image : ndarray of float32, shape (C, Y, X)
-        Illumination-corrected intensities in [0, 1]. Its bit depth and brightness do not matter.
+        Illumination-corrected intensities in [0, 1]. Its bit depth and brightness do not matter. NaN in every channel: no
+        field covers the pixel.
     channels : sequence of str, length C
         Names of the channels.
     method : str
@@ -78,7 +80,7 @@ def segment_image(image, channels, *, method="watershed", params=None, pixel_siz
     UnknownMethodError
         If the method is not registered.
     ValueError
-        If a channel is missing, or the image has not one name per channel or is not finite.
+        If a channel is missing, or the image has not one name per channel or is not finite where a field covers it.
     """
     import numpy as np
 
@@ -154,6 +156,8 @@ def segment_volume(image, channels, *, method="volume", params=None, pixel_size_
     if image.dtype.kind != "f":
         raise ValueError(f"Expected intensities from 0 to 1, found {image.dtype}; divide by the largest value.")
     image = image.astype(np.float32, copy=False)
+    if not np.isfinite(image).all():
+        raise ValueError("The image has pixels that are not finite numbers; mend or leave out the field.")
     module = load_method(METHODS, method, "segmentation method")
     if not works_on_volumes(method):
         raise ValueError(f"{method} segments planes; call segment_image.")

@@ -331,7 +331,7 @@ def finish_nuclei(peak_of, image, background, trim, min_contrast, ring_px, min_a
     peak_of : ndarray of int32, shape (Y, X)
         What `climb` returned.
     image : ndarray of float32, shape (Y, X)
-        Smoothed nuclei channel.
+        Smoothed nuclei channel; NaN counts in no surroundings.
     background : float
         Intensity of the background.
     trim : float in [0, 1)
@@ -398,7 +398,7 @@ def finish_nuclei(peak_of, image, background, trim, min_contrast, ring_px, min_a
         n = 0
         for y in range(max(top - ring_px, 0), min(bottom + ring_px + 1, height)):
             for x in range(max(left - ring_px, 0), min(right + ring_px + 1, width)):
-                if peaks[y * width + x] != peaks[own[0]]:
+                if peaks[y * width + x] != peaks[own[0]] and not np.isnan(value[y * width + x]):
                     ring[n] = value[y * width + x]
                     n += 1
         if n > 0 and brightness - np.partition(ring[:n], n // 10)[n // 10] < min_contrast:

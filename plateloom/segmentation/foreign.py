@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from plateloom.errors import ModelMismatchError
 from plateloom.segmentation import watershed
 from plateloom.segmentation.blocks import Blocks
+from plateloom.segmentation.holes import fill, find_covered
 from plateloom.segmentation.thresholds import bin_values, quantile
 
 
@@ -202,17 +203,20 @@ class NetworkMethod:
         if not (window[index] > known["threshold"]).any():
             return np.zeros(window.shape[1:], np.int32)
         names = ["nuclei"] if role == "nuclei" else ["nuclei", "cells"]
+        covered = find_covered(window)
+        planes = {name: fill(window[self._index(name)], covered, thresholds[name]["background"]) for name in names}
         pixels = np.stack(
             [
-                (window[self._index(name)] - thresholds[name]["low"])
-                / (thresholds[name]["high"] - thresholds[name]["low"])
+                (planes[name] - thresholds[name]["low"]) / (thresholds[name]["high"] - thresholds[name]["low"])
                 for name in names
             ]
         ).astype(np.float32)
         weights = self.params.weights if role == "nuclei" else self.params.cells_weights
         labels = self.find(pixels, role, weights, self.nuclei_px if role == "nuclei" else self.cells_px)
         labels = np.asarray(labels).astype(np.int32)
-        total = np.bincount(labels.ravel(), weights=window[index].ravel())
+        if covered is not None:
+            labels[~covered] = 0
+        total = np.bincount(labels.ravel(), weights=planes[role].ravel())
         mean = total / np.maximum(np.bincount(labels.ravel()), 1)
         faint = mean < known["background"] + self.params.min_contrast * known["spread"]
         return np.where(faint[labels], 0, labels)

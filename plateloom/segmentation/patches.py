@@ -7,6 +7,8 @@ is on it.
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from plateloom.segmentation.holes import find_covered
+
 OBJECTS = "What is called a cell is a patch of an image here (segmentation.method patches)."
 MEASURED = ("Cells",)  # nuclei would say the same once more, and cytoplasm nothing
 SMALLEST_PX = 8
@@ -60,12 +62,17 @@ class Patches:
         return {}
 
     def seed(self, view, origin, core, thresholds):
-        """Patches of the core: 1 + index of the patch's first pixel in the raster of the whole image, int64."""
+        """Patches of the core: 1 + index of the patch's first pixel in the raster of the whole image, int64.
+
+        Pixels that no field covers are in none.
+        """
         firsts = []
         for edges, start, part in zip(self.edges, origin, core, strict=True):
             place = np.arange(start + part.start, start + part.stop)
             firsts.append(edges[np.searchsorted(edges, place, side="right") - 1])
-        return firsts[0][:, None] * self.shape[1] + firsts[1] + 1
+        ids = firsts[0][:, None] * self.shape[1] + firsts[1] + 1
+        covered = find_covered(view)
+        return ids if covered is None else np.where(covered[core], ids, 0)
 
     def grow(self, view, nuclei, origin, core, thresholds):
         """Cells are the patches: uint32."""

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from plateloom.errors import ModelMismatchError, TileOverlapError, did_you_mean
 from plateloom.segmentation import watershed
 from plateloom.segmentation.filters import filter_image, reach_px
+from plateloom.segmentation.holes import find_covered
 from plateloom.segmentation.pixel_model import apply_forest, load_pixel_model
 from plateloom.tiling import cut_tiles
 
@@ -139,14 +140,17 @@ def scale_channels(image, channels, card, known):
     Returns
     -------
     ndarray of float32, shape (number of the classifier's channels, H, W)
-        Intensities as they are where the card says `absolute`.
+        Intensities as they are where the card says `absolute`; 0 where no field covers the image.
     """
+    covered = find_covered(image)
     chosen = np.stack([image[list(channels).index(name)] for name in card["channels"]]).astype(np.float32)
     for plane, name in zip(chosen, card["channels"], strict=True):
         if name in known:
             low, high = known[name]["background"], known[name]["foreground"]
             plane -= np.float32(low)
             plane /= np.float32(max(high - low, 1e-9))
+    if covered is not None:
+        chosen[:, ~covered] = 0
     return chosen
 
 
@@ -247,8 +251,10 @@ class Pixels:
 
     def measure(self, view, origin, core):
         """Count the intensities of the core: dict of ``channels`` and, with a cells channel, ``cells``."""
+        covered = find_covered(view)
         for name in self.model.card["channels"]:
-            if not np.isfinite(view[self.channels.index(name)][core]).all():
+            pixels = view[self.channels.index(name)][core]
+            if not np.isfinite(pixels if covered is None else pixels[covered[core]]).all():
                 raise ValueError(
                     f"The channel {name} has pixels that are not finite numbers; mend or leave out the field."
                 )
@@ -335,6 +341,8 @@ class Pixels:
         nuclei = found[classes.index(self.params.nuclei_class)]
         cells = nuclei + found[classes.index(self.params.cells_class)] if self.params.cells_class else nuclei
         maps = np.stack([nuclei, cells])
+        if (covered := find_covered(view)) is not None:
+            maps[:, ~covered] = np.nan
         if whole:
             self.kept = (key, maps)
         return maps

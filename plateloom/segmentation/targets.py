@@ -59,7 +59,7 @@ def make_targets(labels):
     return np.stack([inside, distance, (highest > 0) & (lowest < highest)]).astype(np.float32)
 
 
-def find_nuclei(maps, *, log_odds, prominence, diameter_px, hole_px, cap_px, flood_px, reach_px):
+def find_nuclei(maps, *, log_odds, prominence, diameter_px, hole_px, cap_px, flood_px, reach_px, covered=None):
     """Part the foreground that a network sees into nuclei.
 
     Parameters
@@ -79,6 +79,8 @@ def find_nuclei(maps, *, log_odds, prominence, diameter_px, hole_px, cap_px, flo
         Depth in the foreground is told apart up to this [px].
     flood_px, reach_px : int
         How far passes are looked for, and how far a pixel may be from its peak [px], see `climb`.
+    covered : ndarray of bool, shape (Y, X), optional
+        Where there is an image; default: everywhere.
 
     Returns
     -------
@@ -89,10 +91,14 @@ def find_nuclei(maps, *, log_odds, prominence, diameter_px, hole_px, cap_px, flo
     mask = foreground > np.float32(log_odds)
     if hole_px:
         fill_holes(mask, hole_px)
+    solid = mask
+    if covered is not None:
+        mask &= covered
+        solid = mask | ~covered
     # The odds as a straight line: unlike an exponential it is rounded alike by every processor.
     meeting = np.clip(0.5 + boundary.astype(np.float64) / 4, 0.0, 1.0)
     height = np.clip(distance.astype(np.float64), 0.0, 2.0) * (1 - MEETING * meeting)
     landscape = np.rint(height * _HEIGHT).astype(np.int32) + 1
     # A peak nearer to the background than this is the ripple of an outline.
     weak = int((0.3 * diameter_px / 2) ** 2)
-    return climb(landscape, mask, squared_distance(mask, cap_px), prominence, weak, flood_px, reach_px)
+    return climb(landscape, mask, squared_distance(solid, cap_px), prominence, weak, flood_px, reach_px)

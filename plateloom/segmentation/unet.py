@@ -12,9 +12,9 @@ from functools import partial
 
 import numpy as np
 from pydantic import Field
-from scipy.ndimage import gaussian_filter
 
 from plateloom.segmentation import watershed
+from plateloom.segmentation.holes import blur, fill, find_covered
 from plateloom.segmentation.network_file import SHIPPED, hash_file, multiple_of, reach_of, read_network_file
 from plateloom.segmentation.rescaling import TRUNCATE, sample_points, sample_view, support_px
 from plateloom.segmentation.targets import find_nuclei
@@ -150,8 +150,10 @@ class UNet(watershed.Watershed):
 
     def _read(self, maps, view, origin, core, known):
         """Read the core's nuclei from the maps of a view."""
+        covered = find_covered(view)
         peak_of = find_nuclei(
             maps,
+            covered=covered,
             log_odds=self.log_odds,
             prominence=self.prominence,
             diameter_px=self.diameter_px,
@@ -160,9 +162,9 @@ class UNet(watershed.Watershed):
             flood_px=self.flood_px,
             reach_px=self.reach_px,
         )
-        smooth = gaussian_filter(view[self.nuclei_index], self.smoothing_px, truncate=TRUNCATE)
+        smooth = blur(view[self.nuclei_index], self.smoothing_px, covered, truncate=TRUNCATE)
         # The network has drawn the outline: no pixel is trimmed for being dim.
-        return self._finish(peak_of, smooth, known | {"background": -1.0}, 0.0, origin, core)
+        return self._finish(peak_of, smooth, known | {"background": -1.0}, 0.0, origin, core, covered)
 
     def predict(self, view, origin, thresholds):
         """Run the network on a view.
@@ -185,7 +187,8 @@ class UNet(watershed.Watershed):
 
         known, size = thresholds["nuclei"], view.shape[1:]
         run = load(*self.file, self.device, self.mixed) if self.network is None else partial(run_network, self.network)
-        pixels = prepare_input(view[self.nuclei_index], known["background"], known["foreground"])
+        pixels = fill(view[self.nuclei_index], find_covered(view), known["background"])
+        pixels = prepare_input(pixels, known["background"], known["foreground"])
         points, first = sample_view(pixels, origin, self.shape, self.scale, self.multiple)
         if 0 in points.shape:
             return np.full((3, *size), -9.0, np.float32)

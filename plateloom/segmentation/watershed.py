@@ -10,10 +10,11 @@ from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import binary_dilation, gaussian_filter
 
 from plateloom.errors import TileOverlapError
 from plateloom.segmentation.declumping import box_sum, climb, fill_holes, finish_nuclei, squared_distance
+from plateloom.segmentation.holes import blur, fill, find_covered
 from plateloom.segmentation.propagation import propagate_labels
 from plateloom.segmentation.thresholds import (
     bin_values,
@@ -229,26 +230,29 @@ class Watershed:
         dict of str to ndarray of int64, shape (4, B)
             For ``nuclei``, and ``cells`` where they have a channel: histograms of the smoothed intensities, of their
             differences at a distance, of second differences between direct neighbors, and of the intensities as they
-            came. They add up over tiles.
+            came; pixels that no field covers are in none. They add up over tiles.
         """
         self._check(view, origin, core, "measure")
-        measured = {}
+        covered, measured = find_covered(view), {}
         for name, index in self._roles():
-            if not np.isfinite(view[index][core]).all():
+            plane = view[index]
+            if not np.isfinite(plane[core] if covered is None else plane[core][covered[core]]).all():
                 raise ValueError(
                     f"The {name} channel has pixels that are not finite numbers; mend or leave out the field."
                 )
-            smooth = gaussian_filter(view[index], self.smoothing_px, truncate=_TRUNCATE)
+            smooth = fill(blur(plane, self.smoothing_px, covered, truncate=_TRUNCATE), covered, np.nan)
             rows, columns = core
             lag = self._lag_px()
             strip = smooth[rows, columns.start : columns.stop + lag]
-            fine = view[index][rows, columns.start : columns.stop + 2]
+            fine = plane[rows, columns.start : columns.stop + 2]
             parts = (
                 smooth[core],
                 np.abs(strip[:, lag:] - strip[:, :-lag]),
                 np.abs(fine[:, 2:] - 2 * fine[:, 1:-1] + fine[:, :-2]),
-                view[index][core],
+                plane[core],
             )
+            if covered is not None:
+                parts = [part[~np.isnan(part)] for part in parts]
             measured[name] = np.stack([count_intensities(part) for part in parts])
         return measured
 
@@ -337,17 +341,22 @@ class Watershed:
         self._check(view, origin, core, "seed")
         params, known = self.params, thresholds["nuclei"]
         background = known["background"]
-        smooth = gaussian_filter(view[self.nuclei_index], self.smoothing_px, truncate=_TRUNCATE)
+        covered = find_covered(view)
+        smooth = blur(view[self.nuclei_index], self.smoothing_px, covered, truncate=_TRUNCATE)
         mask = smooth > np.float32(known["threshold"])
         if not mask.any():
             return np.zeros(smooth[core].shape, np.int64)
         if self.window_px:
-            mask &= self._above_surroundings(smooth, background)
+            mask &= self._above_surroundings(smooth, background, covered)
         if self.hole_px:
             fill_holes(mask, self.hole_px)
-        distance = squared_distance(mask, self.cap_px)
+        solid = mask
+        if covered is not None:  # what lies beyond a rim counts as inside, as beyond the edge of the image
+            mask &= covered
+            solid = mask | ~covered
+        distance = squared_distance(solid, self.cap_px)
         peak_of = climb(
-            self._landscape(smooth, mask, distance, background),
+            self._landscape(smooth, mask, distance, background, covered),
             mask,
             distance,
             1.0 if params.declump == "none" else params.prominence,
@@ -355,7 +364,7 @@ class Watershed:
             self.flood_px,
             self.reach_px,
         )
-        return self._finish(peak_of, smooth, known, params.outline, origin, core)
+        return self._finish(peak_of, smooth, known, params.outline, origin, core, covered)
 
     def grow(self, view, nuclei, origin, core, thresholds):
         """Grow the cells of the core from the nuclei.
@@ -388,12 +397,17 @@ class Watershed:
             return nuclei[core].copy()
         cap = math.ceil(self.distance_px)
         allowed = squared_distance(nuclei == 0, cap + 1) <= self.distance_px**2
+        covered = find_covered(view)
+        if covered is not None:
+            allowed &= covered
         if self.cells_index is None:
             # A path over a pixel grid is up to 8 % longer than the straight line.
             smooth, weight, reach_px = np.zeros(nuclei.shape, np.float32), 1.0, 1.09 * cap
         else:
             known = thresholds["cells"]
-            smooth = gaussian_filter(view[self.cells_index], self.smoothing_px, truncate=_TRUNCATE)
+            smooth = blur(view[self.cells_index], self.smoothing_px, covered, truncate=_TRUNCATE)
+            if covered is not None:
+                smooth[np.isnan(smooth)] = known["background"]
             bright = smooth > np.float32(known["threshold"])
             if self.hole_px:
                 fill_holes(bright, self.hole_px)
@@ -404,7 +418,7 @@ class Watershed:
         labels, _ = propagate_labels(nuclei, allowed, smooth, weight, reach_px * weight)
         return labels[core]
 
-    def _finish(self, peak_of, smooth, known, outline, origin, core):
+    def _finish(self, peak_of, smooth, known, outline, origin, core, covered):
         """Make nuclei of the pixels of each peak; returns the core's ids in the whole image."""
         ids = finish_nuclei(
             peak_of,
@@ -417,7 +431,7 @@ class Watershed:
             round(math.pi / 4 * self.max_diameter_px**2),
         )
         if self.params.border == "drop":
-            ids[np.isin(ids, self._at_border(ids, origin))] = 0
+            ids[np.isin(ids, self._at_border(ids, origin, covered))] = 0
         ids = ids[core].astype(np.int64)
         inside = ids != 0
         y, x = np.divmod(ids[inside] - 1, smooth.shape[1])
@@ -433,25 +447,29 @@ class Watershed:
         """Distance from which on smoothed noise is independent [px]."""
         return max(2, math.ceil(4 * self.smoothing_px))
 
-    def _above_surroundings(self, smooth, background):
+    def _above_surroundings(self, smooth, background, covered):
         """Where the image is above the mean of its window by the local threshold; sums are of whole numbers."""
-        whole = np.rint(smooth.astype(np.float64) * 2**24).astype(np.int64)
+        whole = np.rint(fill(smooth, covered, 0).astype(np.float64) * 2**24).astype(np.int64)
         total = box_sum(whole, self.window_px)
-        rows, columns = (
-            np.minimum(np.arange(size) + self.window_px + 1, size) - np.maximum(np.arange(size) - self.window_px, 0)
-            for size in smooth.shape
-        )
-        mean = total / np.outer(rows, columns) / 2**24
+        if covered is None:
+            rows, columns = (
+                np.minimum(np.arange(size) + self.window_px + 1, size) - np.maximum(np.arange(size) - self.window_px, 0)
+                for size in smooth.shape
+            )
+            count = np.outer(rows, columns)
+        else:
+            count = np.maximum(box_sum(covered.astype(np.int64), self.window_px), 1)
+        mean = total / count / 2**24
         return smooth - background > self.params.local_threshold * (mean - background)
 
-    def _landscape(self, smooth, mask, distance, background):
+    def _landscape(self, smooth, mask, distance, background, covered):
         """Heights that peak in the nuclei: depth in the mask, brightness relative to the surroundings, or both."""
         height = np.ones(mask.shape, np.float64)
         if self.params.declump != "intensity":
             depth = gaussian_filter(np.sqrt(distance.astype(np.float32)), self.shape_sigma_px, truncate=_TRUNCATE)
             height *= depth / (self.diameter_px / 2)
         if self.params.declump in ("both", "intensity"):
-            texture = gaussian_filter(smooth, self.texture_sigma_px, truncate=_TRUNCATE)
+            texture = fill(blur(smooth, self.texture_sigma_px, covered, truncate=_TRUNCATE), covered, background)
             texture = np.maximum(texture.astype(np.float64) - background, 0.0)
             total = box_sum(np.where(mask, np.rint(texture * 2**24), 0).astype(np.int64), self.texture_window_px)
             count = box_sum(mask.astype(np.int64), self.texture_window_px)
@@ -459,9 +477,9 @@ class Watershed:
             height *= np.sqrt(relative) if self.params.declump == "both" else relative
         return np.minimum(np.rint(height * _HEIGHT), 2**30).astype(np.int32) + 1
 
-    def _at_border(self, ids, origin):
-        """Ids that touch an edge of the view that is an edge of the image."""
-        edges = []
+    def _at_border(self, ids, origin, covered):
+        """Ids that touch an edge of the view that is an edge of the image, or what no field covers."""
+        edges = [] if covered is None else [ids[binary_dilation(~covered)]]
         if origin[0] == 0:
             edges.append(ids[0])
         if origin[1] == 0:

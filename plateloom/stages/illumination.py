@@ -3,6 +3,7 @@
 import hashlib
 
 import numpy as np
+from scipy import ndimage
 
 from plateloom import illumination, restoration
 from plateloom.engine.parts import Outcome, Unit, artefact_record, run_job
@@ -265,7 +266,9 @@ def usable_tiles(plate, wells):
     return {key: int(image) for key, image in sorted(images.items()) if key not in lost}
 
 
-def read_corrected(plate, well, field, flatfield, *, channels=None, window=(slice(None), slice(None)), z="max"):
+def read_corrected(
+    plate, well, field, flatfield, *, channels=None, window=(slice(None), slice(None)), z="max", uncovered=0.0
+):
     """Read a field's pixels, corrected for illumination and restored as the config says.
 
     Of an image that keeps z planes, the brightest value below each pixel is corrected, unless a plane is asked for.
@@ -282,6 +285,8 @@ def read_corrected(plate, well, field, flatfield, *, channels=None, window=(slic
         Rows and columns [px].
     z : int or 'max'
         Plane, of an image that keeps them.
+    uncovered : float
+        Of pixels of a stitched image where no field lies.
 
     Returns
     -------
@@ -293,29 +298,46 @@ def read_corrected(plate, well, field, flatfield, *, channels=None, window=(slic
     names = described["channels"]
     chosen = names if channels is None else list(channels)
     chain = read_restoration(plate_folder(plate) / "illumination.zarr", flatfield)
-    shape = store.image_shape(path)[-2:]
+    shape, stitched = store.image_shape(path)[-2:], mosaic_of(path)
     if chain:
         halo = restoration.chain_halo(chain, chosen, pixel_size_um=described["pixel_size_um"])
         core = tuple(slice(*one.indices(size)[:2]) for one, size in zip(window, shape, strict=True))
         _, window, _, inner = with_halo(core, shape, halo)
+        if stitched is not None:
+            wide = with_halo(core, shape, 2 * halo)  # what is next to an uncovered pixel that the chain looks at
+            if (stitched[0].owners(wide.window) < 0).any():
+                _, window, _, inner = wide
     pixels = store.read_image(path, channels=[names.index(name) for name in chosen], window=window, z=z)
     flat, offset = read_flatfields(plate_folder(plate) / "illumination.zarr", chosen, flatfield)
-    stitched = mosaic_of(path)
     field_shape = shape if stitched is None else stitched[0].field_shape
     if flat.shape[1:] != field_shape:
         raise PlateLayoutError(f"{path}: fields of {field_shape} pixels, the plate's flat-field has {flat.shape[1:]}")
+    hole = None
     if stitched is None:
         flat = flat[(slice(None), *window)]
     else:  # every field brings its own shading along
         window = tuple(slice(*part.indices(size)) for part, size in zip(window, shape, strict=True))
         whole = flat
         flat = stitched[0].assemble(window, lambda _, there: whole[(slice(None), *there)], np.float32)
-        flat[flat == 0] = 1
+        hole = (flat == 0).reshape(-1, *flat.shape[-2:]).all(axis=0)
+        flat[..., hole] = 1
+        hole = hole if hole.any() else None
     corrected = correction.correct(pixels, flat, offset=offset)
-    if not chain:
-        return corrected
-    restored = restoration.restore_image(corrected, chosen, chain, pixel_size_um=described["pixel_size_um"])
-    return np.ascontiguousarray(restored[(slice(None), *inner)])
+    if chain:
+        if hole is not None:
+            _continue_into(corrected, hole)
+        corrected = restoration.restore_image(corrected, chosen, chain, pixel_size_um=described["pixel_size_um"])
+    if hole is not None:
+        corrected[:, hole] = uncovered
+    return np.ascontiguousarray(corrected[(slice(None), *inner)]) if chain else corrected
+
+
+def _continue_into(image, hole):
+    """Give the pixels of a hole the values of the nearest ones beyond it, in place: no edge for a restoration to see."""
+    if not hole.all():
+        nearest = ndimage.distance_transform_cdt(hole, "chessboard", return_distances=False, return_indices=True)
+        rows, columns = nearest[:, hole]
+        image[:, hole] = image[:, rows, columns]
 
 
 def read_volume(plate, well, field, flatfield, *, channels=None):

@@ -106,7 +106,7 @@ def read_field(plate, well, field, channels):
     light = store.read_group(plate_folder(plate) / "illumination.zarr")
     if light is None:
         raise ConfigError("illumination is not estimated yet: `plateloom run SCREEN --until illumination`")
-    image = read_corrected(plate, well, field, light["plateloom"]["fingerprint"], channels=channels)
+    image = read_corrected(plate, well, field, light["plateloom"]["fingerprint"], channels=channels, uncovered=np.nan)
     return image, described["pixel_size_um"]
 
 

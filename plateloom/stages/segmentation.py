@@ -216,7 +216,7 @@ def segment_field(plate, well, field, flatfield, settings, device, record):
         return Segmented({}, str(fault))
     if segmentation.works_on_volumes(settings["method"]):
         return _segment_volume(plate, well, field, flatfield, settings, record, pixel_size_um)
-    image = read_corrected(plate, well, field, flatfield, channels=channels)
+    image = read_corrected(plate, well, field, flatfield, channels=channels, uncovered=np.nan)
     labels = segmentation.segment_image(
         image,
         channels,
@@ -366,7 +366,8 @@ def _view(plate, well, field, flatfield, settings, device, tile):
     """The method and the pixels of a tile with its halo."""
     method = _method(plate, well, field, settings, device)
     channels, _ = _channels(plate, well, field, settings)
-    return method, read_corrected(plate, well, field, flatfield, channels=channels, window=tile.window)
+    where = {"window": tile.window, "uncovered": np.nan}
+    return method, read_corrected(plate, well, field, flatfield, channels=channels, **where)
 
 
 def _channels(plate, well, field, settings):
