@@ -8,6 +8,7 @@ from skimage import morphology
 
 from plateloom.features import feature_columns, granularity, measure_image
 from plateloom.features.pixels import PixelIndex
+from plateloom.stages.features import _fill_holes
 
 
 def measure_steps(image, labels):
@@ -204,3 +205,18 @@ def test_columns_are_ordered_by_channel_and_step():
     columns = feature_columns("Cells", ["DNA", "ER"], families=["Granularity"])
     assert columns == [f"Cells_Granularity_{step}_{channel}" for channel in ("DNA", "ER") for step in range(1, 17)]
     assert measure_steps(np.zeros((0, 5, 5), np.uint8), np.ones((5, 5), int))[1].shape == (1, 0, 16)
+
+
+def test_gaps_between_the_fields_of_a_stitched_well_are_no_background():
+    rng, shape = np.random.default_rng(0), (300, 300)
+    image = (0.1 + 0.06 * rng.random(shape)).astype(np.float32)
+    y, x = (place % 100 - 50 for place in np.indices(shape))
+    labels = np.where(y**2 + x**2 < 200, 1 + 3 * (np.indices(shape)[0] // 100) + np.indices(shape)[1] // 100, 0)
+    image[labels > 0] += 0.2
+    covered = np.minimum(y, x) >= -44
+    holed = np.where(covered, image, np.float32(np.nan))[None]
+    known, zeros, filled = (
+        measure_image(one, {"Nuclei": labels}, ["DNA"], families=["Granularity"])["Nuclei"].iloc[:, 0].mean()
+        for one in (image[None], np.nan_to_num(holed), _fill_holes(holed.copy()))
+    )
+    assert abs(filled - known) < 0.1 * abs(zeros - known)

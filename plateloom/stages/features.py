@@ -94,8 +94,11 @@ def measure_field(plate, well, field, flatfield, made, settings):
         labels["Cytoplasm"] = subtract_nuclei(labels["Cells"], labels["Nuclei"])  # sooner than reading what it made
     volumes, shape = settings.get("volumes", False), next(iter(labels.values())).shape
     if channels:
-        read = read_volume if volumes else read_corrected
-        image = read(plate, well, field, flatfield, channels=channels)
+        where = (plate, well, field, flatfield)
+        if volumes:
+            image = read_volume(*where, channels=channels)
+        else:
+            image = _fill_holes(read_corrected(*where, channels=channels, uncovered=np.nan))
     else:  # shape and neighbors need no channel
         image = np.zeros((0, *shape), np.float32)
     if volumes:
@@ -126,6 +129,15 @@ def measure_field(plate, well, field, flatfield, made, settings):
         keys["Metadata_SourceField"] = found.reindex(numbers).to_numpy(np.int64)
     joined.index = keys.index
     return pd.concat([keys, joined], axis=1)
+
+
+def _fill_holes(image):
+    """Give pixels that no field covers their channel's median, in place: as zeros they would be the background around them."""
+    hole = np.isnan(image[0])
+    if hole.any():
+        for plane in image:
+            plane[hole] = np.median(plane[~hole])
+    return image
 
 
 def _options(settings):
