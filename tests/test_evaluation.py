@@ -339,6 +339,19 @@ def test_a_palette_image_is_labels_and_a_plane_of_a_stack_is_an_image(tmp_path):
     assert "1.000" in evaluate(tmp_path / "found.png", tmp_path / "true.npy")[0].splitlines()[2]
 
 
+def test_a_mask_is_compared_and_told(tmp_path):
+    labels = np.zeros((30, 40), np.uint8)
+    labels[2:9, 3:9], labels[2:9, 20:28], labels[20:28, 3:9] = 1, 2, 3
+    for folder, image in (("found", labels), ("true", (labels > 0) * np.uint8(255))):
+        save(tmp_path / folder / "a.png", image)
+    save(tmp_path / "found/b.png", labels == 2)
+    save(tmp_path / "true/b.png", labels == 2)
+    text, beside = evaluate(tmp_path / "found", tmp_path / "true")
+    assert text.startswith("2 images, 2 true objects, 4 found")
+    assert beside.splitlines() == [line for line in beside.splitlines() if "true', a.png: label 255 is in 3" in line]
+    assert "label the connected parts first" in beside
+
+
 def test_only_what_is_whole_is_written_as_one(tmp_path):
     truth = np.arange(1, 4001).reshape(40, 100)
     found = np.where(truth == 4000, 0, truth)

@@ -22,6 +22,7 @@ from plateloom.simulation import ScreenDesign, render_field
 from plateloom.stages import training
 from plateloom.stages.segmentation import check_network
 from plateloom.status import later, read_screen
+from plateloom.store.annotations import explain_mask, read_pairs
 from plateloom.store.provenance import read_json, write_json
 from plateloom.store.tables import read_record
 
@@ -178,6 +179,28 @@ def test_wrong_annotations_are_a_fault_of_the_data_and_nothing_is_segmented(fres
     assert segmented_in(fresh)["status"] == "skipped" and "one pixel grid" in segmented_in(fresh)["reason"]
     states = read_screen(fresh)
     assert states["screen"]["training"].state == "quarantined"
+
+
+def test_masks_are_refused_and_a_field_of_one_nucleus_is_not(fresh):
+    paths = sorted((fresh / "nuclei").iterdir())
+    labels = [tifffile.imread(path) for path in paths]
+    lone = (labels[3] == 1).astype(np.uint8)
+    lone[0, 0] = 1  # a slip of the brush
+    for path, changed in zip(
+        paths, [(labels[0] > 0) * np.uint8(255), (labels[1] > 0) * 1, labels[2] % 4, lone], strict=True
+    ):
+        tifffile.imwrite(path, changed.astype(np.uint8))
+    with pytest.raises(ConfigError, match="label the connected parts first") as caught:
+        read_pairs(fresh / "fields", fresh / "nuclei")
+    assert len(caught.value.problems) == 3
+    for path, told in zip(paths[:3], ("label 255 is in", "label 1 is in", "3 of 3 labels are in"), strict=True):
+        assert any(str(path) in line and told in line for line in caught.value.problems), path
+    halves = np.zeros((9, 30), np.uint8)
+    halves[2:6, 2:8] = halves[2:6, 12:18] = 1  # it divides
+    assert not explain_mask(halves) and explain_mask(halves * np.uint8(255))
+    for path, whole in zip(paths[:3], labels, strict=False):
+        tifffile.imwrite(path, whole)
+    assert len(read_pairs(fresh / "fields", fresh / "nuclei")[1]) == 4
 
 
 def test_a_network_that_was_altered_is_refused(again, monkeypatch):

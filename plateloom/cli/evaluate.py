@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from plateloom.errors import ConfigError, PlateLayoutError, did_you_mean
-from plateloom.store.annotations import SUFFIXES, read_labels
+from plateloom.store.annotations import SUFFIXES, explain_mask, read_labels
 
 NAMES = r"(?P<well>[A-Za-z]{1,2}\d{1,2})_s?(?P<field>\d+)(_(?P<compartment>nuclei|cells|cytoplasm))?"
 KINDS = ("splits", "merges", "missed", "spurious")  # of errors, as `Comparison` names them
@@ -44,16 +44,22 @@ def command(labels, truth, compartment, names, allow_missing, per_image, out):
         raise ConfigError(f"--json {str(out)!r}: there is no folder {str(out.parent)!r}; make it first")
     from plateloom.segmentation.evaluation import compare_labels, pool
 
-    compared, problems = {}, []
+    compared, problems, masks = {}, [], {}
     for name, (found, true) in pairs.items():
         try:
-            compared[name] = compare_labels(found(), true())
+            images = found(), true()
+            compared[name] = compare_labels(*images)
+            for path, image in zip((labels, truth), images, strict=True):
+                if told := explain_mask(image):
+                    masks.setdefault(path, {})[name] = told
         except ConfigError as error:
             problems += error.problems
         except ValueError as error:
             problems.append(f"{name}: {error}")
     if problems:
         raise ConfigError(problems)
+    for path, told in masks.items():
+        click.echo(f"{str(path)!r}, {_enumerate(told)}: {next(iter(told.values()))}", err=True)
     summary = pool(compared.values())
     if out is not None:
         _write_scores(out, labels, truth, summary, compared)

@@ -83,12 +83,52 @@ def read_pairs(images, labels):
             )
         elif drawn.dtype.kind not in "iu" or drawn.min() < 0:
             problems.append(f"{name!r}: labels are {drawn.dtype}; expected one number per nucleus, 0 for background")
+        elif mask := explain_mask(drawn):
+            problems.append(f"{str(drawing)!r}: {mask}")
         else:
             fields.append(field)
             truth.append(np.asarray(drawn, np.int64))
     if problems:
         raise ConfigError(problems)
     return fields, truth
+
+
+def explain_mask(labels):
+    """Say why an image shows where objects are and not which pixel belongs to which.
+
+    One object may have broken into two, or have lost some pixels elsewhere: only pieces of a fiftieth of a value's largest
+    count, and two pieces of an image's only value where it is 255, as masks have it.
+
+    Parameters
+    ----------
+    labels : ndarray of int, shape (..., Y, X)
+        0 is background.
+
+    Returns
+    -------
+    str
+        Empty where it does not look like a mask.
+    """
+    import numpy as np
+    from scipy import ndimage
+
+    # Where objects touch, one loses its rim: so the pieces of all of them are found at once.
+    parted = (labels > 0) & (ndimage.maximum_filter(labels, 3) == labels)
+    pieces, count = ndimage.label(parted, np.ones((3,) * labels.ndim, bool))
+    sizes, of = np.bincount(pieces.ravel(), minlength=count + 1), np.zeros(count + 1, np.int64)
+    of[pieces.ravel()] = labels.ravel()
+    values, owner = np.unique(of[1:], return_inverse=True)
+    largest = np.zeros(len(values), np.int64)
+    np.maximum.at(largest, owner, sizes[1:])
+    counts = np.bincount(owner[sizes[1:] * 50 >= largest[owner]], minlength=len(values)).tolist()
+    several = sum(count > 1 for count in counts)
+    if several * 2 <= len(counts) or (counts == [2] and values[0] != 255):
+        return ""
+    told = f"label {values[0]} is in {counts[0]} separate pieces"
+    if len(counts) > 1:
+        told = f"{several} of {len(counts)} labels are in several separate pieces"
+    remedy = "label the connected parts first (Fiji: Analyze Particles, Count Masks; Python: scipy.ndimage.label)"
+    return f"{told}, as in a mask; each object needs a number of its own: {remedy}"
 
 
 def _list_files(folder):
