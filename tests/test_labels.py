@@ -222,6 +222,79 @@ def test_unknown_plates_and_wells_are_told_at_once(screen, tmp_path):
     assert code == 2 and "there are none" in said
 
 
+def test_a_field_that_nobody_touched_stays_the_method_s_after_a_new_segmentation(screen, exported):
+    edit(exported / "P1/A01/1/Nuclei.tif", split_one_delete_one)
+    edit(exported / "P1/A01/2/Nuclei.tif", lambda labels: labels.astype(np.int32))  # as another program saves it
+    painted, before = tifffile.imread(exported / "P1/A01/1/Nuclei.tif"), stored(screen, field=2)
+    config = yaml.safe_load((screen / "config.yaml").read_text())
+    config["segmentation"]["parameters"] |= {"threshold_correction": 1.5}
+    (screen / "config.yaml").write_text(yaml.safe_dump(config))
+    run_stages(screen, ["segmentation"])
+    assert (stored(screen, field=2) != before).any()
+    (exported / "P1/A01/1/Cells.tif").rename(exported / "Cells")
+    code, said = plateloom("labels", "import", screen, exported)
+    assert code == 2 and "was segmented anew since the export, so Cells.tif is needed" in said
+    (exported / "Cells").rename(exported / "P1/A01/1/Cells.tif")
+    code, said = plateloom("labels", "import", screen, exported)
+    assert (
+        code == 0 and "1 field corrected, 1 as before" in said and said.count("painted on an older segmentation") == 1
+    )
+    assert list(corrections.list_corrections(screen, "P1")["A01"]) == ["1"]
+    labels, _ = corrections.read_correction(screen / "corrections/P1/A01/1.tif")
+    np.testing.assert_array_equal(labels["Nuclei"], painted)
+    # What was exported by an earlier version is compared with what holds.
+    (exported / "P1/A01/2/exported.json").unlink()
+    code, said = plateloom("labels", "import", screen, exported)
+    assert code == 0 and "1 field corrected, 1 as before" in said and "older" not in said
+
+
+def test_a_correction_is_of_the_images_that_it_was_painted_on(screen, exported):
+    edit(exported / "P1/A01/1/Nuclei.tif", split_one_delete_one)
+    assert plateloom("labels", "import", screen, exported)[0] == 0
+    corrected = screen / "corrections/P1/A01/1.tif"
+    group = plate.field_path(screen / "results/plates/P1/plate.zarr", "A01", 1)
+    assert corrections.read_correction(corrected)[1] == corrections.digest_image(group)
+    raw = sorted((screen / "raw/P1").glob("A01_*"))
+    for path in raw:
+        shutil.copyfile(path.with_name(path.name.replace("A01", "A02")), path)
+    run_stages(screen, TO_FEATURES[:-1])
+    table = read_table(screen / "results/plates/P1/segmentation/A01.parquet")
+    assert list(table["Status"]) == ["failed", "done"] and "painted on other images" in table["Reason"][0]
+    assert "labels withdraw" in table["Reason"][0]
+
+    edit(exported / "P1/A01/1/Cells.tif", lambda labels: np.where(labels == 1, 0, labels))
+    code, said = plateloom("labels", "import", screen, exported)
+    assert code == 2 and re.search(r"P1/A01/1/.*: painted on other images than the field has now", said)
+    # Without the digests it is the person who says that the labels are of these images.
+    (exported / "P1/A01/1/exported.json").unlink()
+    assert plateloom("labels", "import", screen, exported)[0] == 0
+    assert corrections.read_correction(corrected)[1] == corrections.digest_image(group)
+    run_stages(screen, ["segmentation"])
+    table = read_table(screen / "results/plates/P1/segmentation/A01.parquet")
+    assert list(table["Status"]) == ["done", "done"] and list(table["Corrected"]) == [True, False]
+
+
+def test_an_image_is_known_by_its_pixels_alone(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 900, (3, 40, 30), np.uint16)
+
+    def digest(name, chosen, fingerprint="f", missing=()):
+        channels = [{"label": f"{name}{i}", "color": "0000FF", "window": [0, 9]} for i in chosen]
+        told = {"channels": channels, "pixel_size_um": 0.5, "levels": 1, "record": {"fingerprint": fingerprint}}
+        shutil.rmtree(tmp_path / "1", ignore_errors=True)
+        plate.forget_opened()
+        plate.write_image(tmp_path / "1", pixels[list(chosen)], **told, missing=[f"{name}{i}" for i in missing])
+        return corrections.digest_image(tmp_path / "1")
+
+    whole = digest("C", (0, 1, 2))
+    assert len(set(whole)) == 3 and whole == digest("D", (2, 0, 1), "another")
+    assert corrections.same_image(whole, digest("C", (0, 2))) and corrections.same_image(digest("C", (1,)), whole)
+    assert digest("C", (0, 1), missing=[1]) == digest("C", (0,))
+    pixels[1, 39, 29] += 1
+    assert not corrections.same_image(whole, digest("C", (0, 1, 2)))
+    assert not corrections.same_image(whole, digest("C", (0, 1)))
+    assert corrections.same_image(whole, digest("C", (0,))) and corrections.same_image([], whole)
+
+
 def test_nothing_is_imported_while_a_run_works_on_the_screen(screen, exported):
     edit(exported / "P1/A01/1/Nuclei.tif", split_one_delete_one)
     with locks.hold(screen / ".plateloom.lock", wait=False):
@@ -244,13 +317,16 @@ def test_a_correction_is_one_whole_file(tmp_path):
     path = tmp_path / "1.tif"
     corrections.write_correction(path, labels)
     first = path.read_bytes()
-    for name, pixels in corrections.read_correction(path).items():
+    for name, pixels in corrections.read_correction(path)[0].items():
         np.testing.assert_array_equal(pixels, labels[name])
     assert len(first) < 40 * 40 * 4, "compressed"
     corrections.write_correction(path, labels)
     assert path.read_bytes() == first, "the same labels are the same bytes"
     with pytest.raises(RuntimeError, match="has changed since"):
         corrections.read_correction(path, "another digest")
+    assert corrections.read_correction(path)[1] == []
+    corrections.write_correction(path, labels, ["a", "b"])
+    assert corrections.read_correction(path)[1] == ["a", "b"]
     path.write_bytes(first[:-100])
     with pytest.raises(PlateLayoutError, match="import the labels again"):
         corrections.read_correction(path)

@@ -8,6 +8,7 @@ from plateloom.errors import ConfigError, counted, did_you_mean, some_of
 from plateloom.store.layout import plate_store
 
 IMAGE = "image.ome.tif"
+EXPORTED = "exported.json"  # digests of what was exported: napari and Fiji write the TIFFs anew
 NO_LABELS = (IMAGE, "pixels.tif")  # the latter are strokes for `plateloom train-pixels`
 SUFFIXES = (".ome.tif", ".ome.tiff", ".tif", ".tiff")
 NAMED = 12  # as many wells are named in one line
@@ -74,9 +75,9 @@ def export_labels(path, out, plates, wells):
 def import_labels(screen, folder):
     """Take corrected labels from DIR, laid out as `labels export` lays them out, into the screen's folder.
 
-    Checked are names, size, integer type and that every object has a value of its own. A nucleus keeps its value; its cell
-    follows: one of a new value shares the cell that it lies in, and a cell without a nucleus goes. Fields that are as they
-    were are left alone. Nothing is imported while anything is wrong.
+    Checked are names, size, integer type, that every object has a value of its own, and that the images are those that were
+    exported. A nucleus keeps its value; its cell follows: one of a new value shares the cell that it lies in, and a cell
+    without a nucleus goes. Fields that are as they were exported are left alone. Nothing is imported while anything is wrong.
 
     \b
     plateloom labels import screens/demo fixes
@@ -94,9 +95,10 @@ def import_labels(screen, folder):
                 corrected[plate, well, field] = (place, *labels)
         if problems:
             raise ConfigError(problems)
-        for (plate, well, field), (place, labels, before) in corrected.items():
-            write_correction(place, labels)
-            click.echo(f"{plate} {well} field {field}: {before} nuclei before, {_objects(labels['Nuclei'])} now")
+        for (plate, well, field), (place, labels, image, before, older) in corrected.items():
+            write_correction(place, labels, image)
+            counts = f"{before} nuclei before, {_objects(labels['Nuclei'])} now"
+            click.echo(f"{plate} {well} field {field}: {counts}{'; painted on an older segmentation' if older else ''}")
     same = len(found) - len(corrected)
     click.echo(f"{counted(len(corrected), 'field')} corrected" + (f", {same} as before" if same else ""))
 
@@ -136,7 +138,7 @@ def list_labels(screen, plates, wells):
     from plateloom.store.corrections import correction_path, read_correction
 
     for plate, well, field in _choose_corrections(screen, plates, wells):
-        labels = read_correction(screen / correction_path(plate, well, field))
+        labels, _ = read_correction(screen / correction_path(plate, well, field))
         click.echo(f"{plate} {well} field {field}: {counted(_objects(labels['Nuclei']), 'cell')}")
 
 
@@ -219,8 +221,9 @@ def _export_field(path, target):
     import numpy as np
     import tifffile
 
-    from plateloom.store.corrections import CORRECTED
+    from plateloom.store.corrections import CORRECTED, digest_image, digest_labels
     from plateloom.store.plate import describe_image, list_labels, read_image, read_labels
+    from plateloom.store.provenance import write_json
 
     described = describe_image(path)
     size = described["pixel_size_um"]
@@ -235,11 +238,14 @@ def _export_field(path, target):
     }
     tifffile.imwrite(target / IMAGE, read_image(path), ome=True, metadata=metadata, compression="zlib")
     there = set(list_labels(path)) & set(CORRECTED)
+    exported = {"image": digest_image(path), "labels": {}}
     for name in sorted(there):
         labels = read_labels(path, name)
         # Fiji has no integers of 32 bits: it would turn them into floats.
         kind = np.uint16 if labels.max(initial=0) < 2**15 else np.uint32
         tifffile.imwrite(target / f"{name}.tif", labels.astype(kind), compression="zlib", metadata=None)
+        exported["labels"][name] = digest_labels(labels)
+    write_json(target / EXPORTED, exported)
     return bool(there)
 
 
@@ -321,44 +327,64 @@ def _judge(screen, key, painted, place):
 
     Returns
     -------
-    labels : (dict of str to ndarray of uint32, int) or None
-        Labels to import and the number of nuclei before; None where nothing has changed, or something is wrong.
+    labels : (dict of str to ndarray of uint32, list of str, int, bool) or None
+        Labels to import, digests of the image that they were painted on, the number of nuclei before, and whether the field
+        was segmented anew since they were exported; None where nothing has changed, or something is wrong.
     problems : list of str
     """
     import numpy as np
 
     from plateloom.segmentation.reconciling import find_faults, reconcile
-    from plateloom.store.corrections import CORRECTED, read_correction
+    from plateloom.store.corrections import CORRECTED, digest_image, digest_labels, read_correction, same_image
     from plateloom.store.plate import field_path, list_labels, read_labels
 
+    exported, was = _read_exported(painted)
+    touched = {name: found for name, found in painted.items() if was.get(name) != digest_labels(found[1])}
+    if not touched:
+        return None, []
     plate, well, field = key
     path = field_path(screen / plate_store(plate), well, field)
+    before, origin = {}, []
     if place.exists():
-        before = read_correction(place)
+        before, origin = read_correction(place)
     elif set(list_labels(path)) >= set(CORRECTED):
         before = {name: read_labels(path, name) for name in CORRECTED}
-    else:
-        before = {}
-    if not before and set(painted) != set(CORRECTED):
+    older = not place.exists() and any(
+        name in was and was[name] != digest_labels(labels) for name, labels in before.items()
+    )
+    file = next(iter(touched.values()))[0]
+    if (older or not before) and set(painted) != set(CORRECTED):
         lacking = next(name for name in CORRECTED if name not in painted)
-        file = next(iter(painted.values()), (path,))[0]
-        return None, [f"{file}: the field has no labels yet, so {lacking}.tif is needed beside it"] if painted else []
+        why = "was segmented anew since the export" if older else "has no labels yet"
+        return None, [f"{file}: the field {why}, so {lacking}.tif is needed beside it"]
     problems = [
         f"{file}: {fault}"
-        for name, (file, labels) in painted.items()
-        for fault in find_faults(labels, before.get(name))
+        for name, (file, labels) in touched.items()
+        for fault in find_faults(labels, None if older else before.get(name))
     ]
-    if problems or not painted:
+    image = digest_image(path)
+    if not same_image(exported, image):
+        problems.append(f"{file}: painted on other images than the field has now; export it again and correct these")
+    if problems:
         return None, problems
     labels = {name: painted[name][1] if name in painted else before[name] for name in CORRECTED}
     labels["Cells"], faults = reconcile(labels["Nuclei"], labels["Cells"])
     if faults:
         file, _ = painted.get("Nuclei") or painted["Cells"]
         return None, [f"{file}: {fault}" for fault in faults]
-    if before and all(np.array_equal(labels[name], before[name]) for name in CORRECTED):
+    same = before and all(np.array_equal(labels[name], before[name]) for name in CORRECTED)
+    if same and same_image(origin, image):
         return None, []
     labels = {name: labels[name].astype(np.uint32) for name in CORRECTED}
-    return (labels, _objects(before["Nuclei"]) if before else 0), []
+    return (labels, exported or image, _objects(before["Nuclei"]) if before else 0, older), []
+
+
+def _read_exported(painted):
+    """Digests that `labels export` left beside label images: of the image and by compartment; empty where it left none."""
+    from plateloom.store.provenance import read_json
+
+    found = next((read_json(file.parent / EXPORTED) for file, _ in painted.values()), None)
+    return (found["image"], found["labels"]) if found else ([], {})
 
 
 def _objects(labels):

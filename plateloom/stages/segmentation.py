@@ -14,7 +14,7 @@ from plateloom.errors import DataFault, ModelMismatchError, PlateLayoutError
 from plateloom.registry import load_method, log_notices
 from plateloom.stages.illumination import read_corrected, read_volume, usable_fields, wells_of
 from plateloom.store import plate as store
-from plateloom.store.corrections import correction_path, read_correction
+from plateloom.store.corrections import correction_path, digest_image, read_correction, same_image
 from plateloom.store.layout import model_folder, plate_folder, plate_store, well_table
 from plateloom.store.provenance import check_weights, read_json, recipe
 from plateloom.tiling import cut_tiles
@@ -185,14 +185,21 @@ def take_correction(plate, well, field, digest, record):
     """
     path = correction_path(plate, well, field)
     try:
-        labels = read_correction(path, digest)
+        labels, image = read_correction(path, digest)
     except DataFault as fault:
         return Segmented({}, str(fault))
-    shape = store.image_shape(store.field_path(plate_store(plate), well, field))[1:]
+    group = store.field_path(plate_store(plate), well, field)
+    shape = store.image_shape(group)[1:]
     if labels["Nuclei"].shape != tuple(shape):
         reason = (
             f"the corrected labels in {str(path)!r} are {_size(labels['Nuclei'].shape)} px and the image is "
             f"{_size(shape)} px; withdraw them or import others"
+        )
+        return Segmented({}, reason)
+    if image and not same_image(image, digest_image(group)):
+        reason = (
+            f"the corrected labels in {str(path)!r} were painted on other images than the field has now; "
+            "`plateloom labels withdraw` them, or import labels that were painted on these"
         )
         return Segmented({}, reason)
     labels["Cytoplasm"] = segmentation.subtract_nuclei(labels["Cells"], labels["Nuclei"])

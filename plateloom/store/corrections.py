@@ -1,9 +1,11 @@
 """Labels that a person has corrected: an input of the screen, as its images are, one TIFF per field.
 
 ``corrections/{plate}/{well}/{field}.tif`` has a page per compartment of `CORRECTED`, uint32, compressed. One file per field
-is there whole or not at all, so nuclei and cells never come from two corrections.
+is there whole or not at all, so nuclei and cells never come from two corrections. The first page's DocumentName says what
+they were painted on: digests of the image's channels.
 """
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from plateloom.wells import parse_well, well_name
 
 FOLDER = Path("corrections")
 CORRECTED = ("Nuclei", "Cells")  # the cytoplasm follows from them
+_DOCUMENT_NAME = 269
+_STRIP_PX = 1024  # rows that are in memory at a time
 
 
 def correction_path(plate, well, field):
@@ -22,7 +26,47 @@ def correction_path(plate, well, field):
     return FOLDER / plate / well / f"{field}.tif"
 
 
-def write_correction(path, labels):
+def digest_labels(labels):
+    """Digest a label image by its values, whatever integers hold them and however its file is packed."""
+    pixels = np.ascontiguousarray(labels, np.uint32)
+    return file_digest(f"{pixels.shape}".encode() + pixels.tobytes())
+
+
+def digest_image(path):
+    """Digest the pixels of a field's image, at full size and as they were converted.
+
+    Parameters
+    ----------
+    path : path
+        The field's group.
+
+    Returns
+    -------
+    list of str
+        One for each channel, sorted; channels without pixels are left out. What else is known of the image, names and
+        fingerprints, is not part of them.
+    """
+    from plateloom.store.plate import describe_image, read_image
+
+    described = describe_image(path)
+    shape, found = described["shape"], []
+    for i, name in enumerate(described["channels"]):
+        if name not in described["missing"]:
+            digest = hashlib.blake2b(f"{shape[-2:]}".encode(), digest_size=16)
+            for top in range(0, shape[-2], _STRIP_PX):
+                strip = (slice(top, top + _STRIP_PX), slice(None))
+                digest.update(np.ascontiguousarray(read_image(path, channels=[i], window=strip)))
+            found.append(digest.hexdigest())
+    return sorted(found)
+
+
+def same_image(one, other):
+    """Whether digests of channels are of one image; so they are where channels were added or left out, or either is unknown."""
+    one, other = set(one), set(other)
+    return not one or not other or one <= other or other <= one
+
+
+def write_correction(path, labels, image=()):
     """Store the corrected labels of a field, in place of those that were there.
 
     Parameters
@@ -30,6 +74,8 @@ def write_correction(path, labels):
     path : path
     labels : dict of str to ndarray of uint32, shape (Y, X)
         For each of `CORRECTED`; 0 is background.
+    image : iterable of str
+        What `digest_image` says of the image that they were painted on; empty where that is not known.
     """
     import tifffile
 
@@ -37,7 +83,9 @@ def write_correction(path, labels):
     with tifffile.TiffWriter(buffer) as tiff:
         for name in CORRECTED:
             pixels = np.asarray(labels[name], np.uint32)
-            tiff.write(pixels, compression="zlib", predictor=True, description=name, metadata=None, contiguous=False)
+            known = [(_DOCUMENT_NAME, "s", 0, " ".join(image), True)] if image and name == CORRECTED[0] else []
+            how = {"compression": "zlib", "predictor": True, "metadata": None, "contiguous": False}
+            tiff.write(pixels, description=name, extratags=known, **how)
     write_bytes(path, buffer.getvalue())
 
 
@@ -52,7 +100,9 @@ def read_correction(path, digest=None):
 
     Returns
     -------
-    dict of str to ndarray of uint32, shape (Y, X)
+    labels : dict of str to ndarray of uint32, shape (Y, X)
+    image : list of str
+        Digests of the image that they were painted on; empty where that is not known.
 
     Raises
     ------
@@ -69,6 +119,7 @@ def read_correction(path, digest=None):
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as tiff:
             pages = {page.description: page.asarray() for page in tiff.pages}
+            image = tiff.pages.first.tags.valueof(_DOCUMENT_NAME, "").split()
     except MemoryError:
         raise
     except Exception as error:  # whatever a decoder finds wrong
@@ -80,7 +131,7 @@ def read_correction(path, digest=None):
         raise PlateLayoutError(f"{str(path)!r} holds {found}, expected a page of uint32 for each of {CORRECTED}")
     if (kind := pages["Nuclei"].dtype) != np.uint32:
         raise PlateLayoutError(f"{str(path)!r} holds {kind}, expected uint32")
-    return pages
+    return pages, image
 
 
 def list_corrections(folder, plate):
