@@ -631,6 +631,31 @@ def test_no_controls_are_counted_on_a_map_that_is_wrong_or_not_there(screen):
     assert "P1: 12 wells, 12 fields, 35 files" in notes and "P2: 12 wells, 12 fields, 35 files" in notes
 
 
+def test_doses_under_another_name_and_doses_that_are_none_are_refused(screen):
+    path = screen / "maps/P1.tsv"
+    good = path.read_text()
+    for text, said in (
+        (good.replace("\tdose\t", "\tConcentration (nM)\t", 1), "column 'Concentration (nM)': name it `dose`"),
+        (good.replace("\tdose\t", "\tconc\t", 1), "column 'conc': name it `dose`"),
+        (good.replace("\tdose\t", "\tamount\t", 1), "column `unit` without a dose"),
+        (good.replace("\t10\t", "\tinf\t", 1).replace("\t10.0\t", "\tinf\t", 1), "dose 'inf' is no number"),
+        (good.replace("\t10\t", "\tnan\t", 1).replace("\t10.0\t", "\tnan\t", 1), "leave it empty where there is none"),
+    ):
+        assert text != good
+        path.write_text(text)
+        problems, _ = find_problems(screen, files=True)
+        assert any(said in problem for problem in problems), (said, problems)
+    path.write_text(good.replace("\ttreatment\t", "\tcompound\t", 1))
+    assert any("(column treatment); did you mean 'compound'?" in note for note in find_problems(screen, files=True)[1])
+    lines = [line.split("\t") for line in good.splitlines()]
+    i, j = lines[0].index("treatment"), lines[0].index("control")
+    sample = next(line for line in lines[1:] if not line[j])
+    next(line for line in lines[1:] if line[i] == sample[i] and line is not sample)[j] = "negative"
+    path.write_text("\n".join("\t".join(line) for line in lines) + "\n")
+    _, notes = find_problems(screen, files=True)
+    assert any(f"treatment {sample[i]!r} is a negative control in" in note for note in notes), notes
+
+
 def test_what_excel_makes_of_a_map_is_named(screen):
     path = screen / "maps/P1.tsv"
     good = path.read_text()

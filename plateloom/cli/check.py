@@ -475,7 +475,22 @@ def _doubtful_map(wells, imaged, wanted):
         what = "values are not normalized and " if wanted.normalize_to == "negative" else ""
         yield f"{few}, so {what}there are no hits"
     if rows and not any(row["treatment"] for row in rows):
-        yield "no well has a treatment (column treatment)"
+        others = [
+            name
+            for name in rows[0]
+            if name.lower() in ("compound", "drug", "perturbation", "molecule", "sirna", "gene")
+        ]
+        yield "no well has a treatment (column treatment)" + (f"; did you mean {others[0]!r}?" if others else "")
+    kinds = {}
+    for well, row in wells.items():
+        if row["treatment"]:
+            kinds.setdefault(row["treatment"], {}).setdefault(row["control"], []).append(well)
+    for name, found in sorted(kinds.items()):
+        if "negative" in found and "" in found:
+            yield (
+                f"treatment {name!r} is a negative control in {some_of(found['negative'])} and a sample in "
+                f"{counted(len(found['']), 'other well')}"
+            )
     for name in ("treatment", "dose", "unit", "control"):
         if rows and not any(row[name] and row[name] == row[name] for row in rows):
             yield from (

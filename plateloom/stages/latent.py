@@ -183,6 +183,7 @@ def _train(folder, wells, flatfields, fields, settings, made):
         "held_out_errors": [float(f"{error:.6g}") for error in errors],
         "wells": {name: [f"{well['plate']}/{well['well']}" for well in members] for name, members in drawn.items()},
         "cells": cells,
+        "versions": engine.versions(),
     }
     write_json(folder / "model.json", card)
     shutil.rmtree(work)

@@ -6,10 +6,11 @@ import io
 import numpy as np
 import pandas as pd
 
-from plateloom.engine.parts import Outcome, Unit, remover, run_job
+from plateloom.engine.parts import Outcome, Unit, remover, run_job, versions
 from plateloom.errors import ModelMismatchError, PlateLayoutError
 from plateloom.latent import CLUSTERINGS, MAPS
 from plateloom.registry import load_method, log_notices
+from plateloom.schema import schema_hash
 from plateloom.stages.latent_tables import input_columns, join_latents, one_encoder
 from plateloom.stages.sampling import inputs_of, sample_rows, wells_to_learn_from
 from plateloom.store.layout import model_folder, plate_folder, well_table
@@ -77,7 +78,7 @@ def fit_screen(*, plates, settings, code, measured, flagged, record, encoded=(),
             write_bytes(folder / "map.npz", buffer.getvalue())
             content = file_digest(buffer.getvalue())
             card = {"config": config, "features": features, "clusters": clusters, "content": content}
-            card |= {"inputs": source, "encoder": encoder}
+            card |= {"inputs": source, "encoder": encoder, "schema": schema_hash(features), "versions": versions()}
             write_json(folder / "map.json", {"plateloom": made} | card)
             facts = {"cells": len(values), "reason": config["reason"], "features": len(features)}
             return Outcome(facts=facts | {"clusters": clusters and clusters["config"]["number"]})

@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import math
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from plateloom.errors import ConfigError, did_you_mean
 from plateloom.wells import parse_well, well_name
 
 MAP_COLUMNS = ("well", "treatment", "dose", "unit", "control")
+DOSE_LIKE = r"(dose|conc|concentration|dosage)s?\b|(dose|conc|concentration)[ _(\[]"
 CONTROLS = ("negative", "positive", "empty", "")
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how .xlsx and .xls begin
 
@@ -54,10 +56,22 @@ def read_plate_map(path):
             hint = f"; did you mean {comma[1] or 0}.{comma[2]}?" if comma else ""
             problems.append(f"{path}:{line}: dose {row['dose']!r} is no number{hint}")
             dose = float("nan")
-        if dose < 0 or dose == float("inf"):
+        if (
+            row.get("dose")
+            and not math.isfinite(dose)
+            and row["dose"].lower().lstrip("+-") in ("nan", "inf", "infinity")
+        ):
+            problems.append(f"{path}:{line}: dose {row['dose']!r} is no number; leave it empty where there is none")
+        elif dose < 0:
             problems.append(f"{path}:{line}: dose {row['dose']}: expected a concentration, not its logarithm")
         defaults = dict.fromkeys(MAP_COLUMNS, "")
         wells.append(defaults | row | {"well": well, "control": control, "dose": dose})
+    if wells and not any(row["dose"] == row["dose"] for row in wells):  # all doses of a treatment would be pooled
+        others = [name for name in wells[0] if name not in MAP_COLUMNS and re.match(DOSE_LIKE, name, re.IGNORECASE)]
+        if others and any(row[others[0]] for row in wells):
+            problems.append(f"{path}: column {others[0]!r}: name it `dose`, a number per well, with its unit in `unit`")
+        elif any(row["unit"] for row in wells):
+            problems.append(f"{path}: column `unit` without a dose: fill in `dose`, or leave `unit` empty")
     if not wells and not problems:
         problems.append(f"{path}: lists no well")
     if problems:
