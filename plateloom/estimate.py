@@ -18,8 +18,10 @@ from plateloom.store.plate import Format, count_files
 from plateloom.store.provenance import PACKAGE, read_json
 
 # Core-seconds of a job, and per gigapixel that it works on (of models: per thousand cells, of the autoencoder per thousand
-# cells and epoch). Measured on the simulated demo screen (48 fields of 3 x 512 x 512 pixels a plate, 50 cells a field) on
-# two shared cores without a GPU: good for the order of magnitude.
+# cells and epoch; of what reads wells rather than pixels, OF_WELLS: per thousand wells). Measured on the simulated demo screen
+# (48 fields of 3 x 512 x 512 pixels a plate, 50 cells a field) on two shared cores without a GPU: good for the order of
+# magnitude. Those per thousand wells are of benchmarks/screen.py on the same cores: 40 to 100 plates of 384 wells x 1,000 features, 8,000
+# cells a well.
 RATES = {
     "conversion": (4, 215),
     "assembly": (0.7, 1),
@@ -29,29 +31,31 @@ RATES = {
     "training": (60, 0),
     "segmentation": (6, 900),
     "features": (10, 2000),
-    "profiling": (10, 740),
-    "profiles": (14, 240),
+    "profiling": (38, 300),
+    "profiles": (14, 1.8),
     "autoencoder": (60, 3),
     "latent": (8, 330),
-    "latent_profiling": (4, 60),
-    "comparison": (5, 40),
+    "latent_profiling": (6, 10),
+    "comparison": (5, 2.6),
     "map": (8, 20),
     "maps": (6, 440),
     "classifier": (30, 4.4),
     "classes": (38, 50),
     "report": (5, 80),
-    "screen_report": (1.5, 4),
+    "screen_report": (1.5, 1.4),
 }
+OF_WELLS = ("profiling", "latent_profiling", "profiles", "comparison", "screen_report")
+FROM_CROPS = {"classifier": "autoencoder", "classes": "latent"}  # whose rates a network on crops goes by: it is smaller
 CELLS = 500.0  # per megapixel of one channel, at most: a dense layer at 10x; that screen has 190
 # Bytes per pixel of all channels, likewise; features depend on the number of cells and channels above all.
 BYTES = {"plate.zarr": 1.64, "features": 3.25, "all else": 0.25}
-ON_GPU = ("segmentation", "training", "autoencoder", "latent")
 WELL_TABLES = {"fields": "conversion", "quality": "quality", "segmentation": "segmentation", "features": "features"}
 WELL_TABLES |= {"latent": "latent", "maps": "maps", "classes": "classes"}
 COMPARTMENTS = 3  # Nuclei, Cells, Cytoplasm
 LEAST_JOBS = 3  # of a stage, to learn from
 JOB_SECONDS = 900  # that the longest job of a stage should take
 SPARE = {"memory": 1.3, "time": 2.0}  # what is asked for, as a multiple of the most that was seen
+SPARE_OF_RATES = 1.5  # a job's time limit, as a multiple of what the rates above tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +130,35 @@ def _texts_of_rule(stage):
     raise LookupError(f"no rule {STAGES[stage].script!r}")
 
 
+def time_limit(screen, stage, plate=None, part=0, *, threads=1, least=0):
+    """Time limit of a job by what is known before it begins, and by the rates that Plateloom comes with.
+
+    Parameters
+    ----------
+    screen : Screen
+    stage : str
+    plate : str or None
+    part : int
+    threads : int
+    least : float
+        It is no shorter [min]: what a plate holds is not known before it is assembled, conversion goes by its source's bytes.
+
+    Returns
+    -------
+    float
+        [min].
+    """
+    fixed, rate = _shipped_rates(screen, stage)
+    if stage == "conversion":  # a byte a pixel: as many of each as if all files were compressed by half
+        work = screen.source_gb(plate, part)
+    else:
+        _, gigapixels, fields = screen.size(plate)
+        wells = sum(map(screen.wells, [plate] if plate else screen.plates))
+        work = _count_work(screen, stage, gigapixels=gigapixels, fields=fields, wells=wells, cells=math.inf)
+        work /= screen.config.parts if STAGES[stage].scope == "part" else 1
+    return max(least, SPARE_OF_RATES * (fixed + rate * work) / threads / 60)
+
+
 def measure_plate(screen, plate):
     """Find how large a plate is, from its listing and one of its images.
 
@@ -182,35 +215,29 @@ def estimate_screen(screen, sizes):
     -------
     list of StageCost
     """
-    found, total, cells = [], sum(size.gigapixels for size in sizes.values()), _most_cells(sizes)
+    found, cells = [], _most_cells(sizes)
     for stage in screen.stages():
         threads, gigabytes = rule_of(stage, screen)
         scope = STAGES[stage].scope
         parts = screen.config.parts if scope == "part" else 1
         fixed, rate, learned = _learn(screen, stage, sizes)
         if scope == "screen":
-            works = [_work(screen, stage, None, total, cells)]
+            works = [_work(screen, stage, sizes.values(), cells)]
         else:
-            works = [
-                _work(screen, stage, size, size.gigapixels, cells) / parts
-                for size in sizes.values()
-                for _ in range(parts)
-            ]
+            works = [_work(screen, stage, [size], cells) / parts for size in sizes.values() for _ in range(parts)]
         seconds = [fixed + rate * work for work in works]
         field_mb = max((8e-6 * size.channels * size.shape[0] * size.shape[1] for size in sizes.values()), default=0)
         if screen.has_volumes and stage in BYTES_PER_VOXEL:
             field_mb += max(
                 memory_of_volume(stage, (size.planes, *size.shape), size.channels) for size in sizes.values()
             )
-        on_gpu = stage in ON_GPU and screen.config.engine.device != "cpu"
-        on_gpu &= stage != "segmentation" or screen.segments_on_gpu
         found.append(
             StageCost(
                 stage=stage,
                 jobs=len(works),
                 threads=threads,
                 core_hours=sum(seconds) / 3600,
-                gpu_hours=sum(seconds) / threads / 3600 if on_gpu else 0.0,
+                gpu_hours=sum(seconds) / threads / 3600 * screen.gpus(stage),
                 memory_mb=int(1000 * gigabytes + (threads * field_mb if scope != "screen" else 0)),
                 longest_s=max(seconds, default=0) / threads,
                 learned=learned,
@@ -224,29 +251,47 @@ def _most_cells(sizes):
     return 1e-6 * CELLS * sum(size.fields * size.shape[0] * size.shape[1] for size in sizes.values())
 
 
-def _work(screen, stage, size, gigapixels, cells):
-    """How much a stage has to do, in the unit of its rate; no model learns from more cells than there are."""
+def _work(screen, stage, sizes, cells):
+    """How much a stage has to do on plates, in the unit of its rate; no model learns from more cells than there are."""
+    return _count_work(
+        screen,
+        stage,
+        gigapixels=sum(size.gigapixels for size in sizes),
+        fields=sum(size.fields for size in sizes),
+        wells=sum(size.wells for size in sizes),
+        cells=cells,
+    )
+
+
+def _count_work(screen, stage, *, gigapixels, fields, wells, cells):
     latent = screen.config.latent
-    if stage == "illumination" and size and size.fields:
-        return gigapixels * min(1, screen.config.illumination.fields / size.fields)
+    if stage == "illumination" and fields:
+        return gigapixels * min(1, screen.config.illumination.fields / fields)
+    if stage in OF_WELLS:
+        return wells / 1000
     if stage == "autoencoder":
         return min(latent.autoencoder.cells, cells) / 1000 * latent.autoencoder.parameters.get("epochs", 1)
     if stage == "map":
         return min(latent.maps.cells, cells) / 1000
     if stage == "classifier":
-        return min(screen.config.classification.cells, cells) / 1000
+        chosen = screen.config.classification
+        return min(chosen.cells, cells) / 1000 * (chosen.parameters["epochs"] if chosen.inputs == "crops" else 1)
     return gigapixels
+
+
+def _shipped_rates(screen, stage):
+    """Core-seconds of a job and per unit of its work, by the rates that Plateloom comes with."""
+    return RATES[FROM_CROPS.get(stage, stage) if screen.config.classification.inputs == "crops" else stage]
 
 
 def _learn(screen, stage, sizes):
     """Core-seconds of a job and per unit of work: of this screen's own jobs where there are some; and their number."""
-    fixed, rate = RATES[stage]
+    fixed, rate = _shipped_rates(screen, stage)
     scope, spent = STAGES[stage].scope, []
-    total, cells = sum(size.gigapixels for size in sizes.values()), _most_cells(sizes)
+    cells = _most_cells(sizes)
     for plate in [None] if scope == "screen" else sizes:
         for record in _fresh_records(screen, stage, plate):
-            size = sizes.get(plate)
-            work = _work(screen, stage, size, size.gigapixels if size else total, cells) / (record.get("parts") or 1)
+            work = _work(screen, stage, [sizes[plate]] if plate else sizes.values(), cells) / (record.get("parts") or 1)
             spent.append((record["seconds"] * max(1, record.get("threads", 1)), work))
     work = sum(one for _, one in spent)
     if not spent or not work:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,6 +32,7 @@ PLATE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 LISTED_ALONE = 8  # so many source folders are listed sooner than other processes have started,
 ALONE_SECONDS = 1.0  # and as many as in this time
 LISTERS = 8
+USUAL_WELLS = 384
 _digest_code = functools.cache(code_digest)  # asked for each plate anew; a process has one code
 TOLD_OF_QUARANTINES = {  # what a stage must know of what people have taken out; what is said of it changes no number
     "flagging": lambda screen, plate: sorted(screen.quarantined_wells(plate)),
@@ -156,6 +158,7 @@ class Screen:
         else:
             rows = [Plate(**row) for row in frozen["plates"]]
             self._listings, self._deferrals = frozen["listings"], frozen["deferrals"]
+            self._sizes = frozen["sizes"]
             self._corrections, self._weights = frozen["corrections"], frozen["weights"]
             self._encoder_weights = frozen["encoder_weights"]
             self._annotations = frozen["annotations"]
@@ -177,6 +180,7 @@ class Screen:
             "config": self.config.model_dump(mode="json"),
             "plates": plates,
             "listings": self._listings,
+            "sizes": self._sizes,
             "deferrals": self._deferrals,
             "corrections": self._corrections,
             "weights": self._weights,
@@ -483,6 +487,22 @@ class Screen:
         """Which attempt a part was last deferred in: a value that makes it run again, and stays once it is done."""
         return self._deferrals[plate][part]
 
+    def gpus(self, stage):
+        """GPUs that a job asks for: one, unless the config says `cpu` or the stage's method runs no network."""
+        networks = ("training", "autoencoder", "latent")
+        networks += ("segmentation",) if self.segments_on_gpu else ()
+        networks += ("classifier", "classes") if self.config.classification.inputs == "crops" else ()
+        return int(stage in networks and self.config.engine.device != "cpu")
+
+    def wells(self, plate):
+        """How many wells a plate has, by the names of its source files; 384 where they do not say."""
+        return self._sizes.get(plate, {}).get("wells") or USUAL_WELLS
+
+    def source_gb(self, plate, part):
+        """What the source files of a part hold [GB]; 0 where they are gone, or their listing has no sizes (OME-Zarr)."""
+        found = self._sizes.get(plate)
+        return 1e-9 * found["bytes"][part] if found else 0.0
+
     def size(self, plate):
         """How large a plate is, as soon as it is assembled; before that, and without a plate, nothing is known.
 
@@ -496,11 +516,12 @@ class Screen:
             One field in all channels [MB].
         gigapixels : float
             All fields in all channels, with all planes that are kept [10⁹ px].
+        fields : int
         """
         facts = (plate and read_json(self.folder / record_path(plate, "assembly")) or {}).get("facts", {})
         height, width, *_ = facts.get("accepted") or (0, 0)
-        pixels = height * width * len(self.config.channels)
-        return 2e-6 * pixels, 1e-9 * pixels * facts.get("planes", 1) * facts.get("fields", 0)
+        pixels, fields = height * width * len(self.config.channels), facts.get("fields", 0)
+        return 2e-6 * pixels, 1e-9 * pixels * facts.get("planes", 1) * fields, fields
 
     @property
     def stacks_gb(self):
@@ -531,9 +552,9 @@ class Screen:
         }
 
     @functools.cached_property
-    def _listings(self):
-        """Digests by plate and part."""
-        found, asked = {}, {}
+    def _sources(self):
+        """What the source folders that are there hold, by plate; see `list_source`."""
+        asked = {}
         for plate, row in self.plates.items():
             if self.has_source(plate):
                 asked[plate] = (
@@ -542,10 +563,21 @@ class Screen:
                     self._reader_params(row.reader),
                     self.config.parts,
                 )
-            else:
-                records = [read_json(self.folder / path) or {} for path in self.records("conversion", plate)]
-                found[plate] = [record.get("facts", {}).get("listing", "no source folder") for record in records]
-        return found | dict(zip(asked, _list_sources(list(asked.values())), strict=True))
+        return dict(zip(asked, _list_sources(list(asked.values())), strict=True))
+
+    @functools.cached_property
+    def _listings(self):
+        """Digests by plate and part."""
+        found = {plate: digests for plate, (digests, _) in self._sources.items()}
+        for plate in self.plates.keys() - found.keys():
+            records = [read_json(self.folder / path) or {} for path in self.records("conversion", plate)]
+            found[plate] = [record.get("facts", {}).get("listing", "no source folder") for record in records]
+        return found
+
+    @functools.cached_property
+    def _sizes(self):
+        """Wells and bytes by plate; see `list_source`."""
+        return {plate: size for plate, (_, size) in self._sources.items()}
 
     def corrections(self, plate, part):
         """Digests of the labels that people have corrected, by well and field of one part."""
@@ -643,7 +675,7 @@ def _absent(section, files, folder):
 
 
 def _list_sources(asked):
-    """Digests of source folders; of many side by side, since millions of files are a minute of system calls.
+    """What source folders hold; of many side by side, since millions of files are a minute of system calls.
 
     Processes rather than threads: calls as short as these spend more time on the interpreter's lock than on their work.
     """
@@ -672,12 +704,32 @@ def _list_sources(asked):
 
 
 def list_source(source, reader, params, parts):
-    """Digest a source folder's names, sizes and times: list of str, one per part."""
-    module = load_reader(reader)
+    """List a source folder once.
+
+    Returns
+    -------
+    digests : list of str
+        Of names, sizes and times, one per part.
+    size : dict
+        `wells`, how many the names tell; `bytes`, a list, one number per part: what belongs to no such well is shared by all.
+    """
+    module, sizes = load_reader(reader), {}
+
+    def listing(source, params):
+        for well, line in module.listing(source, params):
+            size = line.rsplit("/", 2)[-2:-1]
+            sizes[well] = sizes.get(well, 0) + (int(size[0]) if size and size[0].isdecimal() else 0)
+            yield well, line
+
     try:
-        return digest_changes(module, Path(source), module.Params(**params), part_of, parts)
+        told = types.SimpleNamespace(listing=listing)
+        digests = digest_changes(told, Path(source), module.Params(**params), part_of, parts)
     except (DataFault, OSError, KeyError, ValueError) as fault:  # one plate's folder must not stop the others
-        return [f"fault: {fault}"] * parts
+        return [f"fault: {fault}"] * parts, {"wells": 0, "bytes": [0] * parts}
+    held = [sizes.pop("", 0) // parts] * parts
+    for well, size in sizes.items():
+        held[part_of(well, parts)] += size
+    return digests, {"wells": len(sizes), "bytes": held}
 
 
 def _last_deferral(path):

@@ -19,7 +19,7 @@ rule train_classifier:
     resources:
         gpu=gpus_for("classifier"),
         mem_mb=memory_for(8 + 3 * SCREEN.crops_gb),
-        runtime=runtime_for(120),
+        runtime=runtime_for("classifier", 120),
     params:
         plates=SCREEN.complete_plates,
         missing=SCREEN.missing_from(
@@ -53,7 +53,7 @@ rule classify_plate:
     resources:
         gpu=gpus_for("classes"),
         mem_mb=memory_for(4),
-        runtime=runtime_for(60),
+        runtime=runtime_for("classes", 60),
     params:
         parts=len(PARTS),
         code=code_of("classes"),

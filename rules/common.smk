@@ -6,6 +6,7 @@ from plateloom.driver import (
     finish_complete_plates,
     open_screen,
 )
+from plateloom.estimate import time_limit
 from plateloom.planning import PLATE_NAME, STAGES
 
 SCREEN = open_screen(config, main=workflow.is_main_process)
@@ -142,27 +143,26 @@ def memory_for(gigabytes, volumes_of=None):
     """
 
     def memory(wildcards, threads, attempt):
-        field_mb, _ = SCREEN.size(wildcards.get("plate"))
+        field_mb, *_ = SCREEN.size(wildcards.get("plate"))
         volume_mb = SCREEN.volume_mb(volumes_of, wildcards.plate) if volumes_of else 0
         return int((1000 * gigabytes + threads * (4 * field_mb + volume_mb)) * attempt)
 
     return memory
 
 
-def runtime_for(minutes):
-    """Time limit of a job [min]: that of ten gigapixels, or in proportion for a larger part; more with each attempt."""
+def runtime_for(stage, minutes):
+    """Time limit of a job [min]: a least one, and more for a large plate, part or screen, and with each attempt."""
 
-    def runtime(wildcards, attempt):
-        _, gigapixels = SCREEN.size(wildcards.get("plate"))
-        return int(minutes * max(1, gigapixels / len(PARTS) / 10) * attempt)
+    def runtime(wildcards, threads, attempt):
+        plate, part = wildcards.get("plate"), int(wildcards.get("part", 0))
+        return int(
+            attempt
+            * time_limit(SCREEN, stage, plate, part, threads=threads, least=minutes)
+        )
 
     return runtime
 
 
 def gpus_for(stage):
-    """GPUs that a job asks for: one, unless the config says `cpu` or the chosen method runs no network."""
-    if SCREEN.config.engine.device == "cpu":
-        return 0
-    if stage in ("classifier", "classes"):
-        return int(SCREEN.config.classification.inputs == "crops")
-    return int(stage != "segmentation" or SCREEN.segments_on_gpu)
+    """GPUs that a job asks for."""
+    return SCREEN.gpus(stage)

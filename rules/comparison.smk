@@ -16,7 +16,7 @@ rule profile_latents:
     threads: 2
     resources:
         mem_mb=memory_for(4),
-        runtime=runtime_for(60),
+        runtime=runtime_for("latent_profiling", 60),
     params:
         settings=settings_of("latent_profiling"),
         code=code_of("latent_profiling"),
@@ -42,7 +42,7 @@ rule compare_spaces:
     threads: 1
     resources:
         mem_mb=memory_for(8 + len(SCREEN.plates) / 20),
-        runtime=runtime_for(120),
+        runtime=runtime_for("comparison", 120),
     params:
         missing=SCREEN.missing_from("latent_profiling"),
         settings=settings_of("comparison"),

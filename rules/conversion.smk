@@ -13,7 +13,7 @@ rule convert_plate:
     threads: 2
     resources:
         mem_mb=memory_for(4 + SCREEN.stacks_gb),
-        runtime=runtime_for(120),
+        runtime=runtime_for("conversion", 120),
     params:
         source=source_of,
         reader=reader_of,
@@ -42,7 +42,7 @@ rule assemble_plate:
     threads: 1
     resources:
         mem_mb=memory_for(2),
-        runtime=runtime_for(30),
+        runtime=runtime_for("assembly", 30),
     params:
         max_failed_fields=SCREEN.config.max_failed_fields,
         code=code_of("assembly"),

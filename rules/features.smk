@@ -16,7 +16,7 @@ rule measure_features:
     threads: 2
     resources:
         mem_mb=memory_for(6, volumes_of="features"),
-        runtime=runtime_for(240),
+        runtime=runtime_for("features", 240),
     params:
         parts=len(PARTS),
         settings=settings_of("features"),

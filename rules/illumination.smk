@@ -16,7 +16,7 @@ rule estimate_illumination:
     threads: 2
     resources:
         mem_mb=memory_for(4),
-        runtime=runtime_for(60),
+        runtime=runtime_for("illumination", 60),
     params:
         settings=settings_of("illumination"),
         code=code_of("illumination"),

@@ -18,7 +18,7 @@ rule train_autoencoder:
     resources:
         gpu=gpus_for("autoencoder"),
         mem_mb=memory_for(8),
-        runtime=runtime_for(480),
+        runtime=runtime_for("autoencoder", 480),
     params:
         plates=SCREEN.complete_plates,
         missing=SCREEN.missing_from("segmentation"),
@@ -50,7 +50,7 @@ rule encode_plate:
     resources:
         gpu=gpus_for("latent"),
         mem_mb=memory_for(6),
-        runtime=runtime_for(120),
+        runtime=runtime_for("latent", 120),
     params:
         parts=len(PARTS),
         settings=settings_of("latent"),
@@ -77,7 +77,7 @@ rule fit_map:
     threads: 2
     resources:
         mem_mb=memory_for(8),
-        runtime=runtime_for(120),
+        runtime=runtime_for("map", 120),
     params:
         plates=SCREEN.complete_plates,
         missing=SCREEN.missing_from(SCREEN.config.latent.maps.inputs),
@@ -105,7 +105,7 @@ rule map_plate:
     threads: 2
     resources:
         mem_mb=memory_for(4),
-        runtime=runtime_for(60),
+        runtime=runtime_for("maps", 60),
     params:
         parts=len(PARTS),
         code=code_of("maps"),

@@ -17,7 +17,7 @@ rule profile_plate:
     threads: 2
     resources:
         mem_mb=memory_for(4),
-        runtime=runtime_for(60),
+        runtime=runtime_for("profiling", 60),
     params:
         plate_map=plate_map_of,
         batch=batch_of,
@@ -44,7 +44,7 @@ rule profile_screen:
     threads: 1
     resources:
         mem_mb=memory_for(8 + len(SCREEN.plates) / 20),
-        runtime=runtime_for(60),
+        runtime=runtime_for("profiles", 60),
     params:
         plates=SCREEN.complete_plates,
         missing=SCREEN.missing_from("profiling"),

@@ -16,7 +16,7 @@ rule measure_quality:
     threads: 2
     resources:
         mem_mb=memory_for(4),
-        runtime=runtime_for(60),
+        runtime=runtime_for("quality", 60),
     params:
         parts=len(PARTS),
         code=code_of("quality"),
@@ -40,7 +40,7 @@ rule flag_fields:
     threads: 1
     resources:
         mem_mb=memory_for(2),
-        runtime=runtime_for(30),
+        runtime=runtime_for("flagging", 30),
     params:
         settings=settings_of("flagging"),
         code=code_of("flagging"),

@@ -20,7 +20,7 @@ rule report_plate:
     threads: 1
     resources:
         mem_mb=memory_for(4),
-        runtime=runtime_for(60),
+        runtime=runtime_for("report", 60),
     params:
         batch=batch_of,
         source=source_of,
@@ -51,7 +51,7 @@ rule report_screen:
     threads: 1
     resources:
         mem_mb=memory_for(4),
-        runtime=runtime_for(60),
+        runtime=runtime_for("screen_report", 60),
     params:
         plates=SCREEN.plate_table(),
         missing=SCREEN.missing_from("report"),

@@ -18,7 +18,7 @@ rule segment_plate:
     resources:
         gpu=gpus_for("segmentation"),
         mem_mb=memory_for(6, volumes_of="segmentation"),
-        runtime=runtime_for(240),
+        runtime=runtime_for("segmentation", 240),
     params:
         parts=len(PARTS),
         settings=settings_of("segmentation"),

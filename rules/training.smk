@@ -14,7 +14,7 @@ rule train_segmenter:
     resources:
         gpu=gpus_for("training"),
         mem_mb=memory_for(6),
-        runtime=runtime_for(480),
+        runtime=runtime_for("training", 480),
     params:
         settings=settings_of("training"),
         code=code_of("training"),

@@ -14,6 +14,7 @@ from plateloom.estimate import (
     CELLS,
     RATES,
     Observed,
+    PlateSize,
     estimate_results,
     estimate_screen,
     measure_plate,
@@ -72,6 +73,32 @@ def test_a_model_learns_from_no_more_cells_than_the_images_can_hold(screen):
     assert cells < 20_000 and found.core_hours * 3600 == pytest.approx(fixed + rate * 10 * cells / 1000)
     settings["latent"]["autoencoder"]["cells"] = 100
     assert costs_of(open_screen(**settings))["autoencoder"].core_hours * 3600 == pytest.approx(fixed + rate)
+
+
+def test_steps_of_the_screen_cost_by_its_wells(screen):
+    big = PlateSize(wells=384, fields=384 * 9, shape=(2160, 2160), channels=3)
+    found = {one.stage: one for one in estimate_screen(open_screen(), {f"P{i}": big for i in range(400)})}
+    for stage in ("profiles", "comparison", "screen_report"):
+        fixed, rate = RATES[stage]
+        assert found[stage].core_hours * 3600 == pytest.approx(fixed + rate * 400 * 384 / 1000)
+        assert found[stage].longest_s < 15 * 60
+    assert found["profiling"].longest_s < 15 * 60, "of one plate: its cells become rows, no pixel is read"
+
+
+@pytest.mark.parametrize("device", ["prefer", "cpu"])
+def test_hours_on_a_gpu_are_of_the_stages_that_ask_for_one(screen, device):
+    Path("labels.tsv").write_text("plate\twell\tfield\tlabel\tclass\n")
+    classes = {"labels": "labels.tsv", "inputs": "crops", "method": "cnn"}
+    opened = open_screen(classification=classes, latent={"autoencoder": {"enabled": True}}, engine={"device": device})
+    costs = estimate_screen(opened, {"P1": measure_plate(opened, "P1")})
+    asking = {one.stage for one in costs if opened.gpus(one.stage)}
+    assert {one.stage for one in costs if one.gpu_hours} == asking
+    assert asking == (set() if device == "cpu" else {"autoencoder", "latent", "classifier", "classes"})
+    fixed, rate = RATES["autoencoder"]
+    cells = min(opened.config.classification.cells, CELLS * 12 * 256 * 256 * 1e-6) / 1000
+    (learning,) = [one for one in costs if one.stage == "classifier"]
+    epochs = opened.config.classification.parameters["epochs"]
+    assert learning.core_hours * 3600 == pytest.approx(fixed + rate * cells * epochs)
 
 
 def test_every_stage_has_a_rate_and_a_rule(profiled):

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -12,7 +14,8 @@ from conftest import ROOT, simulate
 
 from plateloom.engine import locks, schedulers
 from plateloom.errors import SchedulerError
-from plateloom.planning import STAGES
+from plateloom.estimate import RATES
+from plateloom.planning import STAGES, Screen
 from plateloom.store.provenance import write_json
 
 PROFILES = {path.parent.name: path for path in (ROOT / "profiles").glob("*/profile.yaml")}
@@ -223,20 +226,82 @@ def test_states_of_other_schedulers(stand_in, cluster, answers, expected):
     assert status(cluster) == expected
 
 
-def test_memory_and_time_follow_the_plate_and_the_attempt(tmp_path, monkeypatch):
-    screen = simulate(tmp_path / "screen", rows=1, columns=2, size_px=64, cells_per_field=2.0)
-    monkeypatch.chdir(screen)
-    workflow = SimpleNamespace(basedir=str(ROOT), is_main_process=False, executor_settings=None)
-    functions = {"workflow": workflow, "config": yaml.safe_load((screen / "config.yaml").read_text()) | {"parts": 2}}
-    with mock.patch.dict(os.environ):
-        exec(compile((ROOT / "rules/common.smk").read_text(), "common.smk", "exec"), functions)
-    memory, runtime = functions["memory_for"](6), functions["runtime_for"](240)
-    plate = {"plate": "P1"}
-    assert (memory(plate, 2, 1), memory(plate, 2, 3), runtime(plate, 1), runtime(plate, 2)) == (6000, 18000, 240, 480)
-    facts = {"accepted": [2000, 2000, "uint16"], "fields": 2500}  # of 3 channels: 24 MB a field, 30 Gpx
+@pytest.fixture
+def rules(tmp_path, monkeypatch):
+    """The functions of rules/common.smk, of a small screen with some settings."""
+    monkeypatch.chdir(simulate(tmp_path / "screen", rows=1, columns=2, size_px=64, cells_per_field=2.0))
+
+    def read(**settings):
+        workflow = SimpleNamespace(basedir=str(ROOT), is_main_process=False, executor_settings=None)
+        functions = {"workflow": workflow, "config": yaml.safe_load(Path("config.yaml").read_text()) | settings}
+        with mock.patch.dict(os.environ):
+            exec(compile((ROOT / "rules/common.smk").read_text(), "common.smk", "exec"), functions)
+        return functions
+
+    return read
+
+
+def assemble(shape, fields):
+    facts = {"accepted": [*shape, "uint16"], "fields": fields}
     write_json("results/plates/P1/records/assembly/part-0.json", {"status": "done", "facts": facts})
+
+
+def test_memory_and_time_follow_the_plate_and_the_attempt(rules):
+    functions = rules(parts=2)
+    memory, runtime = functions["memory_for"](6), functions["runtime_for"]("features", 240)
+    plate = {"plate": "P1", "part": "1"}
+    assert (memory(plate, 2, 1), memory(plate, 2, 3)) == (6000, 18000)
+    assert (runtime(plate, 2, 1), runtime(plate, 2, 2)) == (240, 480)
+    assemble((2000, 2000), 2500)  # of 3 channels: 24 MB a field, 30 Gpx
     assert (memory(plate, 2, 1), memory(plate, 2, 3)) == (6000 + 8 * 24, 3 * (6000 + 8 * 24))
-    assert (runtime(plate, 1), runtime(plate, 2)) == (360, 720), (
-        "half of the plate is one and a half times ten gigapixels"
-    )
-    assert (memory({}, 1, 1), runtime({}, 1)) == (6000, 240), "a step of the screen"
+    fixed, rate = RATES["features"]
+    minutes = 1.5 * (fixed + rate * 15) / 2 / 60
+    assert (runtime(plate, 2, 1), runtime(plate, 2, 2)) == (int(minutes), int(2 * minutes)), "half of the plate"
+    assert runtime(plate, 1, 1) == int(2 * minutes), "with one thread"
+    assert memory({}, 1, 1) == 6000, "a step of the screen"
+
+
+def test_a_job_on_a_whole_plate_has_as_much_time_with_parts(rules):
+    limits = {}
+    for parts in (1, 8):
+        runtime_for = rules(parts=parts)["runtime_for"]
+        assemble((2160, 2160), 384 * 9)
+        for stage in STAGES:
+            limits.setdefault(stage, []).append(runtime_for(stage, 1)({"plate": "P1", "part": "0"}, 2, 1))
+        expected = RATES["report"][1] * 384 * 9 * 3 * 2160**2 * 1e-9 / 2 / 60
+        assert limits["report"][-1] > expected > 30 and limits["profiles"][-1] == 1
+    shorter = {stage for stage, (whole, part) in limits.items() if part < whole}
+    assert {"segmentation", "features", "quality"} <= shorter <= {s for s, one in STAGES.items() if one.scope == "part"}
+    assert limits["features"][0] > 7 * limits["features"][1]
+    assert limits["illumination"][0] < 60, "it reads no more than `illumination.fields`"
+
+
+def test_steps_of_the_screen_have_time_by_its_wells(rules):
+    functions = rules()
+    screen, runtime = functions["SCREEN"], functions["runtime_for"]("comparison", 120)
+    assert runtime({}, 1, 1) == 120
+    screen.plates |= {f"Q{i}": screen.plates["P1"] for i in range(15_000)}
+    fixed, rate = RATES["comparison"]
+    wells = 2 + 384 * 15_000  # of plates that nobody has listed the usual number
+    assert runtime({}, 1, 1) == int(1.5 * (fixed + rate * wells / 1000) / 60) > 120
+
+
+def test_conversion_has_time_by_the_bytes_of_its_part(rules):
+    for well in ("A01", "A02"):
+        os.truncate(next(Path("raw/P1").rglob(f"*{well}*")), 80_000_000_000)  # a hole: it takes no room
+    functions = rules(parts=2)
+    runtime, screen = functions["runtime_for"]("conversion", 120), functions["SCREEN"]
+    fixed, rate = RATES["conversion"]
+    limits = [runtime({"plate": "P1", "part": str(part)}, 2, 1) for part in (0, 1)]
+    assert limits == [int(1.5 * (fixed + rate * screen.source_gb("P1", part)) / 2 / 60) for part in (0, 1)]
+    assert screen.source_gb("P1", 0) == pytest.approx(80, abs=0.1) and min(limits) > 200 and screen.wells("P1") == 2
+    again = json.loads(json.dumps(screen.freeze()))
+    shutil.rmtree("raw")
+    assert Screen({}, frozen=again).source_gb("P1", 1) == screen.source_gb("P1", 1), "listed once a run"
+    fresh = Screen(screen.config.model_dump(mode="json"))
+    assert (fresh.source_gb("P1", 1), fresh.wells("P1")) == (0.0, 384), "a source that has gone"
+
+
+def test_one_machine_tries_a_job_twice_and_a_cluster_three_times():
+    tried = {name: 1 + yaml.safe_load(path.read_text())["retries"] for name, path in PROFILES.items()}
+    assert tried.pop("default") == 2 and set(tried.values()) == {3}, "docs/faults.md says what they then ask for"

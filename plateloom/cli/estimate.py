@@ -15,8 +15,9 @@ def command(folder, plates, as_json):
     """Estimate what SCREEN costs before anything is submitted: jobs, core-hours, memory, bytes and files.
 
     The number of images comes from the plates' listings, their shape from one image of each plate. What a gigapixel costs
-    comes from this screen's own jobs where there are some, marked with a star, else from the demo screen on two shared
-    cores: an order of magnitude. Hours on a GPU are those that the CPU would take, and so an upper bound.
+    or a well comes from this screen's own jobs where there are some, marked with a star, else from the demo screen, or
+    drawn profiles of wells, on two shared cores: an order of magnitude. Hours on a GPU are those that the CPU would take,
+    and so an upper bound.
 
     \b
     plateloom estimate screens/mine
