@@ -10,9 +10,10 @@ import math
 import numpy as np
 import pandas as pd
 
+from plateloom.intervals import MIN_UNITS, interval_of
+
 SCORES = ["Metadata_Treatment", "Metadata_Dose", "n_wells", "map", "expected", "beyond", "p", "q"]
 MOST_REPLICATES = 50  # wells of a treatment and dose that look for each other
-MIN_UNITS = 5  # treatments, or plates: with fewer there is no interval
 MOST_FOLDS = 20  # plates that are held out one at a time; of more as many parts
 NULL_SIZE = 10_000
 MIN_GROUPS = 20  # of wells of different treatments: with fewer p could not be 0.05
@@ -389,11 +390,8 @@ def interval_of_mean(scores, *, n_resamples=RESAMPLES, confidence=0.95, seed=0):
 
     Notes
     -----
-    A bootstrap, whose percentiles are taken as far out as makes up for few units (Hesterberg 2015,
-    doi:10.1080/00031305.2015.1089789): without, that of five units would hold the truth in 84 % of cases instead of 95 %.
+    A bootstrap, see `plateloom.intervals.interval_of`.
     """
-    from scipy.stats import norm, t
-
     scores = np.asarray(scores, float)
     n = len(scores)
     if not n:
@@ -403,9 +401,7 @@ def interval_of_mean(scores, *, n_resamples=RESAMPLES, confidence=0.95, seed=0):
     random, step = np.random.default_rng(seed), max(1, BLOCK // n)
     sizes = [min(step, n_resamples - start) for start in range(0, n_resamples, step)]
     drawn = np.concatenate([random.multinomial(n, np.full(n, 1 / n), size=size) @ scores / n for size in sizes])
-    tail = norm.cdf(-math.sqrt(n / (n - 1)) * t.ppf((1 + confidence) / 2, n - 1))
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return float(scores.mean()), float(low), float(high)
+    return float(scores.mean()), *interval_of(drawn, n, confidence=confidence)
 
 
 def compare_spaces(scores, *, unit="treatments", seed=0):

@@ -60,7 +60,7 @@ WINGS = [
         "simulation",
     },
     {"store"},
-    {"compilation", "devices", "errors", "kernel_cache", "registry", "schema", "tiling", "wells"},
+    {"compilation", "devices", "errors", "intervals", "kernel_cache", "registry", "schema", "tiling", "wells"},
 ]
 COMPUTE = WINGS[2] - {"engine", "readers"}
 BESIDE = {("quality", "illumination"), ("classification", "latent")}  # crops are cut, scaled and turned in one place

@@ -20,9 +20,8 @@ from plateloom.classification.fitting import fit_method, fit_quietly, search_par
 from plateloom.classification.fractions import draw_confusions
 from plateloom.classification.label_noise import find_suspects
 from plateloom.classification.scores import (
-    bootstrap_accuracy,
+    accuracy_interval,
     count_confusion,
-    interval_of,
     precision_recall,
     rates_of,
     score_subgroups,
@@ -102,7 +101,7 @@ def evaluate(
         of `reliability`, with `before`; 'after' is by a temperature of the other folds), `sets` (`coverage` asked for, `limits`
         by class, `groups_needed`, `covered`, `single`, `empty`: shares of cells, each judged by the limits of the other folds),
         `noise` (see `find_suspects`), `subgroups` (see `score_subgroups`), `confusion_draws` (see `draw_confusions`) and
-        `warnings`. NaN is None. With balance, calibration and sets' shares count all classes alike.
+        `warnings`. NaN is None, and so are intervals where a class is in fewer than 5 groups. With balance, calibration and sets' shares count all classes alike.
 
     Raises
     ------
@@ -131,8 +130,8 @@ def evaluate(
         counts = count_confusion(truth[test], guess, n_classes)
         held = names[np.unique(member[test])].tolist()
         row = {"fold": number, "groups": held, "n_train": len(train), "n_test": len(test), **summarize(counts)}
-        ends = bootstrap_accuracy(truth[test], guess, unit[test], n_classes, n=n_bootstrap, seed=seed)
-        row["low"], row["high"] = interval_of(ends) if len(np.unique(unit[test])) > 2 else (None, None)
+        ends = accuracy_interval(truth[test], guess, unit[test], n_classes, n=n_bootstrap, seed=seed)
+        row["low"], row["high"] = ends
         if tune:
             row["params"] = options["params"].model_dump(mode="json")
         rows.append(row)
@@ -140,8 +139,7 @@ def evaluate(
             kept.append(pipeline)
     predicted = probability.argmax(axis=1)
     confusion = count_confusion(truth, predicted, n_classes)
-    resampled = bootstrap_accuracy(truth, predicted, member, n_classes, n=n_bootstrap, seed=seed)
-    low, high = interval_of(resampled)
+    low, high = accuracy_interval(truth, predicted, member, n_classes, n=n_bootstrap, seed=seed)
     weights = class_weights(truth, n_classes, balance != "none")
     calibration, calibrated = _calibrate(probability, truth, fold_of, weights)
     noise = find_suspects(calibrated, truth)

@@ -10,7 +10,8 @@ import numpy as np
 from plateloom.classification.calibration import apply_temperature
 from plateloom.classification.model import input_space
 from plateloom.classification.regression import resample_r2
-from plateloom.classification.scores import bootstrap_accuracy, count_confusion, interval_of, summarize
+from plateloom.classification.scores import bootstrap_accuracy, count_confusion, count_units, summarize
+from plateloom.intervals import interval_of
 
 MOST_CELLS = 4000
 TREES = ("random_forest", "gradient_boosting", "forest_regression")
@@ -59,7 +60,7 @@ def permute_families(X, y, groups, *, features, pipelines, folds, repeats=3, n_b
     -------
     list of dict
         Per family (see `family_of`; of crops per channel): `family`, `features` (how many), `loss` of balanced accuracy, of numbers of R²,
-        with its 95 % interval over resampled groups `low`, `high`. The greatest loss first.
+        with its 95 % interval over resampled groups `low`, `high` (None where they are too few). The greatest loss first.
 
     Notes
     -----
@@ -76,9 +77,11 @@ def permute_families(X, y, groups, *, features, pipelines, folds, repeats=3, n_b
     if np.asarray(y).dtype.kind == "f":
         learned = [np.mean(y[~np.isin(groups, fold["groups"])]) for fold in folds]
         score = functools.partial(_score_numbers, y[rows], np.repeat(learned, [len(own) for own in held]))
+        units = len(np.unique(member[rows]))
     else:
         classes, truth = np.unique(y, return_inverse=True)
         score = functools.partial(_score_classes, truth[rows], len(classes))
+        units = count_units(truth[rows], member[rows])
 
     def predict(columns=None):
         guess = []
@@ -95,7 +98,7 @@ def permute_families(X, y, groups, *, features, pipelines, folds, repeats=3, n_b
         columns = np.flatnonzero(families == family)
         shuffled = [score(predict(columns), member[rows], **options) for _ in range(repeats)]
         # the same groups are drawn for every score, so the resamples are paired
-        low, high = interval_of(of_whole - np.mean([resampled for _, resampled in shuffled], axis=0))
+        low, high = interval_of(of_whole - np.mean([resampled for _, resampled in shuffled], axis=0), units)
         loss = whole - float(np.mean([level for level, _ in shuffled]))
         found.append({"family": str(family), "features": len(columns), "loss": loss, "low": low, "high": high})
     return sorted(found, key=lambda row: -row["loss"])

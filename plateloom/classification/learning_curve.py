@@ -3,8 +3,9 @@
 import numpy as np
 
 from plateloom.classification.fitting import fit_method
-from plateloom.classification.scores import bootstrap_accuracy, count_confusion, interval_of, summarize
+from plateloom.classification.scores import bootstrap_accuracy, count_confusion, count_units, summarize
 from plateloom.classification.splits import split_groups
+from plateloom.intervals import interval_of
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
 MOST_CELLS = 2000
@@ -57,19 +58,19 @@ def learn_by_steps(X, truth, groups, *, method, params, balance="weights", folds
             )
             predicted[step, test] = pipeline.predict(X[test])
             sizes[step] += len(chosen) / len(splits), len(part) / len(splits)
-    steps, resampled = [], {}
+    steps, resampled, units = [], {}, count_units(truth, member)
     for step in range(len(SHARES)):
         if (predicted[step] < 0).any():  # too few groups to have every class
             continue
         resampled[step] = bootstrap_accuracy(truth, predicted[step], member, n_classes, n=n, seed=seed)
-        low, high = interval_of(resampled[step])
+        low, high = interval_of(resampled[step], units)
         score = summarize(count_confusion(truth, predicted[step], n_classes))["balanced_accuracy"]
         row = {"groups": round(float(sizes[step, 0]), 1), "cells": round(float(sizes[step, 1]))}
         steps.append(row | {"balanced_accuracy": score, "low": low, "high": high})
     found = {"steps": steps, "gain": None, "gain_low": None, "gain_high": None}
     last, half = len(SHARES) - 1, len(SHARES) - 2
     if last in resampled and half in resampled:  # the same seed draws the same groups, so they are paired
-        low, high = interval_of(resampled[last] - resampled[half])
+        low, high = interval_of(resampled[last] - resampled[half], units)
         gain = steps[-1]["balanced_accuracy"] - steps[-2]["balanced_accuracy"]
         found |= {"gain": gain, "gain_low": low, "gain_high": high}
     return found

@@ -44,12 +44,15 @@ TRUSTED = (
     "plateloom.classification.estimators.MarginSVM",  # linear_svm
     "plateloom.classification.estimators.VotingNeighbors",  # nearest_neighbors
 )
-FORMAT = "plateloom-classifier-4"
-CROP_FORMAT = "plateloom-crop-classifier-2"
+FORMAT = "plateloom-classifier-5"
+CROP_FORMAT = "plateloom-crop-classifier-3"
+OLDER = {"plateloom-classifier-4", "plateloom-crop-classifier-2"}  # one unit of novelty for all classes
 BLOCK = 512  # rows per matrix product; always full, so that no row's rounding depends on how many others came with it
 REFERENCE_CELLS = 2000
+MEASURED_CELLS = 10_000  # that units of novelty are told by
 NEIGHBOR = 5
 NOVEL = 0.99
+FEW_CELLS = 100  # have no quantile of their own
 _IMPORTING = threading.Lock()
 
 
@@ -64,10 +67,11 @@ class Classifier:
     card : dict
         JSON: `classes` (none where labels are numbers), `features` (of crops the channels), `schema` (their hash), `crops` (of
         crops `pixel_size_um`), `training` (of a network its losses and the epoch kept), `method`, `params`, `balance`, `tuned`,
-        `groups`, `novelty` (what counts as 1), `counts` (cells per class), `metrics` (of `evaluate` or `evaluate_numbers`, or None), `versions`, `warnings`.
+        `groups`, `novelty` (what counts as 1, and `held_out`: rows of `class`, `cells`, `novel`, the share of cells that is novel
+        to their fold of the test), `counts` (cells per class), `metrics` (of `evaluate` or `evaluate_numbers`, or None), `versions`, `warnings`.
     novelty : dict of str to ndarray
-        `mean`, `axes`, `reference`, `group` (of each reference cell, its place in ``card["groups"]``), `unit`, with errors
-        `error_unit`: see `predict`.
+        `mean`, `axes`, `reference`, `group` and `class` (of each reference cell, its place in ``card["groups"]`` and
+        ``card["classes"]``; 0 of numbers), `unit` per class, with errors `error_unit`: see `predict`.
     folds : list of sklearn.pipeline.Pipeline
         Of the test on the card, in the order of its `folds`: each has not seen that fold's groups.
     """
@@ -175,9 +179,16 @@ def train(
         network = pipeline["estimator"]
         card["crops"] = {"pixel_size_um": pixel_size_um}
         card["training"] = {"losses": network.history_, "epoch": network.epoch_}
-    novelty = _fit_novelty(input_space(pipeline, X), groups, errors)
-    units = {name: float(novelty[name]) for name in ("unit", "error_unit") if name in novelty}
+    kind = np.zeros(len(y), int) if method in REGRESSORS else truth
+    novelty = _fit_novelty(pipeline, X, kind, groups, errors)
+    held = _test_novelty(novelty, folds, (metrics or {}).get("folds", ()), X, kind, groups, errors)
+    units = {name: novelty[name].tolist() for name in ("unit", "error_unit") if name in novelty}
     card["novelty"] = {"quantile": NOVEL, "reference_cells": len(novelty["reference"])} | units
+    card["novelty"]["held_out"] = [
+        {"class": name, "cells": int(own.sum()), "novel": float((held[own] > 1).mean())}
+        for c, name in enumerate(card["classes"] or [""])
+        if (own := (kind == c) & np.isfinite(held)).any()
+    ]
     return Classifier(pipeline, card, novelty, list(folds))
 
 
@@ -201,8 +212,8 @@ def predict(model, table, *, group=None, errors=None):
         Index of the table; `Class` (str), `Probability_{class}` (float32, calibrated where the card has metrics) per class,
         `Set_size` (uint8): how many classes cannot be excluded at the coverage on the card; 1: the class is certain, more:
         it abstains, 0: the cell is unlike all classes. `Novelty` (float32): how far the
-        cell is from the labeled ones; above 1 it is farther than 99 % of labeled cells are from those of other groups,
-        and its class means little. A cell without any value has class None, set size 0 and NaN. Of numbers `Class` (None),
+        cell is from the labeled ones; above 1 it is farther than 99 % of labeled cells near the same class are from those of
+        other groups, and its class means little. A cell without any value has class None, set size 0 and NaN. Of numbers `Class` (None),
         `Predicted` (float32) and `Novelty`.
 
     Raises
@@ -212,10 +223,12 @@ def predict(model, table, *, group=None, errors=None):
 
     Notes
     -----
-    Novelty is the distance to the 5th nearest of up to 2,000 labeled cells of other groups among the principal components (95 % of the
-    variance, at most 20) of the scaled features (of crops: of the network's hidden layer), with the length of what the components leave over as one more
-    coordinate, divided by the 0.99 quantile of the same distance between labeled cells of different groups: cells of
-    other wells are expected to differ a little.
+    Novelty is the distance to the 5th nearest of up to 2,000 labeled cells of other groups, drawn evenly over the classes, among
+    the principal components (95 % of the variance, at most 20) of the scaled features (of crops: of the network's hidden
+    layer), with the length of what the components leave over as one more coordinate. It is divided by the 0.99 quantile of the
+    same distance of labeled cells that are nearest to the same class, or by as much as keeps 99 % of each class below 1: rare
+    cells, and cells that differ much, are no less known than the others. Cells of other wells are expected to differ a little. A network
+    has drawn the cells that it learned from together, so its units are as much larger as cells held out by the test lie farther.
     """
     features = [name for name in table.columns if not str(name).startswith("Metadata_")]
     card = model.card
@@ -312,18 +325,23 @@ def _classify(model, X, usable, index, group, errors=None):
 
 
 def _measure_novelty(model, space, group, errors):
-    """Distance of cells to labeled ones of other groups, in units of the card's; so labeled wells are judged as others are.
+    """Distance of cells to labeled ones of other groups, in units of the class that they are nearest to; so labeled wells are
+    judged as others are.
 
     Or the error of the reconstruction, where that says more: what an autoencoder has no latents for, lies nowhere new in them.
     """
-    reference = model.novelty["reference"]
+    others = None
     if group in (known := model.card["groups"]):
         others = model.novelty["group"] != known.index(group)
-        reference = reference[others] if others.any() else reference
-    novelty = _distance(_coordinates(space, model.novelty), reference) / model.novelty["unit"]
-    if errors is None or "error_unit" not in model.novelty:
-        return novelty
-    return np.fmax(novelty, errors / model.novelty["error_unit"])
+    return _in_units(model.novelty, *_nearest(_coordinates(space, model.novelty), model.novelty, others), errors)
+
+
+def _in_units(novelty, distance, near, errors=None):
+    """Novelty of cells at this distance from labeled ones, the nearest of which are of these classes, shape (N,)."""
+    found = distance / novelty["unit"][near]
+    if errors is None or "error_unit" not in novelty:
+        return found
+    return np.fmax(found, errors / novelty["error_unit"][near])
 
 
 def input_space(pipeline, X):
@@ -421,7 +439,7 @@ def _network_from(data):
         length = int.from_bytes(data[:8], "little")
         parts = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["plateloom"])
         tensors = load(data)
-        if parts["format"] != CROP_FORMAT:
+        if parts["format"] not in {CROP_FORMAT, *OLDER}:
             raise ModelMismatchError(f"The file holds no classifier of ours (format {CROP_FORMAT!r}).")
         card = _check_schema(parts["card"])
         pipelines = [
@@ -433,7 +451,7 @@ def _network_from(data):
             if (network.shape_[0], network.classes_.tolist()) != described:
                 raise ModelMismatchError("A network in the file has other channels or classes than its card says.")
         novelty = {name: value.numpy() for name, value in below(tensors, "novelty.").items()}
-        return Classifier(pipelines[0], card, novelty, pipelines[1:])
+        return Classifier(pipelines[0], card, _by_class(novelty), pipelines[1:])
     except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ModelMismatchError):
             raise
@@ -508,13 +526,26 @@ def loads(data, *, sha256=None):
         if isinstance(error, ModelMismatchError):
             raise
         raise ModelMismatchError(f"The model file cannot be read: {error}") from error
-    if not isinstance(parts, dict) or parts.get("format") != FORMAT:
+    if not isinstance(parts, dict) or parts.get("format") not in {FORMAT, *OLDER}:
         raise ModelMismatchError(f"The archive holds no classifier of ours (format {FORMAT!r}).")
-    return Classifier(parts["pipeline"], _check_schema(json.loads(parts["card"])), parts["novelty"], parts["folds"])
+    card = _check_schema(json.loads(parts["card"]))
+    return Classifier(parts["pipeline"], card, _by_class(parts["novelty"]), parts["folds"])
 
 
-def _fit_novelty(scaled, groups, errors=None):
-    """Principal axes, reference cells, and the distance that counts as 1; with errors of a reconstruction that error, too."""
+def _by_class(novelty):
+    """Novelty as it is kept now: of an older model all reference cells are of one class."""
+    units = {name: np.atleast_1d(novelty[name]) for name in ("unit", "error_unit") if name in novelty}
+    return {"class": np.zeros(len(novelty["reference"]), int)} | novelty | units
+
+
+def _fit_novelty(pipeline, X, kind, groups, errors=None):
+    """Principal axes, reference cells, and per class the distance that counts as 1; with errors of a reconstruction that, too.
+
+    `kind` (N,) is the class of each cell as int.
+    """
+    rows = _deal(kind)[:MEASURED_CELLS]
+    n_classes, scaled, kind = kind.max() + 1, input_space(pipeline, X[rows]), kind[rows]
+    member = np.unique(groups, return_inverse=True)[1][rows]  # as the card lists the groups
     mean = scaled.mean(axis=0)
     centered = scaled - mean
     variance, axes = np.linalg.eigh(centered.T @ centered)
@@ -522,31 +553,77 @@ def _fit_novelty(scaled, groups, errors=None):
     share = np.cumsum(variance) / max(variance.sum(), np.finfo(float).tiny)
     kept = min(int(np.searchsorted(share, 0.95)) + 1, 20, len(variance))
     space = {"mean": mean, "axes": np.ascontiguousarray(axes[:, :kept])}
-    chosen = np.arange(len(scaled))
-    if len(chosen) > REFERENCE_CELLS:
-        chosen = np.sort(np.random.default_rng(0).choice(len(scaled), REFERENCE_CELLS, replace=False))
-    reference = _coordinates(scaled[chosen], space)
-    member = np.unique(groups, return_inverse=True)[1][chosen]  # as the card lists the groups
-    apart = np.full(len(reference), np.nan)
+    places = _coordinates(scaled, space)
+    few = slice(REFERENCE_CELLS)
+    space |= {"reference": places[few], "group": member[few], "class": kind[few]}
+    apart, near = np.full(len(rows), np.nan), kind.copy()
     for group in np.unique(member):
-        own, others = member == group, member != group
+        own, others = member == group, space["group"] != group
         if others.any():
-            apart[own] = _distance(reference[own], reference[others])
-    units = {"unit": _unit_of(apart)}
+            apart[own], near[own] = _nearest(places[own], space, others)
+    measured = kind, near, n_classes
+    errors = None if errors is None else np.asarray(errors, dtype=float)[rows]
+    space["unit"] = _units_of(apart, *measured)
     if errors is not None:
-        errors = np.asarray(errors, dtype=float)[chosen]
-        units["error_unit"] = _unit_of(errors)
+        space["error_unit"] = _units_of(errors, *measured)
         # Two ways of being new, and still 1 % of the labeled cells that are.
-        both = _unit_of(np.fmax(apart / units["unit"], errors / units["error_unit"]))
-        units = {name: np.float64(unit * both) for name, unit in units.items()}
-    return {**space, "reference": reference, "group": member, **units}
+        both = _units_of(_in_units(space, apart, near, errors), *measured)
+        space |= {name: space[name] * both for name in ("unit", "error_unit")}
+    return space
 
 
-def _unit_of(values):
-    """What the known values are below, but for 1 %; 1 where there are none."""
-    known = values[np.isfinite(values)]
-    unit = float(np.quantile(known, NOVEL)) if len(known) else 0.0
-    return np.float64(unit if unit > 0 else 1.0)
+def _test_novelty(novelty, pipelines, tested, X, kind, groups, errors=None):
+    """Novelty of each cell to what its fold of a test has learned from, shape (N,); NaN where none has tested it.
+
+    The units of a network's `novelty` are made larger by what cells that it has learned from lie nearer than others.
+    """
+    found, near, fold_of = np.full(len(X), np.nan), kind.copy(), np.full(len(X), -1)
+    for number, (pipeline, fold) in enumerate(zip(pipelines, tested, strict=False)):
+        own = np.isin(groups, fold["groups"])
+        part = lambda rows: None if errors is None else np.asarray(errors, float)[rows]  # noqa: E731
+        learned = _fit_novelty(pipeline, X[~own], kind[~own], groups[~own], part(~own))
+        distance, near[own] = _nearest(_coordinates(input_space(pipeline, X[own]), learned), learned)
+        found[own], fold_of[own] = _in_units(learned, distance, near[own], part(own)), number
+    if np.ndim(X) == 4 and np.isfinite(found).any():
+        whole = found.copy()
+        wider = lambda rows: np.maximum(_units_of(whole[rows], kind[rows], near[rows], len(novelty["unit"])), 1)  # noqa: E731
+        for number in np.unique(fold_of[fold_of >= 0]):
+            own = fold_of == number
+            found[own] /= wider(~own)[near[own]]
+        novelty["unit"] = novelty["unit"] * wider(slice(None))
+    return found
+
+
+def _units_of(values, kind, near, n_classes):
+    """Per class what the known values of cells nearest to it are below, but for 1 %, shape (K,); 1 where there are none.
+
+    Of few cells no less than that of all. Larger where more than 1 % of a class would lie above: rare cells that differ much.
+    """
+    known = np.isfinite(values)
+    values, kind, near = values[known], kind[known], near[known]
+    units = np.full(n_classes, _bound(values))
+    for c in np.unique(near):
+        own = values[near == c]
+        units[c] = _bound(own) if len(own) >= FEW_CELLS else max(_bound(own), units[c])
+    units = np.where(units > 0, units, 1.0)
+    scaled, factor = values / units[near], np.ones(n_classes)
+    for c in np.unique(kind):
+        places = np.unique(near[(kind == c) & (scaled > 1)])
+        factor[places] = np.maximum(factor[places], _bound(scaled[kind == c]))
+    return units * factor
+
+
+def _bound(values):
+    """What one more value is expected to be above in 1 % of cases, or the largest of few; 0 without any."""
+    beyond = int((1 - NOVEL) * (len(values) + 1))
+    return float(np.sort(values)[-1 - beyond]) if len(values) else 0.0
+
+
+def _deal(kind):
+    """Rows in an order of chance of which any beginning is as even over the classes as they allow, shape (N,)."""
+    rows = np.random.default_rng(0).permutation(len(kind))
+    turn = pd.Series(kind[rows]).groupby(kind[rows]).cumcount().to_numpy()
+    return rows[np.argsort(turn, kind="stable")]
 
 
 def _coordinates(scaled, space):
@@ -562,10 +639,15 @@ def _coordinates(scaled, space):
     return coordinates
 
 
-def _distance(coordinates, reference):
-    """Distance to the 5th nearest reference cell (the last, if there are fewer), shape (N,)."""
+def _nearest(coordinates, novelty, others=None):
+    """Distance to the 5th nearest reference cell (the last, if there are fewer), and the class of the nearest, shape (N,) each.
+
+    Of those that `others` chooses, if it chooses any.
+    """
+    chosen = slice(None) if others is None or not others.any() else others
+    reference, kind = novelty["reference"][chosen], novelty["class"][chosen]
     k = min(NEIGHBOR, len(reference)) - 1
-    distance = np.empty(len(coordinates))
+    distance, near = np.empty(len(coordinates)), np.empty(len(coordinates), int)
     for start in range(0, len(coordinates), BLOCK):
         rows = coordinates[start : start + BLOCK]
         block = np.zeros((BLOCK, coordinates.shape[1]))
@@ -573,4 +655,5 @@ def _distance(coordinates, reference):
         products = (2 * block @ reference.T)[: len(rows)]
         squares = (block**2).sum(axis=1)[: len(rows), None] - products + (reference**2).sum(axis=1)
         distance[start : start + BLOCK] = np.sqrt(np.partition(squares, k, axis=1)[:, k].clip(min=0))
-    return distance
+        near[start : start + BLOCK] = kind[squares.argmin(axis=1)]
+    return distance, near

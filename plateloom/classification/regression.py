@@ -4,9 +4,9 @@ import numpy as np
 
 from plateloom.classification import REGRESSORS
 from plateloom.classification.fitting import fit_quietly, make_pipeline
-from plateloom.classification.scores import interval_of
 from plateloom.classification.splits import split_groups
 from plateloom.errors import LabelError
+from plateloom.intervals import interval_of
 from plateloom.registry import load_method
 
 MOST_POINTS = 400
@@ -32,7 +32,7 @@ def evaluate_numbers(
     dict
         Plain numbers, lists and text (JSON), all of held-out groups: `scheme`, `method`, `n_cells`, `n_groups`, `r2` (1 minus the
         squared error over that of guessing the mean of the training cells) and `spearman` (over cells) with `_low` and `_high` (95 %,
-        over resampled groups), `group_r2`, `group_spearman` (of the groups' means), `mean_error` (absolute), `half_width`
+        over resampled groups; None with fewer than 5), `group_r2`, `group_spearman` (of the groups' means), `mean_error` (absolute), `half_width`
         (a prediction is within it of the truth for `coverage` of the cells of a new group; None with too few groups),
         `folds` (rows of `fold`, `groups`, `n_train`, `n_test`, `r2`, `spearman`), `points` (rows of `group`, `truth`, `predicted`:
         means of up to 400 groups) and `warnings`. NaN is None.
@@ -58,7 +58,7 @@ def evaluate_numbers(
             kept.append(pipeline)
     means = [np.bincount(member, values) / np.bincount(member) for values in (y, predicted, guessed)]
     resampled = _resample(y, predicted, guessed, member, n_bootstrap, seed)
-    ends = {f"{name}_{end}": value for name in resampled for end, value in _ends(resampled[name])}
+    ends = {f"{name}_{end}": value for name in resampled for end, value in _ends(resampled[name], len(names))}
     points = [
         {"group": str(name), "truth": float(t), "predicted": float(p)}
         for name, t, p in zip(names, *means[:2], strict=True)
@@ -172,9 +172,9 @@ def _resample(truth, predicted, guessed, member, n, seed):
     }
 
 
-def _ends(values):
+def _ends(values, units):
     """The 95 % interval, named."""
-    return zip(("low", "high"), interval_of(values), strict=True)
+    return zip(("low", "high"), interval_of(values, units), strict=True)
 
 
 def _half_width(error, member, coverage):

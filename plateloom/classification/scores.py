@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from plateloom.intervals import interval_of
+
 RECALLS = np.round(np.arange(0.05, 1.001, 0.05), 2)  # at which a precision-recall curve is stated
 
 
@@ -65,12 +67,28 @@ def bootstrap_accuracy(truth, predicted, member, n_classes, *, n=500, seed=0):
     return recall[np.isfinite(recall).all(axis=1)].mean(axis=1)
 
 
-def interval_of(values):
-    """Ends of the 95 % interval of resampled values, or (None, None) without any."""
-    if not len(values):
-        return None, None
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+def count_units(truth, member):
+    """Count the groups that an interval over resampled groups stands on: those of the class that is in fewest.
+
+    Parameters
+    ----------
+    truth, member : array of int, shape (N,)
+        Class and group of each cell.
+    """
+    of_class = np.unique(np.stack([truth, member]), axis=1)[0]
+    return int(np.unique(of_class, return_counts=True)[1].min()) if len(of_class) else 0
+
+
+def accuracy_interval(truth, predicted, member, n_classes, *, n=500, seed=0):
+    """95 % interval of balanced accuracy over resampled groups, or (None, None) where groups are too few.
+
+    Parameters
+    ----------
+    truth, predicted, member, n_classes, n, seed
+        As for `bootstrap_accuracy`.
+    """
+    resampled = bootstrap_accuracy(truth, predicted, member, n_classes, n=n, seed=seed)
+    return interval_of(resampled, count_units(truth, member))
 
 
 def precision_recall(truth, probability, n_classes):
@@ -126,8 +144,7 @@ def score_subgroups(truth, predicted, member, n_classes, categories, *, n=500, s
             own = values == part
             confusion = count_confusion(truth[own], predicted[own], n_classes)
             groups = len(np.unique(member[own]))
-            resampled = bootstrap_accuracy(truth[own], predicted[own], member[own], n_classes, n=n, seed=seed)
-            low, high = interval_of(resampled) if groups > 2 else (None, None)
+            low, high = accuracy_interval(truth[own], predicted[own], member[own], n_classes, n=n, seed=seed)
             row = {"by": by, "part": part, "cells": int(own.sum()), "groups": groups}
             row["classes"] = int((confusion.sum(axis=1) > 0).sum())
             row["error"] = float(np.mean(truth[own] != predicted[own]))

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from plateloom.classification.fitting import fit_method
-from plateloom.classification.scores import bootstrap_accuracy, count_confusion, interval_of, summarize
+from plateloom.classification.scores import accuracy_interval, count_confusion, summarize
 from plateloom.classification.splits import split_groups
 
 MIN_WELLS = 3  # of a plate, and plates or batches to compare it with: fewer tell no spread
@@ -187,7 +187,7 @@ def tell_apart(X, new, wells, *, folds=5, n_bootstrap=500, seed=0):
     above = np.sign(score[side][:, None] - score[~side][None]) / 2 + 0.5
     random = np.random.default_rng(seed)
     one, other = (random.multinomial(n, np.full(n, 1 / n), size=n_bootstrap) / n for n in above.shape)
-    low, high = interval_of(((one @ above) * other).sum(axis=1))
+    low, high = np.quantile(((one @ above) * other).sum(axis=1), [0.025, 0.975]).tolist()
     return float(above.mean()), low, high
 
 
@@ -260,7 +260,7 @@ def _evenly(member, most, seed):
 
 
 def grade_transfer(
-    X, y, wells, plates, batches, *, method, params, balance="weights", folds=5, n_bootstrap=500, seed=0
+    X, y, wells, plates, batches, *, method, params, balance="weights", folds=5, n_bootstrap=500, seed=0, kept=None
 ):
     """Measure how a classifier fares the farther the tested cells are from those that it has learned from.
 
@@ -277,12 +277,14 @@ def grade_transfer(
     folds : int
         Parts for cells and wells.
     n_bootstrap, seed : int
+    kept : list, optional
+        Takes, of 'other plate', each fitted pipeline with the plates that it has not seen: ``(pipeline, {"groups": plates})``.
 
     Returns
     -------
     list of dict
-        Per step of `GRADES`: `tested_on`, `balanced_accuracy` with its 95 % interval over resampled wells `low`, `high`, `cells`,
-        and `reason` why it cannot be told, else ''. All from the same cells, up to 4,000, drawn evenly over the wells.
+        Per step of `GRADES`: `tested_on`, `balanced_accuracy` with its 95 % interval `low`, `high` over resampled wells, of the
+        last two steps over plates and batches (None where a class is in fewer than 5), `cells`, and `reason` why it cannot be told, else ''. All from the same cells, up to 4,000, drawn evenly over the wells.
 
     Notes
     -----
@@ -315,23 +317,28 @@ def grade_transfer(
         "other plate": lambda: by("plate", plates),
         "other batch": lambda: by("batch", batches),
     }
+    units = {"other plate": plates, "other batch": batches}
     found = []
     for grade in GRADES:
         row = {"tested_on": grade} | dict.fromkeys(("balanced_accuracy", "low", "high")) | {"cells": 0, "reason": ""}
         try:
-            predicted = np.empty_like(truth)
+            predicted, fitted = np.empty_like(truth), []
             for train, test in splits[grade]():
                 options = {"method": method, "params": params, "balance": balance, "seed": seed}
                 pipeline, _ = fit_method(X[train], truth[train], wells[train], **options)
                 predicted[test] = pipeline.predict(X[test])
+                fitted.append((pipeline, {"groups": np.unique(plates[test]).tolist()}))
         except ValueError as error:
             found.append(row | {"reason": str(error)})
             continue
         row |= {"cells": len(truth)} | {
             "balanced_accuracy": summarize(count_confusion(truth, predicted, len(classes)))["balanced_accuracy"]
         }
-        resampled = bootstrap_accuracy(truth, predicted, wells, len(classes), n=n_bootstrap, seed=seed)
-        row["low"], row["high"] = interval_of(resampled)
+        member = np.unique(units.get(grade, wells), return_inverse=True)[1]
+        ends = accuracy_interval(truth, predicted, member, len(classes), n=n_bootstrap, seed=seed)
+        row["low"], row["high"] = ends
+        if kept is not None and grade == "other plate":
+            kept += fitted
         found.append(row)
     return found
 

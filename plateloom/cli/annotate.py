@@ -315,4 +315,6 @@ def _say_learned(learned, rows, *, gained):
 
 
 def _interval(found, sign=""):
+    if found["low"] is None:
+        return f"{found['value']:{sign}.3f} (no interval: too few wells or plates)"
     return f"{found['value']:{sign}.3f} ({found['low']:{sign}.3f} to {found['high']:{sign}.3f})"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
+from plateloom.intervals import MIN_UNITS
 from plateloom.report.charts import data_uri, element, figure, line_chart, palette_colors
 from plateloom.report.page import details, grid, join, paragraph, table
 
@@ -29,6 +30,8 @@ class ExplanationReport:
         Loss of the score without each family of features, or each channel; all columns are shown.
     score : str, optional
         What is lost.
+    held : str, optional
+        What was held out of the models that were asked: ``wells``, ``plates`` or ``batches``.
     shuffled : str, optional
         What these are.
     tree_families, tree_features : DataFrame, optional
@@ -47,6 +50,7 @@ class ExplanationReport:
 
     importance: "pd.DataFrame | None" = None
     score: str = "balanced accuracy"
+    held: str = "groups"
     shuffled: str = "families of features"
     tree_families: "pd.DataFrame | None" = None
     tree_features: "pd.DataFrame | None" = None
@@ -98,10 +102,13 @@ def explanation_parts(found):
         drawing = line_chart(found.training["epoch"], lines, x_label="epoch", y_label="cross-entropy [nats]", width=380)
         parts.append(details("Training of the network", join(grid([figure("Losses", drawing, found.training_note)]))))
     if found.importance is not None and len(found.importance):
+        few = (
+            "" if found.importance["low"].notna().any() else f" (none: it takes {MIN_UNITS} {found.held} of each class)"
+        )
         one = "a channel" if found.shuffled == "channels" else "a family"
         note = (
-            f"Loss of {found.score} when {one} is shuffled among cells that the model has not seen, with its 95 % "
-            "interval. No loss means that the others suffice, not that this one differs in nothing."
+            f"Loss of {found.score} when {one} is shuffled among cells of {found.held} that the model has not seen, with its "
+            f"95 % interval over {found.held}{few}. No loss means that the others suffice, not that this one differs in nothing."
         )
         listed = join(paragraph(note, "quiet"), table(found.importance, empty=""))
         parts.append(details(f"What it goes by: {found.shuffled}", listed))

@@ -135,7 +135,7 @@ class ClassifierReport:
         What it goes by.
     graded : DataFrame, optional
         Accuracy on cells farther and farther from those learned from; all columns are shown.
-    calibration_note, learning_note, sets_note, suspects_note : str, optional
+    interval_note, novelty_note, calibration_note, learning_note, sets_note, suspects_note : str, optional
         Sentences.
     units : str, optional
         What was held out: ``wells``, ``plates`` or ``batches``.
@@ -157,6 +157,8 @@ class ClassifierReport:
     subgroups: "pd.DataFrame | None" = None
     explanation: ExplanationReport | None = None
     graded: "pd.DataFrame | None" = None
+    interval_note: str = ""
+    novelty_note: str = ""
     calibration_note: str = ""
     learning_note: str = ""
     sets_note: str = ""
@@ -608,6 +610,7 @@ def classifier_section(classifier):
         words += f" {100 * classifier.error:.1f} % of the cells are wrong."
     if classifier.scheme:
         words += f" {classifier.scheme.rstrip('.')}."
+    words += "".join(f" {note}" for note in (classifier.interval_note, classifier.novelty_note) if note)
     note = "Numbers are cells; color is the fraction of the true class."
     figures = [figure("Confusion matrix", confusion_chart(classifier.classes, classifier.confusion), note)]
     calibration, before = classifier.calibration, classifier.uncalibrated
@@ -671,8 +674,8 @@ def classifier_section(classifier):
 def graded_table(graded):
     """Accuracy the farther the tested cells are from those learned from."""
     note = (
-        "The same cells, each time classified by models that have not seen them, with the 95 % interval over wells. Cells of the "
-        "same well are no test of a classifier; where they are classified much better than those of other wells, it is wells "
+        "The same cells, each time classified by models that have not seen them, with the 95 % interval over wells, for other plates "
+        "and batches over these, which takes 5 of each class. Cells of the same well are no test of a classifier; where they are classified much better than those of other wells, it is wells "
         "that are told apart. What is lost from there to other plates and batches is lost to their staining."
     )
     return join(paragraph(note, "quiet"), table(graded, empty=""))

@@ -344,9 +344,13 @@ def _test_classes(X, y, groups, cells, places, settings, *, kept, features, meth
         one |= {"label": classes[one["label"]], "looks_like": classes[one["looks_like"]]}
         one |= {"plate": plate, "well": well, "field": int(field), "object": int(number)}
     X, y, groups = check_labels(X, y, groups)
-    grounds = wells, cells["Metadata_Plate"].to_numpy(str), known["batch"].to_numpy(str)
-    metrics["graded"] = grade_transfer(X, y, *grounds, balance=settings["balance"], folds=settings["folds"], **options)
-    metrics |= _explain(X, y, groups, method, features=features, pipelines=kept, folds=metrics["folds"])
+    grounds, apart = (wells, cells["Metadata_Plate"].to_numpy(str), known["batch"].to_numpy(str)), []
+    metrics["graded"] = grade_transfer(
+        X, y, *grounds, balance=settings["balance"], folds=settings["folds"], kept=apart, **options
+    )
+    by_plate = (grounds[1], *zip(*apart, strict=True)) if apart and settings["scheme"] == "well" else None
+    metrics |= _explain(X, y, groups, method, by_plate, features=features, pipelines=kept, folds=metrics["folds"])
+    metrics["importance_by"] = "plate" if by_plate else settings["scheme"]
     truth = np.unique(y, return_inverse=True)[1]
     return metrics | {"learning": learn_by_steps(X, truth, groups, balance=settings["balance"], **options)}
 
@@ -361,11 +365,13 @@ def _test_numbers(X, y, groups, cells, places, settings, *, kept, features, meth
     return metrics | _explain(X, y, groups, method, features=features, pipelines=kept, folds=metrics["folds"])
 
 
-def _explain(X, y, groups, method, **tested):
-    """Which families of features count, and, of trees, how far each feature moves them."""
+def _explain(X, y, groups, method, by_plate=None, **tested):
+    """Which families of features count, and, of trees, how far each feature moves them; the former on plates held out, if there
+    are any: the plate of each cell, pipelines, and folds."""
     from plateloom.classification.explanation import TREES, explain_trees, permute_families
 
-    found = {"importance": permute_families(X, y, groups, **tested)}
+    plates, pipelines, folds = by_plate or (groups, tested["pipelines"], tested["folds"])
+    found = {"importance": permute_families(X, y, plates, **tested | {"pipelines": pipelines, "folds": folds})}
     if method in TREES:
         found["trees"] = {"reason": "the package shap is not installed"}
         if find_spec("shap") is not None:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from plateloom import report
+from plateloom.classification.splits import SCHEMES
 from plateloom.report.explanation import AttributionReport, ExplanationReport
 from plateloom.store.layout import model_folder
 
@@ -28,7 +29,7 @@ def describe_explanation(card, settings=None):
     found = model["metrics"]
     crops = card.get("inputs") == "crops"
     columns = ["family", "features", "loss", "low", "high"]
-    importance = pd.DataFrame(found.get("importance", ()), columns=columns)
+    importance = pd.DataFrame(found.get("importance", ()), columns=columns).astype({"low": float, "high": float})
     if crops:
         importance = importance.drop(columns="features").rename(columns={"family": "channel"})
     trees, maps = found.get("trees", {}), found.get("attribution", {})
@@ -56,6 +57,7 @@ def describe_explanation(card, settings=None):
     if "training" in model:
         described |= _training(model["training"], model["params"]["epochs"])
     described["score"] = "balanced accuracy" if "classes" in found else "R²"
+    described["held"] = SCHEMES[found.get("importance_by", found["scheme"])]
     return ExplanationReport(shuffled="channels" if crops else "families of features", **described)
 
 

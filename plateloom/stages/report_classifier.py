@@ -5,6 +5,7 @@ import pandas as pd
 
 from plateloom import report
 from plateloom.classification.splits import SCHEMES
+from plateloom.intervals import MIN_UNITS
 from plateloom.stages.explanation import describe_explanation
 from plateloom.stages.report_readouts import to_number
 from plateloom.store.layout import model_folder
@@ -49,7 +50,8 @@ def describe_classifier(records, notes, settings=None):
             "an error"
         )
     if "classes" not in found:
-        return _regression(found, scheme, units, describe_explanation(described))
+        novelty = _novelty(card.get("novelty", {}).get("held_out", ()))
+        return _regression(found, scheme, units, describe_explanation(described), novelty)
     columns = [
         "precision",
         "recall",
@@ -72,9 +74,30 @@ def describe_classifier(records, notes, settings=None):
         low=to_number(found["balanced_accuracy_low"]),
         high=to_number(found["balanced_accuracy_high"]),
         scheme=scheme,
+        interval_note=_no_interval(found, units),
+        novelty_note=_novelty(card.get("novelty", {}).get("held_out", ())),
         explanation=describe_explanation(described, settings),
         **_classifier_details(found, units),
     )
+
+
+def _no_interval(found, units):
+    """Why there is no interval of the balanced accuracy; empty where there is one."""
+    fewest = min(found["per_class"], key=lambda row: row["groups"])
+    if found["balanced_accuracy_low"] is not None or fewest["groups"] >= MIN_UNITS:
+        return ""
+    return (
+        f"No 95 % interval: {fewest['class']} is labeled in {fewest['groups']} {units}, and fewer than {MIN_UNITS} do not tell "
+        f"how {units} differ."
+    )
+
+
+def _novelty(held):
+    """What share of known cells is called novel, in a sentence."""
+    if not held:
+        return ""
+    of_class = ", ".join(f"{100 * row['novel']:.1f} %{' of ' * bool(row['class'])}{row['class']}" for row in held)
+    return f"Of the labeled cells held out by the test, novel to the rest (about 1 % is expected): {of_class}."
 
 
 def _classifier_details(found, units):
@@ -147,7 +170,7 @@ def _graded(rows):
     return table
 
 
-def _regression(found, scheme, units, explanation):
+def _regression(found, scheme, units, explanation, novelty):
     """What the page says of a model of numbers."""
     points = pd.DataFrame(found["points"])
     width = found["half_width"]
@@ -159,4 +182,9 @@ def _regression(found, scheme, units, explanation):
         words += (
             f" A prediction is within {width:.3g} of the truth for {found['coverage']:.0%} of the cells of new {units}."
         )
+    if found.get("r2_low") is not None:
+        words += f" 95 % interval of R² over {units}: {found['r2_low']:.3f} to {found['r2_high']:.3f}."
+    elif found["n_groups"] < MIN_UNITS:
+        words += f" No intervals: {found['n_groups']} {units} are labeled, and fewer than {MIN_UNITS} do not tell how {units} differ."
+    words = f"{words} {novelty}".rstrip()
     return report.RegressionReport(points=points, words=words, scheme=scheme, units=units, explanation=explanation)
