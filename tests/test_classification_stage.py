@@ -420,3 +420,11 @@ def test_a_classifier_of_latents_is_stale_when_they_are_made_again(tmp_path, mon
         found = status._state(asked, "classifier", None, asked.codes, above)
         assert found.state == expected
         assert found.waits_for == ("P1 latent" if stale == status.MISSING else "")
+
+
+def test_what_a_classifier_goes_by_is_asked_on_plates_held_out(learned):
+    learned()
+    card = json.loads(Path("results/screen/models/classifier/model.json").read_text())["card"]
+    assert card["metrics"]["importance_by"] == "plate" and card["metrics"]["importance"]
+    assert {row["low"] for row in card["metrics"]["importance"]} == {None}, "of fewer than five plates"
+    assert [row["class"] for row in card["novelty"]["held_out"]] == ["negative", "positive"]

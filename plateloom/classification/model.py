@@ -535,7 +535,8 @@ def loads(data, *, sha256=None):
 def _by_class(novelty):
     """Novelty as it is kept now: of an older model all reference cells are of one class."""
     units = {name: np.atleast_1d(novelty[name]) for name in ("unit", "error_unit") if name in novelty}
-    return {"class": np.zeros(len(novelty["reference"]), int)} | novelty | units
+    kind = {} if "class" in novelty else {"class": np.zeros(len(novelty["reference"]), int)}
+    return novelty | units | kind
 
 
 def _fit_novelty(pipeline, X, kind, groups, errors=None):
