@@ -143,7 +143,7 @@ def describe_night(
         report="../screen/report.html" if screen_page.exists() else "",
         reproduce=(
             f"plateloom status {shlex.quote(str(folder.resolve()))}   # every plate, every stage, every reason",
-            f"{shlex.join(['plateloom', 'run', str(folder.resolve()), *options])}      # what the next night would do, now",
+            f"{shlex.join(['plateloom', 'run', str(folder.resolve()), *options])}      # what the next night would do with the plates that are in the list, now",
         ),
     )
     return report, made, [*dict.fromkeys([*known, *(plate.plate for plate in plates)])]

@@ -1,6 +1,7 @@
 """What a model was fitted on: the digest that it and the tables it meets are compared by."""
 
 import hashlib
+import re
 
 
 def schema_hash(features):
@@ -21,3 +22,12 @@ def schema_hash(features):
     False
     """
     return hashlib.sha256("\n".join(features).encode()).hexdigest()[:12]
+
+
+def is_angle(name):
+    """Whether a feature is an angle, which has no ends: two cells of +179° and -179° are alike.
+
+    >>> is_angle("Cells_RadialDistribution_ZernikePhase_DNA_6_6"), is_angle("Cells_AreaShape_Orientation_um")
+    (True, False)
+    """
+    return re.search(r"_ZernikePhase_|_AngleBetweenNeighbors_|_Orientation$", str(name)) is not None

@@ -180,6 +180,9 @@ def test_a_typical_cell_is_paired_with_the_nearest_of_the_other_class():
     assert there["differ"][0] == {"feature": "x", "typical": 0.0, "nearest": 30.0, "change": 3.0}
     assert (back["class"], back["typical"], back["nearest"]) == (1, 4, 1) and back["probability"] == 0.95
     assert find_pairs(probability, truth, space)[0]["differ"] == []
+    angle = ["Cells_RadialDistribution_ZernikePhase_DNA_6_6", "y"]
+    (told,) = find_pairs(probability, truth, space, features=angle, X=space)[0]["differ"]
+    assert told["feature"] == "y", "+3.1 rad and -3.1 rad are alike"
 
 
 def test_of_many_classes_those_that_are_confused_most_are_paired():

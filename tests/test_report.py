@@ -51,6 +51,7 @@ from plateloom.report.charts import (
     CATEGORIES,
     CONTROLS,
     EMPTY,
+    LINES,
     NEGATIVE,
     PALETTES,
     POSITIVE,
@@ -468,7 +469,8 @@ def test_no_legend_reaches_beyond_its_chart():
     chart = line_chart([0, 1], dict.fromkeys(names, [0, 1]), x_label="x", y_label="y", width=320)
     assert_texts_fit(chart, names[:-1])
     assert chart.count("<path") == len(names) and chart.count(names[-1]) == 1, "its title has the whole name"
-    assert chart.count('stroke-dasharray="5 3"') == 6, "path and legend of the lines whose colors are used twice"
+    dashed = 2 * (len(names) - len(LINES))
+    assert chart.count('stroke-dasharray="5 3"') == dashed, "path and legend of the lines whose colors are used twice"
 
 
 def test_an_interval_is_shaded_behind_its_line_and_is_no_line():
@@ -1085,6 +1087,7 @@ def test_flagged_fields_are_shown_whole_and_blurred_ones_as_sharp_as_they_are(tm
 
     assert [tile.well for tile in shown(9)] == wells[:5], "what cannot be read has no picture"
     assert [tile.well for tile in shown(2)] == ["A01", "A04"] and shown(0) == [], "each kind of flag is shown"
+    assert stage.picture_flagged("P1", known, {"report": {"flagged_pictures": 9}}, flagged[:0], quality, "µm") == []
     whole, *_, blurred, both = shown(9)
     assert whole.picture[:20, :20].min() > 200 and whole.picture[-20:, -20:].max() < 50 and whole.width_um == 350
     assert blurred.picture.max() < 50 and blurred.width_um == 160 and both.width_um == 350

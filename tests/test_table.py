@@ -107,6 +107,7 @@ def test_wells_of_a_table_of_plates(screen):
         (["features", "--plate", "P3"], "--plate: no P3; there are P1, P2"),
         (["features", "--wells", "A01,H12"], "no row of H12"),
         (["profiles", "--wells", "H12"], "no row of H12"),
+        (["profiles", "--plate", "P9"], "--plate: no row of P9"),
         (["features", "--wells", "1"], "--wells: "),
         (["features", "--columns", "Nuclei_AreaShape_Aera"], "Did you mean 'Nuclei_AreaShape_Area'?"),
         (["hits", "--out", "hits.xlsx"], "ends with .csv or .tsv"),

@@ -12,6 +12,7 @@ from plateloom.classification.model import input_space
 from plateloom.classification.regression import resample_r2
 from plateloom.classification.scores import bootstrap_accuracy, count_confusion, count_units, summarize
 from plateloom.intervals import interval_of
+from plateloom.schema import is_angle
 
 MOST_CELLS = 4000
 TREES = ("random_forest", "gradient_boosting", "forest_regression")
@@ -225,8 +226,8 @@ def find_pairs(probability, truth, space, *, features=None, X=None):
     list of dict
         Of up to three pairs of classes, the most often confused first, and in both directions: `class` and `other` (int), `typical`
         and `nearest` (rows), `probability` and `nearest_probability` of their own classes, `distance` between them, `usual`: the
-        median distance of the typical cell from cells of the other class, and `differ`: the five features that differ most, as rows of
-        `feature`, `typical`, `nearest` (None for a gap) and `change` from the first to the second [standard deviations].
+        median distance of the typical cell from cells of the other class, and `differ`: the five features that differ most
+        (angles aside, whose ends are one), as rows of `feature`, `typical`, `nearest` (None for a gap) and `change` from the first to the second [standard deviations].
 
     Notes
     -----
@@ -254,7 +255,10 @@ def find_pairs(probability, truth, space, *, features=None, X=None):
         row["nearest_probability"] = float(probability[nearest, other])
         row |= {"distance": float(apart.min()), "usual": float(np.median(apart)), "differ": []}
         change = space[nearest] - space[typical]
-        for i in np.argsort(-np.abs(change), kind="stable")[:DIFFERING] if features is not None else ():
+        told = np.array([not is_angle(name) for name in features or ()], bool)
+        for i in (
+            np.flatnonzero(told)[np.argsort(-np.abs(change[told]), kind="stable")[:DIFFERING]] if told.any() else ()
+        ):
             ends = {"typical": _plain(X[typical, i]), "nearest": _plain(X[nearest, i])}
             row["differ"].append({"feature": str(features[i]), **ends, "change": float(change[i])})
         found.append(row)

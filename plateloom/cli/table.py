@@ -162,7 +162,7 @@ def _write(file, files, wanted, columns, separator):
     """Write a line of names and then row group by row group; returns how many rows."""
     import pyarrow.csv
 
-    rows, schema, seen = 0, None, set()
+    rows, schema, seen = 0, None, {option: set() for option, chosen in wanted.items() if chosen}
     for path in files:
         with _reading(path) as source:
             if schema is None:
@@ -184,9 +184,11 @@ def _write(file, files, wanted, columns, separator):
                 group = _chosen_rows(group, wanted)
                 writer.write(_for_spreadsheets(group.select(names), schema))
                 rows += len(group)
-                seen.update(group[KEYS["--wells"]].unique().to_pylist() if wanted["--wells"] else ())
-    if absent := sorted(wanted["--wells"] - seen):
-        raise ConfigError(f"--wells: no row of {some_of(absent)}")
+                for option, found in seen.items():
+                    found.update(group[KEYS[option]].unique().to_pylist())
+    for option, found in seen.items():
+        if absent := sorted(wanted[option] - found):
+            raise ConfigError(f"{option}: no row of {some_of(absent)}")
     writer.close()
     return rows
 

@@ -9,6 +9,7 @@ from plateloom.latent import CLUSTERINGS
 from plateloom.latent.maps import fuzzy_weights
 from plateloom.latent.neighbors import BLOCK, nearest_rows
 from plateloom.registry import load_method
+from plateloom.schema import is_angle
 
 NONE = -1
 STABLE, DOUBTFUL = 0.75, 0.6  # Hennig's limits: from the one on a cluster is found again, below the other it is not
@@ -312,13 +313,14 @@ def describe_clusters(labels, components, values, *, fitted, wells):
     list of dict
         JSON, one per cluster: `cluster`, `cells`, `share` of the sample, `of_one_well` (largest share of its cells that comes from
         a single well), `features` (pairs of a name and the difference of the medians, cluster minus all other cells [robust SD of
-        the side that varies more: half of the range of its middle 68 %]; the three largest of at least 0.5, of several that are correlated one) and `examples` (positions of the cells nearest to its center,
+        the side that varies more: half of the range of its middle 68 %]; the three largest of at least 0.5, of several that are correlated one, no angles, whose ends are one) and `examples` (positions of the cells nearest to its center,
         each of another well while there are others).
     """
     scaled = np.where(np.isfinite(values), values, fitted.median)
     middle, scale = _middle(scaled)
     scale = np.where(scale > 0, scale, scaled.std(axis=0))
     scale = np.where((scale > 0) & (fitted.scale > 0), scale, np.inf)
+    scale[[is_angle(name) for name in fitted.features]] = np.inf
     scaled = ((scaled - middle) / scale).clip(-LARGEST, LARGEST).astype(np.float32)
     features, told = fitted.features, []
     for cluster in range(int(labels.max(initial=NONE)) + 1):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from plateloom.report.charts import PALETTES, data_uri
+from plateloom.report.charts import PALETTES, category_colors, data_uri
 from plateloom.report.montage import outline_mask, scale_bar
 from plateloom.report.page import render_template
 
@@ -79,7 +79,7 @@ def render_annotation(page):
         "round": page.number,
         "token": page.token,
         "classes": list(page.classes),
-        "colors": list(PALETTES["class"][: len(page.classes)]),
+        "colors": [category_colors(page.classes, PALETTES["class"])[name] for name in page.classes],
         "channels": [{"name": name, "color": color} for name, color in page.channels.items()],
         "side": int(page.pictures.shape[-1]),
         "bar": {"share": bar / page.width_um, "text": f"{bar:g} µm"},

@@ -51,6 +51,7 @@ PALETTES = {  # kind of category -> colors: one color must not mean a treatment 
         *("#b2df8a", "#fb9a99", "#1a1a1a", "#9e0142", "#5e9ea0"),
     ),
 }
+LINES = ("#243b53", "#8a7ca8", "#b0a160", "#7f9172")  # that stand for no category of the page
 OTHER = "#c4c8cd"
 INK, QUIET, RULE, NO_VALUE = "#1f2933", "#616e7c", "#d5dae0", "#e4e7eb"
 PLAIN = "#52606d"  # points that belong to no group
@@ -1179,7 +1180,7 @@ def line_chart(
     diagonal=False,
     references=None,
     band=None,
-    colors=CATEGORIES,
+    colors=LINES,
     width=430,
 ):
     """Draw one or several lines over a common axis.

@@ -10,9 +10,12 @@ from markupsafe import Markup, escape
 
 from plateloom.report.charts import (
     CONTROLS,
+    OTHER,
+    PALETTES,
     DoseResponse,
     Embedding,
     HeatMap,
+    category_colors,
     confusion_chart,
     data_uri,
     element,
@@ -635,7 +638,10 @@ def classifier_section(classifier):
         figures.append(figure("Calibration", drawing, note))
     if classifier.precision_recall:
         recalls = [0.05 * step for step in range(1, 21)]
-        drawing = line_chart(recalls, classifier.precision_recall, x_label="recall", y_label="precision", width=320)
+        named = category_colors(classifier.classes, PALETTES["class"])
+        colors = [named.get(name, OTHER) for name in classifier.precision_recall]
+        axes = {"x_label": "recall", "y_label": "precision"}
+        drawing = line_chart(recalls, classifier.precision_recall, **axes, colors=colors, width=320)
         figures.append(figure("Precision and recall", drawing, "Of each class against the others."))
     learning = classifier.learning
     if learning is not None and len(learning) > 1:

@@ -109,6 +109,12 @@ def count_fields(segmented, quality, left_out):
     return fields.groupby("Metadata_Well").size()
 
 
+def expected_empty(quality, wells):
+    """Rows of ``qc.parquet`` that are flagged as empty alone, in wells that are empty controls: no fault, Series of bool."""
+    blank = quality["Metadata_Well"].isin(wells.loc[wells["Metadata_Control"] == "empty", "Metadata_Well"])
+    return blank & quality["Flag_Empty"] & ~quality.filter(like="Flag_").drop(columns="Flag_Empty").any(axis=1)
+
+
 def known_cells(wells):
     """Number of cells of each well as float: NaN where no field's cells are known, and not 0, which would be read as toxic.
 

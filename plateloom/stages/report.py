@@ -13,7 +13,7 @@ from plateloom.plate_effects import find_effects
 from plateloom.registry import load_method
 from plateloom.report.plate import name_flags
 from plateloom.stages.clusters import read_clusters
-from plateloom.stages.fields import known_cells, unlike_fields
+from plateloom.stages.fields import expected_empty, known_cells, unlike_fields
 from plateloom.stages.illumination import usable_fields
 from plateloom.stages.profiling import READOUT
 from plateloom.stages.report_classes import done_classifier, estimate_class_shares, shares_note
@@ -127,9 +127,7 @@ def _describe_plate(plate, batch, source, settings, inputs):
     params = profiling.Params(**profiling_of["parameters"])
     accepted = store.read_group(plate_store(plate))["plateloom"]["facts"]["accepted"]
     kept = not profiling_of["exclude_flagged"]
-    # That nothing is seen where nothing was put is no fault.
-    blank = quality["Metadata_Well"].isin(wells.loc[wells["Metadata_Control"] == "empty", "Metadata_Well"])
-    expected = blank & quality["Flag_Empty"] & ~quality.filter(like="Flag_").drop(columns="Flag_Empty").any(axis=1)
+    expected = expected_empty(quality, wells)
     unlike, without = unlike_fields(objects, quality), profiling_of.get("exclude_unlike_counts", False)
     exclusions = report.list_exclusions(
         fields,

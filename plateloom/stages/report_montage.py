@@ -110,7 +110,8 @@ def picture_flagged(plate, wells, settings, flagged, quality, length_unit):
     """
     tiles = usable_tiles(plate, list(wells["Metadata_Well"]))
     first = flagged.drop_duplicates(["Metadata_Well", "SourceField"])
-    first = first[[key in tiles for key in zip(first["Metadata_Well"], first["SourceField"], strict=True)]]
+    there = [key in tiles for key in zip(first["Metadata_Well"], first["SourceField"], strict=True)]
+    first = first.loc[np.array(there, bool)]
     kinds = first["Reason"].str.split(":").str[0]
     order = pd.DataFrame({"turn": first.groupby(kinds).cumcount(), "kind": kinds}).sort_values(["turn", "kind"]).index
     chosen = first.loc[order[: settings["report"]["flagged_pictures"]]].sort_values(["Metadata_Well", "SourceField"])

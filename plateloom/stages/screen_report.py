@@ -11,7 +11,7 @@ from plateloom.classification.shift import name_others
 from plateloom.engine.parts import Outcome, Unit, run_job
 from plateloom.errors import ConfigError, some_of
 from plateloom.stages.clusters import count_clusters, read_clusters, sort_examples
-from plateloom.stages.fields import count_by_well, known_cells, quarantined_wells
+from plateloom.stages.fields import count_by_well, expected_empty, known_cells, quarantined_wells
 from plateloom.stages.profiling import READOUT, left_out
 from plateloom.stages.report_autoencoder import describe_autoencoder
 from plateloom.stages.report_classifier import describe_classifier
@@ -180,7 +180,7 @@ def _describe_screen(plates, missing, settings, inputs, enrichment=None, grouped
         counted = {plate: table.assign(cells=known_cells(table)) for plate, table in wells.items()}
         maps.append(_screen_map("Cells per well", counted, "cells", unit="cells"))
         flagged = {plate: table.assign(flagged=_flagged_share(plate, table)) for plate, table in wells.items()}
-        maps.append(_screen_map("Fields that QC has flagged", flagged, "flagged", unit="%"))
+        maps.append(_screen_map("Fields that QC has flagged", flagged, "flagged", unit="%", limits=(0.0, 100.0)))
     else:
         notes["heat_maps"] = "No plate is complete."
     quality, curves, hits, hits_note = None, [], None, ""
@@ -364,14 +364,16 @@ def _rawness(plates, raw, params):
 
 def _flagged_share(plate, wells):
     """Fields of each well that QC has flagged, in any channel [%]."""
-    quality = read_table(plate_folder(plate) / "qc.parquet", ["Metadata_Well", "SourceField", "Reason"])
-    fields = (quality["Reason"] != "").groupby([quality["Metadata_Well"], quality["SourceField"]]).any()
+    quality = read_table(plate_folder(plate) / "qc.parquet")
+    flagged = (quality["Reason"] != "") & ~expected_empty(quality, wells)
+    fields = flagged.groupby([quality["Metadata_Well"], quality["SourceField"]]).any()
     return 100 * wells["Metadata_Well"].map(fields.groupby("Metadata_Well").mean())
 
 
-def _screen_map(title, wells, column, note="", unit=""):
+def _screen_map(title, wells, column, note="", unit="", limits=None):
     """Plate maps of one column, side by side."""
     plates = {plate: by_well(table, column) for plate, table in wells.items() if column in table}
     scaled = [table.loc[table["Metadata_Control"] != "empty", column] for table in wells.values() if column in table]
-    limits = report.scale_limits(np.concatenate(scaled)) if scaled else None
+    if limits is None and scaled:
+        limits = report.scale_limits(np.concatenate(scaled))
     return report.ScreenHeatMap(title=title, plates=plates, note=note, unit=unit, limits=limits)
