@@ -307,9 +307,11 @@ class Screen:
             params = self._reader_params(self.plates[plate].reader)
             return {"channels": config["channels"], "conversion": config["conversion"], "reader_params": params}
         measured = measured_compartments(config["segmentation"]["method"])
+        level = config["quality"]["parameters"].get("saturation_level")
         chosen = {
             "illumination": config["illumination"]
             | ({"restoration": config["restoration"]} if config["restoration"] else {}),
+            "quality": {"saturation_level": level} if level is not None else {},
             "flagging": config["quality"],
             "segmentation": config["segmentation"] | ({"weights": self._weights} if self._weights else {}),
             "training": training | {"content": self._annotations},

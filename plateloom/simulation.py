@@ -24,6 +24,7 @@ _ANGLES = 256
 _CAMERA_OFFSET = 110.0  # [counts]
 _READ_NOISE = 3.0  # [counts]
 _COUNTS_PER_ELECTRON = 0.9
+_DEFOCUS_UM = 3.2, 5.0  # [µm]: of a blurred field, standard deviation of the blur
 _PSF_UM = 0.62  # Gaussian sigma [µm]
 _SATURATING_GAIN = 9.0
 
@@ -738,7 +739,7 @@ def _expose(design, plate, signal, flat, defects, rng):
     top = 2**design.bit_depth - 1
     unit = 1 / design.pixel_size_um
     image = np.empty(signal.shape, np.uint16)
-    blur = rng.uniform(3.2, 5.0) * unit
+    blur = rng.uniform(*_DEFOCUS_UM) * unit
     spread = rng.normal(0, 1, 3)
     shifts, batches = dict(dict(design.shifts).get(plate, ())), staining(design, plate)
     for c, channel in enumerate(design.channels):

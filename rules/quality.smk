@@ -19,6 +19,7 @@ rule measure_quality:
         runtime=runtime_for("quality", 60),
     params:
         parts=len(PARTS),
+        settings=settings_of("quality"),
         code=code_of("quality"),
     message:
         "Measuring the quality of {wildcards.plate}, part {wildcards.part}"

@@ -9,6 +9,7 @@ if __name__ == "__main__":  # Dask's worker processes import this file
         plate=snakemake.wildcards.plate,
         part=int(snakemake.wildcards.part),
         parts=snakemake.params.parts,
+        settings=snakemake.params.settings,
         code=snakemake.params.code,
         assembled=snakemake.input.assembled,
         converted=snakemake.input.converted,

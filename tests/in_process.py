@@ -140,7 +140,7 @@ class _Run:
         )
         self.go(illumination.estimate_plate, "illumination", plate, **images)
         one = images | {"converted": of["conversion"]}
-        self.go(quality.measure_part, "quality", plate, part=True, settings=False, **one)
+        self.go(quality.measure_part, "quality", plate, part=True, **one)
         self.go(quality.flag_plate, "flagging", plate, measured=[of["quality"]])
         light = {"illuminated": of["illumination"]}
         self.go(

@@ -373,12 +373,12 @@ def _estimate_widths(fields, channels, variants, pixel_size_um):
 
 def _quality(plate, raw, channels, parameters):
     """Metrics and flags of the raw planes."""
-    rows = []
+    rows, level = [], parameters.get("saturation_level")
     for (well, field), one in raw.items():
         for c, channel in enumerate(channels):
             measured = dict.fromkeys(quality.METRICS, np.nan)
             if channel not in one["missing"]:
-                measured = quality.measure_plane(one["pixels"][c])
+                measured = quality.measure_plane(one["pixels"][c], saturation_level=level)
             keys = {"Metadata_Plate": plate, "Metadata_Well": well, "Metadata_Field": field, "SourceField": field}
             rows.append(keys | {"Channel": channel} | measured)
     flagged = quality.flag_fields(pd.DataFrame(rows), quality.Params(**parameters))

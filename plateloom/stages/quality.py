@@ -13,13 +13,15 @@ from plateloom.store.tables import read_tables
 from plateloom.wells import QUARANTINED
 
 
-def measure_part(*, plate, part, parts, code, assembled, converted, record):
+def measure_part(*, plate, part, parts, settings, code, assembled, converted, record):
     """Measure the raw planes of a part's wells.
 
     Parameters
     ----------
     plate : str
     part, parts : int
+    settings : dict
+        `saturation_level`, if it is given.
     code : str
     assembled, converted : str
         Records.
@@ -29,13 +31,17 @@ def measure_part(*, plate, part, parts, code, assembled, converted, record):
     def plan(inputs):
         accepted = inputs["assembled"]["facts"]["accepted"]
         require_one_time(inputs["assembled"])
-        return [_unit(plate, well, found, accepted, code) for well, found in inputs["converted"]["artefacts"].items()]
+        return [
+            _unit(plate, well, found, accepted, settings, code)
+            for well, found in inputs["converted"]["artefacts"].items()
+        ]
 
     run_job(
         "quality",
         record=record,
         plan=plan,
         code=code,
+        settings=settings,
         upstream={"assembled": assembled, "converted": converted},
         plate=plate,
         part=part,
@@ -44,14 +50,17 @@ def measure_part(*, plate, part, parts, code, assembled, converted, record):
     )
 
 
-def _unit(plate, well, fingerprint, accepted, code):
+def _unit(plate, well, fingerprint, accepted, settings, code):
     path = well_table(plate, "quality", well)
-    made = recipe("quality", parameters={}, code=code, inputs={"images": fingerprint, "accepted": accepted})
+    made = recipe("quality", parameters=settings, code=code, inputs={"images": fingerprint, "accepted": accepted})
 
     def work():
         fields = list(usable_tiles(plate, [well]).items())
         paths = [str(store.field_path(plate_store(plate), well, image)) for _, image in fields]
-        results = yield [(measure_field, path, field) for path, ((_, field), _) in zip(paths, fields, strict=True)]
+        level = settings.get("saturation_level")
+        results = yield [
+            (measure_field, path, field, level) for path, ((_, field), _) in zip(paths, fields, strict=True)
+        ]
         rows = [
             {
                 "Metadata_Plate": plate,
@@ -69,14 +78,19 @@ def _unit(plate, well, fingerprint, accepted, code):
     return Unit(well, path, made, work)
 
 
-def measure_field(path, field):
+def measure_field(path, field, level=None):
     """Qualities of a field's channels, the field being an image or its place in a stitched one; runs in a worker.
 
     One plane is in memory at a time; of z planes that are kept, their brightest values are looked at.
     """
     described, window = store.describe_image(path), tile_window(path, field)
     return [
-        {"Channel": channel, **quality.measure_plane(store.read_image(path, channels=[i], window=window, z="max")[0])}
+        {
+            "Channel": channel,
+            **quality.measure_plane(
+                store.read_image(path, channels=[i], window=window, z="max")[0], saturation_level=level
+            ),
+        }
         for i, channel in enumerate(described["channels"])
         if channel not in described["missing"]
     ]
