@@ -135,6 +135,34 @@ def test_figures_are_those_of_scikit_learn_and_no_group_is_on_both_sides():
     np.testing.assert_allclose(found, expected)
 
 
+def test_cells_that_were_asked_for_since_they_are_hard_are_learned_from_and_not_counted():
+    X, y, wells, _, _ = make_screen(signal=0.9)
+    options = {"method": "logistic", "params": params_of("logistic"), "folds": 4, "n_bootstrap": 0}
+    whole = evaluate(X, y, wells, **options)
+    assert whole["n_labels"] == whole["n_cells"] == len(y) and whole["counted"] == ""
+    kept = []
+    evaluate(X, y, wells, kept=kept, **options)
+    doubt = np.empty(len(y))
+    for fold, pipeline in zip(whole["folds"], kept, strict=True):
+        own = np.isin(wells, fold["groups"])
+        doubt[own] = 1 - pipeline.predict_proba(X[own]).max(axis=1)
+    random = np.random.default_rng(0)
+    chance = random.permutation(len(y)) < 150
+    labeled = chance | (doubt > np.quantile(doubt, 0.7))
+    asked = ~chance[labeled]
+    rest = ~labeled
+    naive, fair = (evaluate(X[labeled], y[labeled], wells[labeled], asked=given, **options) for given in (None, asked))
+    truth = whole["balanced_accuracy"]
+    assert abs(fair["balanced_accuracy"] - truth) < 0.5 * abs(naive["balanced_accuracy"] - truth)
+    assert (
+        fair["n_cells"] == chance.sum() and fair["n_labels"] == labeled.sum() and "not counted here" in fair["counted"]
+    )
+    assert sum(fold["n_test"] for fold in fair["folds"]) == fair["n_cells"] == np.sum(fair["confusion"]) < rest.sum()
+    few = asked | (np.cumsum(~asked) > 30)
+    told = evaluate(X[labeled], y[labeled], wells[labeled], asked=few, **options)
+    assert told["n_cells"] == labeled.sum() and "lower than those of all cells" in told["counted"]
+
+
 def test_each_plate_is_held_out_once():
     X, y, _, plates, _ = make_screen(signal=1.0)
     result = evaluate(X, y, plates, method="logistic", params=params_of("logistic"), scheme="plate")

@@ -30,6 +30,8 @@ from plateloom.classification.scores import (
 from plateloom.classification.splits import check_groups, split_groups
 from plateloom.errors import LabelError
 
+MIN_BY_CHANCE = 20  # cells of each class that nobody chose, for figures of these alone
+
 __all__ = ["calibration_error", "check_labels", "evaluate", "fit_quietly"]
 
 
@@ -47,6 +49,7 @@ def evaluate(
     coverage=0.9,
     categories=None,
     wells=None,
+    asked=None,
     n_bootstrap=500,
     seed=0,
     kept=None,
@@ -81,6 +84,9 @@ def evaluate(
     wells : array of str, shape (N,), optional
         The well of each cell including its plate, of which the intervals of a fold and of a subgroup are resampled: a
         plate held out is a single group. Default: the groups.
+    asked : array of bool, shape (N,), optional
+        Cells that were labeled because a classifier was in doubt about them. They are learned from; figures are of the others
+        as soon as these hold 20 of each class in several folds.
     n_bootstrap : int
         Resamples of the groups for intervals; 0 for none.
     seed : int
@@ -92,7 +98,8 @@ def evaluate(
     -------
     dict
         Plain numbers, lists and text (JSON), all from predictions of cells of held-out groups, pooled over the folds:
-        `scheme`, `method`, `balance`, `n_cells`, `n_groups`, `chance` (1 / number of classes), `error` (share of wrong cells),
+        `scheme`, `method`, `balance`, `n_labels`, of which `n_cells` in `n_groups` are counted, `counted` (a sentence on
+        cells that were `asked` for), `chance` (1 / number of classes), `error` (share of wrong cells),
         `balanced_accuracy` with its 95 % interval `balanced_accuracy_low` and `_high`, `macro_f1`, `classes`, `confusion`
         (rows: true, columns: predicted), `per_class` (rows of `class`, `precision`, `recall`, `f1`, `support`,
         `false_positives`, `false_negatives` [cells], `groups`, `average_precision`, `curve`: precision at recall 0.05, 0.1 … 1),
@@ -118,6 +125,9 @@ def evaluate(
     check_groups(groups, folds=folds, scheme=scheme, classes=y)
     splits = split_groups(truth, groups, folds=folds, scheme=scheme, seed=seed)
     probability, fold_of = np.full((len(y), n_classes), np.nan), np.zeros(len(y), int)
+    for number, (_, test) in enumerate(splits):
+        fold_of[test] = number
+    counted, note = _counted_cells(truth, fold_of, asked)
     rows, notes = [], []
     for number, (train, test) in enumerate(splits):
         options = {"method": method, "params": params, "balance": balance, "seed": seed}
@@ -125,10 +135,11 @@ def evaluate(
             options["params"] = search_params(X[train], truth[train], groups[train], **options)
         pipeline, found = fit_method(X[train], truth[train], groups[train], **options)
         notes += found
-        probability[test], fold_of[test] = pipeline.predict_proba(X[test]), number
+        probability[test] = pipeline.predict_proba(X[test])
+        held = names[np.unique(member[test])].tolist()
+        test = test[counted[test]]
         guess = probability[test].argmax(axis=1)
         counts = count_confusion(truth[test], guess, n_classes)
-        held = names[np.unique(member[test])].tolist()
         row = {"fold": number, "groups": held, "n_train": len(train), "n_test": len(test), **summarize(counts)}
         ends = accuracy_interval(truth[test], guess, unit[test], n_classes, n=n_bootstrap, seed=seed)
         row["low"], row["high"] = ends
@@ -137,19 +148,26 @@ def evaluate(
         rows.append(row)
         if kept is not None:
             kept.append(pipeline)
+    noise = find_suspects(
+        _calibrate(probability, truth, fold_of, class_weights(truth, n_classes, balance != "none"))[1], truth
+    )
+    categories = {name: np.asarray(values)[counted] for name, values in (categories or {}).items()}
+    probability, truth, groups, fold_of = probability[counted], truth[counted], groups[counted], fold_of[counted]
+    member, unit = member[counted], unit[counted]
     predicted = probability.argmax(axis=1)
     confusion = count_confusion(truth, predicted, n_classes)
     low, high = accuracy_interval(truth, predicted, member, n_classes, n=n_bootstrap, seed=seed)
     weights = class_weights(truth, n_classes, balance != "none")
     calibration, calibrated = _calibrate(probability, truth, fold_of, weights)
-    noise = find_suspects(calibrated, truth)
     draws = draw_confusions(truth, predicted, groups, n_classes, seed=seed)
     return {
         "scheme": scheme,
         "method": method,
         "balance": balance,
-        "n_cells": len(y),
-        "n_groups": len(names),
+        "n_cells": len(truth),
+        "n_labels": len(y),
+        "counted": note,
+        "n_groups": len(np.unique(groups)),
         "chance": 1 / n_classes,
         "error": float(np.mean(predicted != truth)),
         **summarize(confusion),
@@ -162,10 +180,27 @@ def evaluate(
         "calibration": calibration,
         "sets": _test_sets(calibrated, truth, groups, fold_of, weights, coverage),
         "noise": noise,
-        "subgroups": score_subgroups(truth, predicted, unit, n_classes, categories or {}, n=n_bootstrap, seed=seed),
+        "subgroups": score_subgroups(truth, predicted, unit, n_classes, categories, n=n_bootstrap, seed=seed),
         "confusion_draws": np.round(draws, 5).tolist(),
         "warnings": sorted(set(notes)),
     }
+
+
+def _counted_cells(truth, fold_of, asked):
+    """Which cells figures are of, shape (N,) of bool, and a sentence on them where not all of the labels are alike."""
+    every = np.ones(len(truth), bool)
+    if asked is None or not np.any(asked):
+        return every, ""
+    chance = ~np.asarray(asked, bool)
+    number = f"{np.count_nonzero(asked):,} of the {len(truth):,} labeled cells were asked for as the ones in doubt"
+    for c in np.unique(truth):
+        own = chance & (truth == c)
+        if own.sum() < MIN_BY_CHANCE or len(np.unique(fold_of[own])) < 2:
+            return every, (
+                f"{number}, so figures are lower than those of all cells would be. Once {MIN_BY_CHANCE} cells of each class, in several "
+                "folds, are labeled by chance, only these are counted."
+            )
+    return chance, f"{number}: they are learned from, and not counted here."
 
 
 def check_labels(X, y, groups):

@@ -261,8 +261,10 @@ class Learned:
         groups = labeled["Group"].to_numpy(str)
         self.pipeline = fit(X, np.unique(y, return_inverse=True)[1], groups)
         kept, folds = [], min(settings["folds"], len(np.unique(groups)))
+        why = np.array([rows[i]["why"] for i in labeled["Row"]])
+        tested = {"folds": folds, "scheme": settings["scheme"], "asked": why == "uncertain"}
         try:
-            found = evaluate(X, y, groups, kept=kept, folds=folds, scheme=settings["scheme"], **options)
+            found = evaluate(X, y, groups, kept=kept, **tested, **options)
         except ValueError as error:
             self.facts["why_not"] = str(error)
             return
@@ -275,7 +277,6 @@ class Learned:
             )
         }
         held = [(fold["groups"], pipeline) for fold, pipeline in zip(found["folds"], kept, strict=True)]
-        why = np.array([rows[i]["why"] for i in labeled["Row"]])
         earlier = {_cell_of(row) for row in rows[:before] if row["class"]}
         old = np.array([_cell_of(rows[i]) in earlier for i in labeled["Row"]], bool)
         gain = measure_gain(X, y, groups, old=old, test=why == "random", folds=held, fit=fit)

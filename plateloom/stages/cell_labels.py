@@ -10,9 +10,14 @@ from plateloom.store.tables import read_record
 
 
 def short_row(row):
-    """A label as a recipe and a job get it: class, field, object, and if it has them y, x [px] and segmentation."""
-    named = ("class", "field", "object") + (("y", "x", "segmentation") if row["segmentation"] else ())
+    """A label as a recipe and a job get it: class, field, object, and if it has them y, x [px], segmentation and why."""
+    named = ("class", "field", "object") + (("y", "x", "segmentation", "why") if row["segmentation"] else ())
     return [row[name] for name in named]
+
+
+def is_asked(row):
+    """Whether a label (of `short_row`) is of a cell that a person was shown since a classifier was in doubt about it."""
+    return len(row) > 6 and row[6] == "uncertain"
 
 
 def assign_labels(plate, well, table, rows):

@@ -21,7 +21,7 @@ from plateloom.engine.parts import Outcome, Unit, remover, run_job
 from plateloom.errors import ConfigError, DataFault, LabelError, ModelMismatchError, PlateLayoutError
 from plateloom.profiling import without_surroundings
 from plateloom.stages.cell_crops import States, alike_plates, cut_cells, cut_picture, shared_channels
-from plateloom.stages.cell_labels import assign_labels, short_row
+from plateloom.stages.cell_labels import assign_labels, is_asked, short_row
 from plateloom.stages.fields import flagged_fields, quarantined_wells
 from plateloom.stages.latent_tables import ERROR, input_columns, join_latents, one_encoder
 from plateloom.stages.sampling import sample_rows
@@ -334,7 +334,8 @@ def _test_classes(X, y, groups, cells, places, settings, *, kept, features, meth
     chosen = {name: settings[name] for name in ("folds", "scheme", "balance", "tune", "coverage")}
     options = {"method": method, "params": params}
     wells = (cells["Metadata_Plate"] + "/" + cells["Metadata_Well"]).to_numpy(str)
-    metrics = evaluate(X, y, groups, categories=categories, wells=wells, kept=kept, **options, **chosen)
+    asked = cells["Metadata_Asked"].to_numpy(bool)
+    metrics = evaluate(X, y, groups, categories=categories, wells=wells, asked=asked, kept=kept, **options, **chosen)
     classes, columns = (
         metrics["classes"],
         ["Metadata_Plate", "Metadata_Well", "Metadata_Field", "Metadata_ObjectNumber"],
@@ -416,7 +417,7 @@ def draw_labeled(plate, well, rows, excluded, quota, source, cutting):
     if source == "crops":
         options = dict(cutting)
         path = crop_file(options.pop("folder"), plate, well)
-        table = table[[*KEYS, "Label"]].reset_index(drop=True)
+        table = table[[*KEYS, "Label", "Metadata_Asked"]].reset_index(drop=True)
         crops = np.full((len(table), len(options["channels"]), *[options["out_px"]] * 2), np.nan, np.float16)
         for some, block in cut_cells(plate, well, table, **options):
             crops[some] = block
@@ -426,18 +427,19 @@ def draw_labeled(plate, well, rows, excluded, quota, source, cutting):
         write_bytes(path, buffer.getvalue())
         return table[there].assign(Metadata_CellsOfWell=crowd), lost
     if source == "latent":  # cells of fields without every channel have none
-        table = join_latents(plate, well, table[[*KEYS, "Label"]], error=True)
+        table = join_latents(plate, well, table[[*KEYS, "Label", "Metadata_Asked"]], error=True)
         table = table.dropna(subset=input_columns(table, source), how="all")
     return table.assign(Metadata_CellsOfWell=crowd), lost
 
 
 def labeled_cells(plate, well, rows, excluded, quota):
-    """Labeled cells of a well, with their class as `Label`, and how many labels have no cell any more; runs in a worker."""
+    """Labeled cells of a well, with `Label` and `Metadata_Asked`, and how many labels have no cell any more; runs in a worker."""
     table = read_table(well_table(plate, "features", well))
     table = table[~table["Metadata_SourceField"].isin(excluded)]
     held, lost = assign_labels(plate, well, table, rows)
     names = np.array([*(row[0] for row in rows), ""], dtype=object)  # the last is that of cells without a label
-    table = table.assign(Label=pd.Series(names[held], index=table.index, dtype="str"))
+    asked = np.array([*map(is_asked, rows), False])[held]
+    table = table.assign(Label=pd.Series(names[held], index=table.index, dtype="str"), Metadata_Asked=asked)
     table = table[table["Label"] != ""]
     return table.iloc[sample_rows(f"{plate}/{well}", len(table), quota)], len(lost)
 

@@ -49,6 +49,8 @@ def describe_classifier(records, notes, settings=None):
             f". All cells of {described['whole']} labeled wells have the well's label: one that the treatment left as it was counts as "
             "an error"
         )
+    if found.get("counted"):
+        scheme += f". {found['counted'].rstrip('.')}"
     if "classes" not in found:
         novelty = _novelty(card.get("novelty", {}).get("held_out", ()))
         return _regression(found, scheme, units, describe_explanation(described), novelty)
