@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -14,10 +14,25 @@ from plateloom.store.layout import model_folder
 TRAINED = str(model_folder("segmenter") / "nuclei.safetensors")  # weights that a screen trains itself
 
 
+def takes_bool(annotation):
+    """Whether a setting of this type can be yes or no."""
+    return annotation in (bool, Any) or any(takes_bool(part) for part in get_args(annotation))
+
+
 class Section(BaseModel):
     """A group of settings; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, given):
+        """YAML's yes and no would be 1 and 0."""
+        for name, value in given.items() if isinstance(given, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field is not None and not takes_bool(field.annotation):
+                raise ValueError(f"{name}: {'yes' if value else 'no'} is no number or text")
+        return given
 
 
 class Channel(Section):
@@ -30,6 +45,13 @@ class Channel(Section):
     window: tuple[int, int] | None = Field(
         None, description="Display range [counts]; default: each field's own 1 to 99.9 %."
     )
+
+    @field_validator("window")
+    @classmethod
+    def _ordered(cls, window):
+        if window and window[0] >= window[1]:
+            raise ValueError(f"{list(window)}: the lower end first, the upper end second")
+        return window
 
 
 class Conversion(Section):

@@ -321,7 +321,7 @@ def count_seconds(screen, stage, records):
     if not any(record.get("kept") for record in records):
         return spent
     sizes = {plate: _converted_size(screen, plate) for plate in screen.complete_plates}
-    total, cells = sum(size.gigapixels for size in sizes.values()), _most_cells(sizes)
+    cells = _most_cells(sizes)
     fixed, rate, _ = _learn(screen, stage, sizes)
     for i, record in enumerate(records):
         made, kept, size = len(record.get("computed", ())), len(record.get("kept", ())), sizes.get(record.get("plate"))
@@ -329,17 +329,19 @@ def count_seconds(screen, stage, records):
             begun = min(fixed, spent[i])
             spent[i] = begun + (spent[i] - begun) * (made + kept) / made
         elif kept:
-            work = _work(screen, stage, size, size.gigapixels if size else total, cells) / (record.get("parts") or 1)
+            work = _work(screen, stage, [size] if size else sizes.values(), cells) / (record.get("parts") or 1)
             spent[i] = max(spent[i], fixed + rate * work)
     return spent
 
 
 def _converted_size(screen, plate):
-    """How large a plate is by what assembly has recorded, as far as costs go by it; no image is read."""
+    """How large a plate is by what conversion and assembly have recorded; no image is read."""
+    converted = [read_json(screen.folder / path) or {} for path in screen.records("conversion", plate)]
+    wells = sum(len(record.get("artefacts", ())) for record in converted)
     facts = (read_json(screen.folder / layout.record_path(plate, "assembly")) or {}).get("facts", {})
     height, width, *_ = facts.get("accepted") or (0, 0)
     channels, planes = len(screen.config.channels), facts.get("planes", 1)
-    return PlateSize(0, facts.get("fields", 0), (height, width), channels, planes=planes)
+    return PlateSize(wells, facts.get("fields", 0), (height, width), channels, planes=planes)
 
 
 def _fresh_records(screen, stage, plate):

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from plateloom.errors import did_you_mean
 from plateloom.wells import parse_well, well_name
@@ -64,10 +64,16 @@ class Params(BaseModel):
     )
     outlier_cutoff: float = Field(500.0, gt=0, description="Features that reach beyond are dropped [normalized units].")
     readout: str | None = Field(None, description="Feature that Z', dose responses and hits are computed from.")
-    readout_denominator: str | None = Field(None, description="Feature that the readout is divided by.")
+    readout_denominator: str | None = Field(None, description="Feature that the readout is divided by, another one.")
     readout_log: bool = Field(False, description="Take the readout's logarithm to base 2.")
     hit_threshold: float = Field(3.0, gt=0, description="A hit lies this far from the negative controls [robust SD].")
     hit_min_replicates: int = Field(2, ge=1, description="So many wells of a hit lie beyond the threshold [wells].")
+
+    @model_validator(mode="after")
+    def _ratio_of_two(self):
+        if self.readout and self.readout == self.readout_denominator:
+            raise ValueError("readout_denominator is the readout itself: the ratio is 1 everywhere")
+        return self
 
 
 def feature_columns(table):

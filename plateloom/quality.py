@@ -66,7 +66,9 @@ class Params(BaseModel):
         "channels are below this fraction of the plate's median [1].",
     )
     min_focus_slope: float | None = Field(
-        -6.5, description="Blurred, whatever the plate is like, if the slope is below this [1]; null: no such limit."
+        -6.5,
+        lt=0,
+        description="Blurred, whatever the plate is like, if the slope is below this [1]; null: no such limit.",
     )
     saturation_level: float | None = Field(
         None,

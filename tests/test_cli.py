@@ -631,6 +631,34 @@ def test_no_controls_are_counted_on_a_map_that_is_wrong_or_not_there(screen):
     assert "P1: 12 wells, 12 fields, 35 files" in notes and "P2: 12 wells, 12 fields, 35 files" in notes
 
 
+def test_an_offset_that_the_pixels_do_not_reach_is_refused(screen):
+    edit(screen, lambda settings: settings.update(illumination={"parameters": {"camera_offset": 100}}))
+    assert not find_problems(screen, files=True)[0]
+    edit(screen, lambda settings: settings.update(illumination={"parameters": {"camera_offset": 30000}}))
+    (problem,) = find_problems(screen, files=True)[0]
+    assert "camera_offset is 30000, which most pixels of " in problem
+
+
+def test_values_that_mean_nothing_are_refused(screen):
+    for section, given, said in (
+        ("conversion", {"pixel_size_um": True}, "pixel_size_um: yes is no number or text"),
+        ("quality", {"parameters": {"min_focus_slope": 6.5}}, "min_focus_slope"),
+        ("profiling", {"parameters": {"readout": "Nuclei_A", "readout_denominator": "Nuclei_A"}}, "the readout itself"),
+    ):
+        before = (screen / "config.yaml").read_text()
+        edit(screen, lambda settings, section=section, given=given: settings.setdefault(section, {}).update(given))
+        problems, _ = find_problems(screen, files=False)
+        assert any(said in problem for problem in problems), problems
+        (screen / "config.yaml").write_text(before)
+    edit(screen, lambda settings: settings["channels"]["DNA"].update(window=[500, 10]))
+    assert any("the lower end first" in problem for problem in find_problems(screen, files=False)[0])
+    (screen / "config.yaml").write_text(before)
+    edit(
+        screen, lambda settings: settings.update(restoration=[{"method": "background", "parameters": {"radius_um": 3}}])
+    )
+    assert any("takes nuclei away" in note for note in find_problems(screen, files=True)[1])
+
+
 def test_doses_under_another_name_and_doses_that_are_none_are_refused(screen):
     path = screen / "maps/P1.tsv"
     good = path.read_text()

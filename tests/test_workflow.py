@@ -117,6 +117,8 @@ def test_every_stage_is_done_and_leaves_what_the_layout_names(finished):
     }
     for path in finished.glob("results/**/records/**/*.json"):
         assert read_json(path)["status"] == "done", path
+    logs = [path.read_text() for path in finished.glob("logs/**/*.log")]
+    assert logs and not any("distributed" in text or "Traceback" in text for text in logs), "a log tells what matters"
     for name in (
         "qc.parquet",
         "profiles.parquet",

@@ -133,6 +133,12 @@ def _check_sizes(folder, config, plate, pixel_size_um, width, problems, notes):
             misfits = module.find_misfits(params, pixel_size_um)
         said = [f"segmentation.method {chosen.method} cannot work here: {misfit}" for misfit in misfits]
         problems += [f"{plate}: {line}" for line in said if not any(line in one for one in problems)]
+    typical, seen = chosen.parameters.get("nucleus_diameter_um"), chosen.parameters.get("nuclei_channel")
+    for step in config.restoration:
+        radius = step.parameters.get("radius_um")
+        if step.method == "background" and typical and radius < typical / 2 and seen in (step.channels or [seen]):
+            line = f"restoration: background with radius_um {radius:g} takes nuclei away, too, which are {typical:g} µm wide: half of that at least"
+            notes += [] if any(line in one for one in notes) else [f"config.yaml: warning: {line}"]
     lengths = {"segmentation.parameters.nucleus_diameter_um": chosen.parameters.get("nucleus_diameter_um")}
     if config.latent.autoencoder.enabled:
         lengths["latent.autoencoder.crop_um"] = config.latent.autoencoder.crop_um
@@ -375,7 +381,9 @@ def check_files(folder, config, plate, wells, problems, notes, decode):
     _check_axes(config, plate.plate, images, problems, notes)
     if len(lacking) < len(config.channels):
         notes += [f"{plate.plate}: warning: {line}" for line in _doubtful(images)]
-        faults, doubts, width = _decode_some(folder / plate.source, module, images) if decode else ([], [], None)
+        faults, doubts, width = (
+            _decode_some(folder / plate.source, module, images, config) if decode else ([], [], None)
+        )
         problems += [f"{plate.plate}: {line}" for line in faults]
         notes += [f"{plate.plate}: warning: {line}" for line in doubts]
         if pixel_size_um:
@@ -420,7 +428,7 @@ def _doubtful(images):
         yield f"{counted(len(few), 'well')} with fewer fields than the others: {some_of(few)}"
 
 
-def _decode_some(source, module, images):
+def _decode_some(source, module, images, config):
     """Decode a file of each channel and, while none can be, some more of all the plate.
 
     Returns
@@ -433,13 +441,16 @@ def _decode_some(source, module, images):
     firsts = {image.channel: image for image in reversed(full)}
     chosen = [firsts[channel] for channel in sorted(firsts)]
     spread = [image for image in full[:: max(1, len(full) // SAMPLED)] if image not in chosen]
-    shapes, faults, refused = {}, {}, False
+    shapes, faults, refused, beyond = {}, {}, False, []
+    offset = config.illumination.parameters.get("camera_offset") or 0
     for i, image in enumerate([*chosen, *spread]):
         if i >= len(chosen) and (shapes or i >= SAMPLED):
             break
         try:
             plane = module.load(source, image)[0]
             shapes.setdefault((plane.shape, str(plane.dtype)), []).append(image.file)
+            if offset and (plane < offset).mean() > 0.5:
+                beyond.append(image.file)
         except DataFault as fault:
             faults[image.file] = str(fault)
         except OSError as error:
@@ -451,6 +462,15 @@ def _decode_some(source, module, images):
         what = "cannot be read" if refused else "cannot be decoded; the plate would be quarantined"
         return [f"{len(faults)} of {len(faults)} sampled files {what}, e.g. {next(iter(faults.values()))}"], [], None
     doubts = list(faults.values())
+    if beyond:
+        problem = (
+            f"illumination.parameters.camera_offset is {offset:g}, which most pixels of {some_of(beyond)} do not reach"
+        )
+        return (
+            [f"{problem}: what is taken off would leave nothing; set what the camera reads in the dark"],
+            doubts,
+            None,
+        )
     if len(shapes) > 1:
         kinds = [f"{files[0]} is {kind} {shape[0]} × {shape[1]}" for (shape, kind), files in shapes.items()]
         doubts.append(f"channels differ in size or type: {some_of(kinds)}")

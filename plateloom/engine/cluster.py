@@ -231,7 +231,7 @@ def open_cluster(*, threads, kind="processes", tasks_per_worker=2, memory_mb=Non
                     memory_limit=int(share_mb * 1e6),
                     host="127.0.0.1" if processes else None,
                     dashboard_address="127.0.0.1:0",  # any port: several jobs share a node
-                    silence_logs=logging.ERROR,
+                    silence_logs=logging.CRITICAL,  # what matters is raised here; a worker that outlives its scheduler is no news
                 )
             )
             return stack.enter_context(Client(cluster, direct_to_workers=True))

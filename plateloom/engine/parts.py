@@ -104,8 +104,9 @@ def start_job(snakemake):
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     handler = logging.FileHandler(snakemake.log[0], mode="w")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    # Dask tells of connections that end, with their tracebacks, when all is well; its loggers have levels of their own.
+    handler.addFilter(lambda record: record.levelno >= logging.ERROR or not record.name.startswith("distributed"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("distributed").setLevel(logging.ERROR)
     faulthandler.enable(handler.stream)
     sys.excepthook = _log_end
     engine = snakemake.config.get("engine", {})
