@@ -157,7 +157,7 @@ def test_wrong_input_is_refused_with_what_to_type(screen):
             preview(*options)
         assert said in "\n".join(refused.value.problems), options
     for wells, said in {"H12": "no well H12", "A02/9": "has no field 9"}.items():
-        with pytest.raises(PlateLayoutError, match=said):
+        with pytest.raises(ConfigError, match=said):
             preview("--wells", wells)
     assert not os.path.exists("preview.html")
 

@@ -123,6 +123,7 @@ def _check_network(folder, config, problems, notes):
 def _check_sizes(folder, config, plate, pixel_size_um, width, problems, notes):
     """Compare settings in µm with the size of a pixel and the width of a field [px], where known; what holds of several plates is told once."""
     from plateloom.config import method_modules
+    from plateloom.report.plausibility import doubt_pixel_size
 
     chosen, module = config.segmentation, method_modules(config)["segmentation"]
     params = module.Params(**chosen.parameters)
@@ -139,6 +140,8 @@ def _check_sizes(folder, config, plate, pixel_size_um, width, problems, notes):
         if step.method == "background" and typical and radius < typical / 2 and seen in (step.channels or [seen]):
             line = f"restoration: background with radius_um {radius:g} takes nuclei away, too, which are {typical:g} µm wide: half of that at least"
             notes += [] if any(line in one for one in notes) else [f"config.yaml: warning: {line}"]
+    if line := doubt_pixel_size(pixel_size_um, config.conversion.pixel_size_um):
+        notes += [] if any(line in one for one in notes) else [f"config.yaml: warning: {line}"]
     lengths = {"segmentation.parameters.nucleus_diameter_um": chosen.parameters.get("nucleus_diameter_um")}
     if config.latent.autoencoder.enabled:
         lengths["latent.autoencoder.crop_um"] = config.latent.autoencoder.crop_um

@@ -27,7 +27,7 @@ def doubt_flatfield(flatfield, *, max_range, error=0.0, max_error=np.inf):
     >>> doubt_flatfield(np.array([[0.5, 1.5]]), max_range=2.0)
     'implausible flat-field: brightest over darkest place is 3, at most 2'
     >>> doubt_flatfield(np.array([[0.9, 1.1]]), max_range=2.0, error=0.1, max_error=0.05)
-    'two halves of the fields disagree: standard error 10 %, at most 5 %'
+    'two halves of the fields disagree: standard error 10 %, taken is 5 % at most'
     """
     if not np.isfinite(flatfield).all() or np.min(flatfield) <= 0:
         return "implausible flat-field: it is not positive everywhere"
@@ -35,5 +35,5 @@ def doubt_flatfield(flatfield, *, max_range, error=0.0, max_error=np.inf):
     if reach > max_range:
         return f"implausible flat-field: brightest over darkest place is {reach:.3g}, at most {max_range:g}"
     if error > max_error:
-        return f"two halves of the fields disagree: standard error {100 * error:.2g} %, at most {100 * max_error:g} %"
+        return f"two halves of the fields disagree: standard error {100 * error:.2g} %, taken is {100 * max_error:g} % at most"
     return ""

@@ -147,6 +147,6 @@ def doubt_pixel_size(pixel_size_um, given):
     if given is None or pixel_size_um != DEFAULT_PIXEL_UM:
         return ""
     return (
-        "conversion.pixel_size_um is 1, which no microscope has by chance: if nobody has measured it, every µm on this page "
-        "is a pixel, and the segmentation looks for nuclei of the wrong size."
+        "conversion.pixel_size_um is 1, which no microscope has by chance: if nobody has measured it, every µm is a "
+        "pixel, and the segmentation looks for nuclei of the wrong size."
     )

@@ -664,7 +664,9 @@ def classifier_section(classifier):
     notes = (classifier.calibration_note, classifier.learning_note, classifier.sets_note)
     parts += [paragraph(note, "quiet") for note in notes if note]
     if classifier.subgroups is not None and len(classifier.subgroups):
-        parts.append(details("Accuracy by plate, batch, position and crowding", table(classifier.subgroups, empty="")))
+        note = paragraph("Balanced accuracies of parts that have other numbers of classes are of other tasks.", "quiet")
+        listed = join(note, table(classifier.subgroups, empty=""))
+        parts.append(details("Accuracy by plate, batch, position and crowding", listed))
     if classifier.explanation is not None:
         parts.append(explanation_parts(classifier.explanation))
     if classifier.graded is not None and len(classifier.graded):

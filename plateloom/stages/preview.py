@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from plateloom import illumination, quality, report, restoration, segmentation
-from plateloom.errors import PlateLayoutError, UnknownMethodError, some_of
+from plateloom.errors import ConfigError, PlateLayoutError, UnknownMethodError, some_of
 from plateloom.illumination import correction
 from plateloom.readers import load_reader
 from plateloom.registry import load_method
@@ -68,8 +68,10 @@ def preview_plate(*, plate, source, reader, settings, places, count, order, cont
 
     Raises
     ------
+    ConfigError
+        If there is no well or field that was asked for.
     PlateLayoutError
-        If the source has no image, or not the well or field asked for.
+        If the source has no image.
     """
     module = load_reader(reader)
     found = module.scan(source, module.Params(**settings["reader_params"]))
@@ -206,7 +208,7 @@ def _places(by_place, asked):
         else:
             places.append((well, fields[well][0] if field is None else field))
     if problems:
-        raise PlateLayoutError("; ".join(problems))
+        raise ConfigError([f"--wells: {problem}" for problem in problems])
     return list(dict.fromkeys(places))
 
 
@@ -234,7 +236,9 @@ def _flatfields(plate, channels, settings, raw, by_place, read, kind):
         module.estimate(np.stack([module.shrink(image[c], params) for image in planes]), kind[1:], params)
         for c in range(len(channels))
     ]
-    said = [f"{name}: {reason}" for name, (_, reason) in zip(channels, found, strict=True) if reason]
+    said = [
+        f"{name} is not corrected here: {reason}" for name, (_, reason) in zip(channels, found, strict=True) if reason
+    ]
     origin = f"from {len(planes)} fields, a run takes up to {settings['fields']}"
     offset = getattr(params, "camera_offset", None) or 0.0
     return np.stack([flat for flat, _ in found]), offset, "; ".join([origin, *said])
@@ -292,10 +296,14 @@ def _tile(field, labels, picked, colors, windows, pixel_size_um, content):
         outlines=report.outline_layer(outlines) if outlines else None,
         caption=f"field {field.number}, "
         + (f"{field.planes.shape[1]} planes seen from above, " if field.planes is not None else "")
-        + (f"{int(labels['Nuclei'].max()):,} nuclei in all of it" if labels else "not segmented"),
+        + (_counted(int(labels["Nuclei"].max())) if labels else "not segmented"),
         width_um=picture.shape[2] * pixel_size_um,
         **{name: content[name] for name in ("treatment", "dose", "unit", "control") if name in content},
     )
+
+
+def _counted(number):
+    return f"{number:,} {'nucleus' if number == 1 else 'nuclei'} in all of it"
 
 
 def _sizes(labels, pixel_size_um, z_step_um):
@@ -323,12 +331,14 @@ def _found(fields, segmented, pixel_size_um):
                     "Metadata_Field": field.number,
                     "nuclei": len(diameters),
                     "nucleus [µm]": float(np.median(diameters)) if len(diameters) else math.nan,
-                    "5 % to 95 %": "{:.1f}–{:.1f}".format(*np.percentile(diameters, [5, 95])) if len(diameters) else "",
+                    "nucleus, 5 % to 95 % [µm]": "{:.1f}–{:.1f}".format(*np.percentile(diameters, [5, 95]))
+                    if len(diameters)
+                    else "",
                     f"cell [µm{'²' if field.planes is None else '³'}]": float(np.nanmedian(areas))
                     if np.isfinite(areas).any()
                     else math.nan,
-                    "at border": _at_border(labels),
-                    "s": round(seconds, 2),
+                    "nuclei at border": _at_border(labels),
+                    "time [s]": round(seconds, 2),
                     "note": reason,
                 }
             )

@@ -107,7 +107,9 @@ def _classifier_details(found, units):
     if "calibration" not in found:
         return {}
     sets, noise, learning, calibration = (found[name] for name in ("sets", "noise", "learning", "calibration"))
-    lacking = [name for name, limit in zip(found["classes"], sets["limits"], strict=True) if limit is None]
+    there = {row["class"]: row["groups"] for row in found["per_class"]}
+    limits = zip(found["classes"], sets["limits"], strict=True)
+    lacking = [f"{name} ({there[name]} {units})" for name, limit in limits if limit is None]
     words = (
         f"A class is excluded for a cell only where that is wrong for at most {100 * (1 - sets['coverage']):.0f} % of the cells of that "
         f"class in new {units}. In the test the classes that were left held the true one for {100 * sets['covered']:.0f} % of the "
@@ -115,8 +117,8 @@ def _classifier_details(found, units):
     )
     if lacking:
         words = (
-            f"{', '.join(lacking)} cannot be excluded for any cell: {sets['groups_needed']} {units} of a class are needed for "
-            f"{100 * sets['coverage']:.0f} % (classification.coverage)."
+            f"{', '.join(lacking)} cannot be excluded for any cell, so that no cell is sure not to be of it: {sets['groups_needed']} {units} "
+            f"of a class are needed for {100 * sets['coverage']:.0f} % (classification.coverage). Label more of them, or ask for less."
         )
     if learning["gain"] is not None and learning["gain_low"] is not None:
         low, gain, high = (learning[name] for name in ("gain_low", "gain", "gain_high"))
