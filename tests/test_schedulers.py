@@ -68,6 +68,7 @@ def test_profiles_keep_plateloom_s_rules_and_leave_the_site_its_own(name):
     ours = yaml.safe_load(PROFILES["default"].read_text())
     for key in ("keep-going", "rerun-incomplete", "nolock", "rerun-triggers"):
         assert settings[key] == ours[key]
+    assert name == "default" or settings["latency-wait"] >= 60, "of a network file system"
     assert "default-resources" not in settings
     assert set(settings.get("set-resources", {})) <= {stage.script for stage in STAGES.values()}
     assert not any("array" in key for key in settings)
@@ -148,14 +149,16 @@ def test_a_job_whose_number_was_lost_on_the_way_is_not_submitted_twice(stand_in,
 
 
 def test_only_jobs_of_this_screen_are_cancelled(stand_in, tmp_path):
-    tag = schedulers.screen_tag(tmp_path)
+    tag, me = schedulers.screen_tag(tmp_path), f"{os.getuid()}|me"
     assert tag != schedulers.screen_tag(tmp_path / "other")
     rows = [
-        f"1|RUNNING|{tag}.fit_map||/",
-        "2|PENDING|plateloom-0000000000.fit_map||/",
-        f"3|RUNNING|the-run-itself||{tmp_path}",
-        f"4|PENDING|7f59d396|rule_fit_map|{tmp_path}",
-        f"5|PENDING|7f59d396|rule_fit_map|{tmp_path}/other",
+        f"1|RUNNING|{me}|{tag}.fit_map||/",
+        f"2|PENDING|{me}|plateloom-0000000000.fit_map||/",
+        f"3|RUNNING|{me}|the-run-itself||{tmp_path}",
+        f"4|PENDING|{me}|7f59d396|rule_fit_map|{tmp_path}",
+        f"5|PENDING|{me}|7f59d396|rule_fit_map|{tmp_path}/other",
+        f"6|RUNNING|4711|ada|{schedulers.screen_tag(tmp_path / 'other')}.fit_map||/",
+        f"7|COMPLETING|4711|ada|{tag}.fit_map||/",
     ]
     jobs = "\\n".join(rows)
     stand_in(squeue=f'[ -e cancelled ] || printf "{jobs}\\n"', scancel='printf "%s\\n" "$@" > cancelled')
@@ -164,6 +167,37 @@ def test_only_jobs_of_this_screen_are_cancelled(stand_in, tmp_path):
     schedulers.LEDGER.touch()
     assert schedulers.cancel_orphans(tmp_path) == ["1", "4"]
     assert (tmp_path / "cancelled").read_text() == "1\n4\n"
+
+
+def test_a_run_does_not_begin_while_jobs_of_somebody_else_s_run_are_at_work(stand_in, tmp_path):
+    jobs = f"12|PENDING|4711|ada|{schedulers.screen_tag(tmp_path)}.fit_map||/"
+    stand_in(squeue=f'[[ "$*" == *--user* ]] || echo "{jobs}"', scancel="touch cancelled")
+    schedulers.LEDGER.parent.mkdir()
+    schedulers.LEDGER.touch()
+    with pytest.raises(SchedulerError, match="not yours to cancel: 12 of ada"):
+        schedulers.cancel_orphans(tmp_path)
+    assert not Path("cancelled").exists()
+
+
+def test_jobs_that_nobody_can_ask_for_are_told_until_they_are_known_to_have_ended(
+    stand_in, jobscript, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(schedulers.shutil, "which", lambda name: None)
+    stand_in(sbatch="echo 12", bsub="echo 12", squeue="echo '12|COMPLETED'")
+    schedulers.submit("lsf", jobscript)
+    assert schedulers.cancel_orphans(tmp_path) == [] and not capsys.readouterr().err, "no job of Slurm's"
+    schedulers.submit("slurm", jobscript)
+    assert schedulers.cancel_orphans(tmp_path) == []
+    assert "may still be at work, and this machine has no squeue to ask: 12\n" in capsys.readouterr().err
+    assert status("slurm") == "success"
+    assert schedulers.cancel_orphans(tmp_path) == [] and not capsys.readouterr().err
+    schedulers.submit("slurm", jobscript)  # and then the run is killed
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    stand_in(squeue="true")
+    assert schedulers.cancel_orphans(tmp_path) == []
+    assert not schedulers.OPEN.exists(), "squeue knows none any more"
 
 
 def test_a_run_does_not_begin_while_slurm_cannot_say_whether_jobs_are_left(stand_in, tmp_path):
@@ -177,31 +211,61 @@ def test_a_run_does_not_begin_while_slurm_cannot_say_whether_jobs_are_left(stand
 @pytest.mark.parametrize(
     "squeue, sacct, expected",
     [
-        ("echo 12 RUNNING", "exit 1", "running"),
-        ("echo 12 COMPLETED", "exit 1", "success"),
-        ("echo 12 OUT_OF_MEMORY", "exit 1", "failed"),
-        ("echo 11 RUNNING", "echo COMPLETED", "success"),
-        ("echo 11 RUNNING", "echo CANCELLED by 0", "failed"),
-        ("exit 1", "echo COMPLETED", "success"),
-        ("exit 1", "echo RUNNING", "running"),
+        ("echo '12|RUNNING'", "exit 1", "running"),
+        ("echo '12|COMPLETED'", "exit 1", "success"),
+        ("echo '12|OUT_OF_MEMORY'", "exit 1", "failed"),
+        ("echo '12|PREEMPTED'", "exit 1", "failed"),
+        ("echo '11|RUNNING'", "echo '12|COMPLETED'", "success"),
+        ("echo '11|RUNNING'", "echo '12|CANCELLED by 0'", "failed"),
+        ("exit 1", "echo '12|COMPLETED'", "success"),
+        ("exit 1", "echo '12|PREEMPTED'", "failed"),
+        ("exit 1", "echo '11|COMPLETED'", "running"),
+        ("exit 1", "echo '12|RUNNING'", "running"),
         ("exit 1", "exit 1", "running"),
         ("true", "echo Connection refused >&2; exit 1", "running"),
-        ("true", "echo Slurm accounting storage is disabled >&2; exit 1", "failed"),
-        ("true", "true", "failed"),
-        ("true", "echo RUNNING", "failed"),
+        ("true", "echo Slurm accounting storage is disabled >&2; exit 1", "lost"),
+        ("true", "true", "lost"),
+        ("true", "echo '12|RUNNING'", "lost"),
     ],
 )
 def test_a_slurm_job_is_at_work_until_something_says_otherwise(stand_in, squeue, sacct, expected):
     stand_in(squeue=squeue, sacct=sacct)
-    assert status("slurm", PLATELOOM_LOST="0") == expected
-    if expected == "failed" and "RUNNING" not in squeue + sacct and squeue == "true":
-        assert status("slurm") == "running", "not at once"
+    lost = expected == "lost"
+    assert status("slurm", PLATELOOM_LOST="0") == ("running" if lost else expected), "two lists must lack it"
+    if lost:
+        assert status("slurm", PLATELOOM_POLL="0") == "running", "not at once"
+        assert status("slurm", PLATELOOM_POLL="0", PLATELOOM_LOST="0") == "failed"
 
 
-def test_squeue_is_asked_once_for_all_jobs(stand_in, tmp_path):
-    stand_in(squeue="echo x >> calls; echo 12 RUNNING; echo 13 COMPLETED")
-    assert [status("slurm", job) for job in ("12", "13", "12")] == ["running", "success", "running"]
-    assert (tmp_path / "calls").read_text() == "x\n"
+def pass_poll():
+    """As if the last question was as long ago as the next one is to wait for."""
+    path = Path(".plateloom/slurm/asked")
+    os.utime(path, (0, path.stat().st_mtime - 3600))
+
+
+@pytest.mark.parametrize("squeue", ["exit 1", "echo '11|RUNNING'", "echo '12|RUNNING'; echo '13|COMPLETED'"])
+@pytest.mark.parametrize("sacct", ["exit 1", "echo '12|RUNNING'; echo '13|RUNNING'"])
+def test_each_of_slurm_s_daemons_is_asked_once_for_all_jobs_whatever_it_answers(stand_in, jobscript, squeue, sacct):
+    counted = "echo $(basename $0) >> calls"
+    stand_in(sbatch="cat number", squeue=f"{counted}; {squeue}", sacct=f'{counted}; echo "$@" >> asked; {sacct}')
+    for number in ("12", "13"):
+        Path("number").write_text(number)
+        schedulers.submit("slurm", jobscript)
+    unlisted, patient = "12|" not in squeue, {"PLATELOOM_POLL": "600"}
+    for times in (1, 2):
+        found = [status("slurm", job, **patient) for job in ("12", "13", "12", "12")]
+        assert found == ["running", "running" if unlisted else "success", "running", "running"]
+        calls = Path("calls").read_text().split()
+        assert (calls.count("squeue"), calls.count("sacct")) == (times, times * unlisted)
+        pass_poll()
+    if unlisted:
+        assert "--jobs=12,13,12 " in Path("asked").read_text(), "all that have not ended"
+        Path(".plateloom/slurm/asked").touch()
+        Path("number").write_text("14")
+        schedulers.submit("slurm", jobscript)
+        assert status("slurm", "14", **patient) == "running"
+        calls = Path("calls").read_text().split()
+        assert (calls.count("squeue"), calls.count("sacct")) == (2, 2), "no list can know it yet"
 
 
 @pytest.mark.parametrize(

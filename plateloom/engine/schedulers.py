@@ -15,9 +15,12 @@ import time
 from pathlib import Path
 
 from plateloom.engine import locks
-from plateloom.errors import SchedulerError
+from plateloom.errors import SchedulerError, some_of
 
 LEDGER = Path(".plateloom/jobs.tsv")  # number and log of every job that was submitted
+OPEN = Path(
+    ".plateloom/slurm/open"
+)  # a file for each job of Slurm's that has not ended, as profiles/slurm/status.sh knows
 SUBMITTED = (LEDGER, "logs/slurm", ".snakemake/slurm_logs")  # what a run on Slurm leaves, ours or the plugin's
 PATIENCE = 900.0  # [s] for a scheduler that does not answer
 PAUSE = 5.0  # [s] between two attempts
@@ -199,6 +202,9 @@ def submit(scheduler, jobscript):
             number = found
             break
     LEDGER.parent.mkdir(exist_ok=True)
+    if scheduler == "slurm":
+        OPEN.mkdir(parents=True, exist_ok=True)
+        (OPEN / number).touch()
     with open(LEDGER, "a") as ledger:
         ledger.write(f"{number}\t{log_of(properties)}\t{name}\n")
     return number
@@ -222,38 +228,37 @@ def _accepted(name):
     return found.stdout.split()[0] if found.returncode == 0 and found.stdout.split() else None
 
 
-def find_slurm_jobs(folder):
+def find_slurm_jobs(folder, *, others=True):
     """Jobs of a screen that Slurm has not done with: ours by their name, those of Snakemake's plugin by folder and comment.
 
     Parameters
     ----------
     folder : path
         The screen's.
+    others : bool
+        Whether to look for those of other users, too: for once, since it lists all of the cluster's jobs.
 
     Returns
     -------
-    dict of str to str
-        Number -> state.
+    dict of str to (str, str)
+        Number -> state, and the user whose it is; empty where it is one's own.
 
     Raises
     ------
     SchedulerError
         If Slurm does not answer.
     """
-    done = subprocess.run(
-        ["squeue", "--noheader", "--format=%A|%T|%j|%k|%Z", f"--user={os.getuid()}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    me = str(os.getuid())
+    command = ["squeue", "--noheader", "--format=%A|%T|%U|%u|%j|%k|%Z", *([] if others else [f"--user={me}"])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SchedulerError(done.stderr.strip())
     tag, here = screen_tag(folder), str(Path(folder).resolve())
     found = {}
     for line in done.stdout.splitlines():
-        number, state, name, comment, where = line.split("|", 4)
+        number, state, uid, user, name, comment, where = line.split("|", 6)
         if name.startswith(tag) or (comment.startswith("rule_") and where == here):
-            found[number] = state
+            found[number] = state, "" if uid == me else user
     return found
 
 
@@ -277,15 +282,23 @@ def cancel_orphans(folder=".", *, patience=PATIENCE, completing=120.0):
     Raises
     ------
     SchedulerError
-        If Slurm stays away: jobs may be at work then.
+        If Slurm stays away, or jobs are somebody else's: they may be at work then.
     """
     folder = Path(folder)
-    if not shutil.which("squeue") or not any((folder / name).exists() for name in SUBMITTED):
+    if not shutil.which("squeue"):
+        if numbers := sorted(path.name for path in (folder / OPEN).glob("*")):
+            print(
+                f"Jobs of an earlier run may still be at work, and this machine has no squeue to ask: {some_of(numbers)}",
+                file=sys.stderr,
+                flush=True,
+            )
+        return []
+    if not any((folder / name).exists() for name in SUBMITTED):
         return []
     began, told, cancelled = time.monotonic(), False, set()
     while True:
         try:
-            found = find_slurm_jobs(folder)
+            found = find_slurm_jobs(folder, others=not cancelled)
         except SchedulerError as error:
             if time.monotonic() - began > patience:
                 raise SchedulerError(
@@ -296,14 +309,18 @@ def cancel_orphans(folder=".", *, patience=PATIENCE, completing=120.0):
             told = True
             time.sleep(PAUSE)
             continue
-        if not found:
+        if foreign := [f"{job} of {user}" for job, (state, user) in found.items() if user and state != "COMPLETING"]:
+            raise SchedulerError(f"jobs of an earlier run are not yours to cancel: {some_of(foreign)}")
+        states = {job: state for job, (state, user) in found.items() if not user}
+        if not states:
+            shutil.rmtree(folder / OPEN, ignore_errors=True)
             break
-        if cancelled and time.monotonic() - began > completing and set(found.values()) == {"COMPLETING"}:
+        if cancelled and time.monotonic() - began > completing and set(states.values()) == {"COMPLETING"}:
             break
         if time.monotonic() - began > patience:
-            raise SchedulerError(f"jobs of an earlier run cannot be cancelled: {', '.join(sorted(found))}")
-        subprocess.run(["scancel", *found], capture_output=True, check=False)
-        cancelled |= set(found)
+            raise SchedulerError(f"jobs of an earlier run cannot be cancelled: {', '.join(sorted(states))}")
+        subprocess.run(["scancel", *states], capture_output=True, check=False)
+        cancelled |= set(states)
         time.sleep(1)
     return sorted(cancelled, key=int)
 
