@@ -342,6 +342,32 @@ def test_a_gpu_that_is_required_and_absent_fails_the_job_and_the_policy_prefer_s
     assert read_json(record)["status"] == "done" and read_json(record)["facts"]["device"] == "cpu"
 
 
+def test_a_gpu_that_fails_at_work_fails_the_job_and_no_cpu_takes_its_place(screen, monkeypatch):
+    pytest.importorskip("torch")
+    from plateloom import devices
+    from plateloom.segmentation import unet
+    from plateloom.segmentation.batching import Batches
+
+    def broken(points):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    method = {"method": "unet", "parameters": {"nuclei_channel": "DNA", "nucleus_diameter_um": 15.0}}
+    edit(screen, lambda settings: settings.update(segmentation=method))
+    record = screen / "results/plates/P1/records/segmentation/part-0.json"
+    with monkeypatch.context() as patched:
+        patched.setattr(unet, "_load", lambda *_: Batches(broken, 4))
+        patched.setattr(devices, "has_gpu", lambda policy: True)
+        patched.setattr(devices, "choose_device", lambda policy: "cuda")
+        with pytest.raises(RuntimeError, match="CUDA error: an illegal memory access"):
+            run_stages(screen, TO_LABELS)
+    assert not record.exists() and not list(screen.glob("results/plates/P1/segmentation/*.parquet"))
+    assert locks.read(record.with_name(".part-0.lock"))["attempts"] == 1
+    state = status.read_screen(screen)["plates"]["P1"]["segmentation"]
+    assert state.state in ("failed", "interrupted") and not state.done
+    run_stages(screen, TO_LABELS)
+    assert read_json(record)["status"] == "done" and read_json(record)["attempts"] == 2
+
+
 # 24: foreign models
 
 
