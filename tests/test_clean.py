@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TO_FEATURES, call
+from conftest import TO_FEATURES, call, edit
 from in_process import run_stages
 
 from plateloom.cli import clean
@@ -83,6 +83,15 @@ def test_a_screen_is_named_from_wherever_one_stands(profiled, monkeypatch):
 def test_a_damaged_well_that_a_record_vouches_for_is_left_to_verify(profiled):
     (P1 / "plate.zarr/A/02/zarr.json").unlink()
     assert "A/02" not in ask("--all")
+
+
+def test_stale_results_are_told_and_left_to_the_next_run(profiled):
+    ask("--yes")
+    before = contents()
+    assert "stale" not in ask()
+    edit(profiled, lambda settings: settings["features"].update(row_group_rows=1))
+    before |= {"config.yaml": contents()["config.yaml"]}
+    assert "nothing to remove, the next run makes them anew" in ask("--yes") and contents() == before
 
 
 def test_results_go_by_name_only(profiled):

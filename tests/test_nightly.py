@@ -515,9 +515,9 @@ def test_when_the_time_is_over_the_run_is_ended_and_complete_plates_are_summed_u
 
 
 def test_profile_and_cores_are_handed_on(place, idle):
-    page = night(place, "--cores", "3", "--profile", "default", "--jobs", "500")[-1]
-    assert "--profile default --cores 3 --jobs 500" in page, "what the next night would do"
-    assert "--cores 3 --jobs 500" in " ".join(idle[0]) and re.search(
+    page = night(place, "--cores", "3", "--profile", "default", "--jobs", "500", "--", "--set-threads", "fit_map=3")[-1]
+    assert "--profile default --cores 3 --jobs 500 --set-threads fit_map=3" in page, "what the next night would do"
+    assert "--cores 3 --jobs 500 --set-threads fit_map=3" in " ".join(idle[0]) and re.search(
         "--workflow-profile .*profiles/default", " ".join(idle[0])
     )
     code, text, line, page = night(place, "--profile", "defalt")

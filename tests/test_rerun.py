@@ -76,11 +76,21 @@ def test_profiles_and_cores_are_handed_on(done, monkeypatch, tmp_path):
         ask("--from", "profiling", *options)
     assert tables() == before and not given, "what would not run removes nothing"
     monkeypatch.setattr(run.shutil, "which", lambda name: name)
-    ask("--from", "profiling", *options)
+    for wrong in ("--dry-run", "--jbos", "P1"):
+        with pytest.raises(ConfigError, match="stands before|no option '--jbos'|unexpected 'P1'"):
+            ask("--from", "profiling", "--", wrong)
+    assert not given, "nor does what Snakemake would refuse"
+    ask("--from", "profiling", *options, "--", "--jobs", "500")
     (PLATE / "features/A02.parquet").write_bytes(b"")
     assert CliRunner().invoke(verify.command, [".", "--repair", *options]).exit_code == 3, "nothing ran"
     rerun, repair = (arguments[1:] for arguments in given)
-    assert rerun == options and repair == [*options, "--until", "flagging", "--until", "features"], "what there was"
+    assert rerun == [*options, "--jobs", "500"] and repair == [
+        *options,
+        "--until",
+        "flagging",
+        "--until",
+        "features",
+    ], "what there was"
 
 
 def test_a_well_without_results_is_refused(done):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from plateloom.errors import ConfigError, LockedError, did_you_mean
+from plateloom.errors import ConfigError, LockedError, counted, did_you_mean
 
 FEW = 3  # paths of a kind that are shown unasked
 
@@ -37,6 +37,7 @@ def command(folder, yes, plates, stages, everything, dry_run):
     from plateloom.engine import locks
     from plateloom.leftovers import ASKED, KINDS, find_leftovers, find_worker, remove_leftovers
     from plateloom.planning import Screen
+    from plateloom.status import STALE, read_screen
 
     if yes and dry_run:
         raise ConfigError("--yes removes, --dry-run only lists: give one of them")
@@ -70,6 +71,12 @@ def command(folder, yes, plates, stages, everything, dry_run):
                     click.echo(f"    and {len(members) - FEW} more; --all shows them")
         if yes:
             remove_leftovers(folder, chosen)
+    states = read_screen(folder)
+    stale = [one for stages in (*states["plates"].values(), states["screen"]) for one in stages.values()]
+    if stale := sum(one.state == STALE for one in stale):
+        click.echo(
+            f"{counted(stale, 'stale stage')} of plates or screen: nothing to remove, the next run makes them anew"
+        )
     if not found:
         click.echo("nothing to remove")
     else:

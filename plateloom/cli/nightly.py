@@ -48,12 +48,13 @@ CLOSING = 0.1  # share of the hours that is kept for the results of the screen
     help="Say once that a folder of the inbox is a plate that was imaged again: its second acquisition, or third …",
 )
 @click.option("--dry-run", "-n", is_flag=True, help="Only show what is found in the inbox.")
-def command(folder, inboxes, hours, profiles, cores, jobs, acquisitions, dry_run):
+@click.argument("snakemake_options", metavar="[-- OPTION...]", nargs=-1, type=click.UNPROCESSED)
+def command(folder, inboxes, hours, profiles, cores, jobs, acquisitions, dry_run, snakemake_options):
     """Take the plates of an inbox that are whole into SCREEN, run it, and write results/nights/DATE.html and .txt.
 
     To be started once a night by cron, a systemd timer or scrontab; docs/nightly.md shows how. A plate is whole when the
     end marker and the number of files are there that the config asks for, and two looks, `nightly.settle_minutes` apart,
-    find the same files. Others wait for the next night. Exit code: as of `plateloom run`, where 3 also means that folders
+    find the same files. Others wait for the next night. What stands behind `--` goes to snakemake. Exit code: as of `plateloom run`, where 3 also means that folders
     wait or were not taken.
 
     \b
@@ -61,10 +62,12 @@ def command(folder, inboxes, hours, profiles, cores, jobs, acquisitions, dry_run
     plateloom nightly screens/mine --inbox /data/microscope --acquisition plate7_again=2
     plateloom nightly screens/mine --inbox /data/microscope --dry-run
     """
+    from plateloom.cli.run import check_handed_on
     from plateloom.config import read_config
     from plateloom.engine import locks
     from plateloom.store.provenance import follow_folder
 
+    check_handed_on(snakemake_options)
     try:
         config, mistakes = read_config(folder), []
     except ConfigError as error:
@@ -76,7 +79,7 @@ def command(folder, inboxes, hours, profiles, cores, jobs, acquisitions, dry_run
         _show(folder, config, inboxes, numbers)
         return
     options = [*(text for name in profiles for text in ("--profile", name)), *(["--cores", cores] if cores else [])]
-    options += ["--jobs", str(jobs)] if jobs else []
+    options += [*(["--jobs", str(jobs)] if jobs else []), *snakemake_options]
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locks.hold(folder / LOCK, wait=False))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from plateloom.cli.run import check_profiles
+from plateloom.cli.run import check_handed_on, check_profiles
 from plateloom.cli.run import run_here as _run
 from plateloom.errors import ConfigError, did_you_mean, some_of
 
@@ -24,12 +24,13 @@ from plateloom.errors import ConfigError, did_you_mean, some_of
 @click.option("--dry-run", "-n", is_flag=True, help="Only show what would be made again.")
 @click.option("--profile", "profiles", multiple=True, metavar="NAME", help="As of `plateloom run`.")
 @click.option("--cores", default=None, metavar="N", help="As of `plateloom run`.")
-def command(folder, failed, plates, wells, first, dry_run, profiles, cores):
+@click.argument("snakemake_options", metavar="[-- OPTION...]", nargs=-1, type=click.UNPROCESSED)
+def command(folder, failed, plates, wells, first, dry_run, profiles, cores, snakemake_options):
     """Make results of SCREEN again, and run it: what follows from them, and whatever else a run has to do there.
 
     Only what was chosen is removed. Changed settings, new files and failed jobs, of other plates too, are the work of the
     same run; what that is stands below what was chosen, also with --dry-run. What a plain `plateloom run` does by itself needs no rerun: it goes on with what was interrupted, and notices mended
-    files and changed settings. Exit code: that of the run; with --dry-run 0; 2 if nothing was chosen that there is.
+    files and changed settings. What stands behind `--` goes to snakemake. Exit code: that of the run; with --dry-run 0; 2 if nothing was chosen that there is.
 
     \b
     plateloom rerun screens/mine                                    what has failed
@@ -44,6 +45,7 @@ def command(folder, failed, plates, wells, first, dry_run, profiles, cores):
     from plateloom.status import read_screen
     from plateloom.wells import parse_well, well_name
 
+    check_handed_on(snakemake_options)
     check_screen(folder)
     if not dry_run:
         check_cost(folder)
@@ -83,7 +85,7 @@ def command(folder, failed, plates, wells, first, dry_run, profiles, cores):
         end_earlier_jobs(folder)
         remove_damaged(folder, again)
     click.echo(f"plateloom run {shlex.quote(str(folder))}")
-    sys.exit(_run(folder, profiles, cores))  # which takes the lock for itself
+    sys.exit(_run(folder, profiles, cores, (), snakemake_options))  # which takes the lock for itself
 
 
 def _without(again, lasting):

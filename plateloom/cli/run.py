@@ -116,12 +116,12 @@ def command(folder, profiles, cores, until, dry_run, recompute, unattended, snak
     sys.exit(code)
 
 
-def run_here(folder, profiles, cores, until=()):
+def run_here(folder, profiles, cores, until=(), more=()):
     """Run a screen for another command in this process, which so hears every signal; returns the exit code."""
     options = [*(text for name in profiles for text in ("--profile", name)), *(["--cores", cores] if cores else [])]
     options += [text for stage in until for text in ("--until", stage)]
     try:
-        command.main([str(folder), *options], standalone_mode=False)
+        command.main([str(folder), *options, *more], standalone_mode=False)
     except SystemExit as stop:
         return stop.code or 0
     return 0
@@ -226,6 +226,15 @@ def _last_stage(folder, until):
     # A stage has done its work when the plate is whole: its list of wells is written, its fields are flagged.
     closing = {"conversion": "assembly", "quality": "flagging"}
     return closing.get(stage, stage)
+
+
+def check_handed_on(options):
+    """Refuse what stands behind `--` of another command and is no option of Snakemake's, or leaves the run undone."""
+    if options and not options[0].startswith("-"):
+        raise ConfigError(f"unexpected {options[0]!r}; options of Snakemake's stand behind `--`")
+    if {"-n", "--dry-run", "--dryrun"} & set(options):
+        raise ConfigError("--dry-run stands before `--`")
+    _check_options(options)
 
 
 def _check_options(options):
