@@ -7,8 +7,8 @@
 #   cluster.sh stop | start DAEMON    one of: munged mariadbd slurmdbd slurmctld cpu1 cpu2 gpu1
 #   cluster.sh crash NODE       a power cut: the node's slurmd and all that runs on it are killed
 #
-# Partition cpu (default): nodes cpu1, cpu2. Partition gpu: node gpu1 with one GPU, behind which there is nothing. Accounting
-# is on. It touches no Slurm that somebody else has configured.
+# Partition cpu (default): nodes cpu1, cpu2. Partition gpu: node gpu1 with one GPU, behind which there is nothing. Partition
+# urgent: gpu1 too, and its jobs preempt those of gpu. Accounting is on. It touches no Slurm that somebody else has configured.
 set -euo pipefail
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 
@@ -120,6 +120,8 @@ JobAcctGatherFrequency=task=1
 $kill
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
@@ -132,6 +134,7 @@ NodeName=gpu1 NodeHostname=$host NodeAddr=127.0.0.1 Port=27003 Gres=gpu:1
 PartitionName=DEFAULT DefaultTime=10 MaxTime=1-0 State=UP
 PartitionName=cpu Nodes=cpu[1-2] Default=YES
 PartitionName=gpu Nodes=gpu1
+PartitionName=urgent Nodes=gpu1 PriorityTier=10 PreemptMode=OFF
 CONF
     printf '%s\nNodeName=gpu1 Name=gpu File=%s\n' "$SIGNATURE" $HOME_DIR/gpu/gpu0 >$ETC/gres.conf
     printf '%s\nCgroupPlugin=cgroup/v1\nCgroupAutomount=no\nConstrainRAMSpace=yes\n' "$SIGNATURE" >$ETC/cgroup.conf

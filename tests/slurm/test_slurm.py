@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -116,12 +117,12 @@ def jobs_of(screen):
     return [row | {"of": row["JobName"].removeprefix(tag + ".")} for row in rows if row["JobName"].startswith(tag)]
 
 
-def wait_for(find, seconds=600.0):
+def wait_for(find, seconds=600.0, pause=0.2):
     """What `find` returns as soon as that is something."""
     deadline = time.monotonic() + seconds
     while not (found := find()):
         assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.2)
+        time.sleep(pause)
     return found
 
 
@@ -139,6 +140,17 @@ def hang(screen, plate):
     wait_for(lambda: log.exists() and "Building DAG" in log.read_text())
     subprocess.run(["scancel", "--signal=STOP", "--full", job], check=True)
     return job
+
+
+def hang_midway(screen, plate):
+    """Stop a plate's job as soon as a well is done; returns how many are."""
+    lock = screen / f"results/plates/{plate}/records/conversion/.part-0.lock"
+    said = wait_for(lambda: lock.exists() and locks.read(lock).get("done") and locks.read(lock), pause=0.002)
+    os.kill(said["process"], signal.SIGSTOP)  # at once, and then all of the job
+    job = queued(screen, f"convert_plate.{plate}.0")
+    subprocess.run(["scancel", "--signal=STOP", "--full", job], check=True)
+    assert (said := locks.read(lock))["done"] < said["of"], "it was too quick"
+    return said["done"]
 
 
 # What is made from latents, which are equal within rounding only.
@@ -210,7 +222,8 @@ def test_slurms_own_log_lies_beside_that_of_the_job(finished):
 
 
 def test_jobs_that_the_cluster_kills_are_retried_and_fail_their_plate_alone(site, tmp_path):
-    screen = simulate(tmp_path / "screen", plates=("memory", "time", "cancel", "node", "never"), **DESIGN)
+    plates = ("memory", "time", "cancel", "node", "never")
+    screen = simulate(tmp_path / "screen", plates=plates, **DESIGN | {"rows": 4, "columns": 6})
     memory = "1200 if attempt > 1 or wildcards.plate in ('time', 'cancel', 'node') else 60"
     asked = {
         "mem_mb": f"60 if wildcards.plate == 'never' else {memory}",
@@ -219,10 +232,10 @@ def test_jobs_that_the_cluster_kills_are_retried_and_fail_their_plate_alone(site
     }
     options = [f"convert_plate:{name}={value}" for name, value in asked.items()]
     with running(screen, site, "--until", "conversion", "--set-resources", *options) as run:
-        hang(screen, "time")
-        wait_for(lambda: queued(screen, "convert_plate.node.0"))
+        with ThreadPoolExecutor() as pool:
+            done = {plate: pool.submit(hang_midway, screen, plate) for plate in ("time", "node")}
+            subprocess.run(["scancel", wait_for(lambda: queued(screen, "convert_plate.cancel.0"))], check=True)
         control("crash", "gpu1")
-        subprocess.run(["scancel", wait_for(lambda: queued(screen, "convert_plate.cancel.0"))], check=True)
         wait_for(lambda: len([row for row in jobs_of(screen) if row["of"] == "convert_plate.node.0"]) > 1)
         control("start", "gpu1")
         code, said = run.wait()
@@ -237,9 +250,39 @@ def test_jobs_that_the_cluster_kills_are_retried_and_fail_their_plate_alone(site
     assert ends["convert_plate.node.0"] == ["NODE_FAIL", "COMPLETED"]
     assert [row["ReqMem"] for row in jobs_of(screen) if row["of"] == "convert_plate.memory.0"] == ["60M", "1200M"]
     assert [row["TimelimitRaw"] for row in jobs_of(screen) if row["of"] == "convert_plate.time.0"] == ["1", "2"]
+    records = {plate: screen / f"results/plates/{plate}/records/conversion/part-0.json" for plate in plates[:4]}
+    records = {plate: json.loads(path.read_text()) for plate, path in records.items()}
+    for plate, hung in done.items():
+        record = records[plate]
+        assert record["attempts"] == 2 and hung.result() <= len(record["kept"]) < 24, "it went on where it was"
+        assert {*record["kept"], *record["computed"]} == set(record["artefacts"])
+    assert all(record["status"] == "done" and len(record["artefacts"]) == 24 for record in records.values())
     state = read_screen(screen)["plates"]["never"]["conversion"]
     assert state.state in ("failed", "interrupted") and "has ended: OUT_OF_MEMORY" in state.reason
     assert state.log == "logs/convert_plate/never/part-0.batch.log"
+
+
+def test_a_job_that_a_more_urgent_one_preempts_is_tried_again_and_goes_on(site, tmp_path):
+    screen = simulate(tmp_path / "screen", **DESIGN | {"rows": 4, "columns": 6})
+    options = ["--until", "convert_plate", "--set-resources", "convert_plate:slurm_partition='gpu'"]
+    with running(screen, site, *options) as run:
+        done = hang_midway(screen, "P1")
+        urgent = [
+            "sbatch",
+            "--account=screens",
+            "--partition=urgent",
+            "--exclusive",
+            "--wait",
+            "--time=5",
+            "--wrap=true",
+        ]
+        subprocess.run([*urgent, "--output=/dev/null"], check=True, timeout=600)
+        code, said = run.wait()
+    assert code == 0 and "has ended: PREEMPTED" in said, said
+    states = [row["State"] for row in jobs_of(screen) if row["of"] == "convert_plate.P1.0"]
+    assert states == ["PREEMPTED", "COMPLETED"], "and not requeued by Slurm"
+    record = json.loads((screen / "results/plates/P1/records/conversion/part-0.json").read_text())
+    assert record["attempts"] == 2 and done <= len(record["kept"]) < 24
 
 
 def test_jobs_of_a_killed_run_are_cancelled_before_the_next_one_works(site, tmp_path):
