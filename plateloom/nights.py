@@ -149,6 +149,26 @@ def describe_night(
     return report, made, [*dict.fromkeys([*known, *(plate.plate for plate in plates)])]
 
 
+def describe_failure(folder, *, code, began, took, problems):
+    """Collect what is known of a night where its facts cannot be told: a `NightReport` that says why."""
+    folder, nothing = Path(folder), pd.DataFrame(columns=["plate", "status"])
+    tables = ("new", "finished", "attention", "left", "waiting", "refused", "warnings")
+    return NightReport(
+        screen=folder.resolve().name,
+        date=time.strftime("%Y-%m-%d", time.localtime(began)),
+        code=code,
+        ending="What became of the night cannot be told.",
+        summary="",
+        began=_moment(began),
+        took=age(took),
+        problems=tuple(problems),
+        reproduce=(
+            f"plateloom status {shlex.quote(str(folder.resolve()))}   # every plate, every stage, every reason",
+        ),
+        **dict.fromkeys(tables, nothing),
+    )
+
+
 def _describe_finished(plate, stages):
     """A row of the table of what was finished."""
     failed = len({(row["well"], row["field"]) for row in find_failures(stages)})

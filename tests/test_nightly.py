@@ -627,6 +627,36 @@ def test_a_disk_that_is_full_at_the_end_is_no_complete_night(place, idle, monkey
     assert code == 1 and "the summary cannot be written: [Errno 28]" in text and not line
 
 
+@pytest.mark.parametrize("module, name", [(nights, "read_screen"), (nights, "render_night")])
+def test_a_night_that_cannot_be_described_still_has_its_line_and_calls_the_hook(place, idle, monkeypatch, module, name):
+    change(place / "screen", hook='echo "$PLATELOOM_EXIT_CODE" > got.txt; cat >> got.txt')
+    real, failed = getattr(module, name), []
+
+    def fail(*given):
+        if not failed:
+            failed.append(name)
+            raise KeyError("artefacts")
+        return real(*given)
+
+    monkeypatch.setattr(module, name, fail)
+    code, text, line, page = night(place)
+    assert code == 1 and "Traceback" in text and "KeyError(&#39;artefacts&#39;)" in page.replace("'", "&#39;")
+    assert line.endswith("exit 1\n") and "cannot be told" in line and "artefacts" in line
+    assert (place / "screen/got.txt").read_text() == f"1\n{line}"
+    code, text, line, page = night(place)
+    assert "new 3 " in line or "new 2 " in line, "what was not told yet is told by the next night"
+
+
+def test_an_unusual_record_does_not_end_the_night(place, idle):
+    night(place)
+    records = Records(place / "screen")
+    path = place / "screen" / records.screen.records("conversion", "P1")[0]
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    code, text, line, page = night(place)
+    assert code == 1 and "failed 1 (P1)" in line and "record cannot be read" in page and "Traceback" not in text
+
+
 def test_an_empty_inbox_is_a_quiet_night(place, idle):
     shutil.rmtree(place / "inbox")
     (place / "inbox").mkdir()

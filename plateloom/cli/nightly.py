@@ -246,6 +246,38 @@ class Night:
 
         if self.code == 0 and self.arrivals:
             self.code = 3
+        html = None
+        for describe in (self._describe, self._describe_failure):
+            try:
+                report, news = describe()
+                html, txt = nights.write_summary(self.folder, report)
+                break
+            except Exception as error:  # whatever it is, somebody waits for the line in the morning
+                if not isinstance(error, OSError):
+                    traceback.print_exc()
+                self._tell(f"the summary cannot be written: {error if isinstance(error, OSError) else repr(error)}")
+                self.code = self.code if self.code not in (0, 3) else 1
+        click.echo(nights.summary_line(report))
+        self.state |= news
+        for one in self.registered:
+            self.state["folders"].pop(str(one.source), None)
+        if html is None:
+            return self.code
+        try:
+            write_state(self.folder, self.state)
+        except OSError as error:
+            click.echo(f"what was told cannot be kept: {error}", err=True)
+            self.code = self.code if self.code not in (0, 3) else 1
+        click.echo(f"summary: {html}")
+        hook = self.config.nightly.hook
+        if hook and (failure := nights.call_hook(hook, folder=self.folder, html=html, txt=txt, code=self.code)):
+            click.echo(failure, err=True)
+        return self.code
+
+    def _describe(self):
+        """The report of this night, and what is to be kept of it for the next one."""
+        from plateloom import nights
+
         report, told, known = nights.describe_night(
             self.folder,
             self.config,
@@ -261,22 +293,17 @@ class Night:
             problems=self.problems,
             options=self.options,
         )
-        click.echo(nights.summary_line(report))
-        if "told" in self.state:  # else plates.tsv could not be read
-            self.state |= {"told": told, "known": known}
-        for one in self.registered:
-            self.state["folders"].pop(str(one.source), None)
-        try:
-            html, txt = nights.write_summary(self.folder, report)
-            write_state(self.folder, self.state)
-        except OSError as error:
-            click.echo(f"the summary cannot be written: {error}", err=True)
-            return self.code if self.code not in (0, 3) else 1
-        click.echo(f"summary: {html}")
-        hook = self.config.nightly.hook
-        if hook and (failure := nights.call_hook(hook, folder=self.folder, html=html, txt=txt, code=self.code)):
-            click.echo(failure, err=True)
-        return self.code
+        # Without `told`, plates.tsv could not be read.
+        return report, {"told": told, "known": known} if "told" in self.state else {}
+
+    def _describe_failure(self):
+        """The report of a night that cannot be described, since a record or what else it tells of is unusual; nothing to keep."""
+        from plateloom import nights
+
+        took = time.time() - self.began
+        return nights.describe_failure(
+            self.folder, code=self.code, began=self.began, took=took, problems=self.problems
+        ), {}
 
 
 @contextlib.contextmanager
