@@ -14,7 +14,7 @@ from pathlib import Path
 from plateloom import runs
 from plateloom.engine import locks, schedulers
 from plateloom.errors import ConfigError, LockedError, SchedulerError
-from plateloom.planning import OF_THE_RUN, Screen
+from plateloom.planning import OF_THE_RUN, SOURCES, Screen
 from plateloom.store.provenance import PACKAGE, follow_folder, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -101,6 +101,7 @@ def begin_run(screen):
         _cancel_orphans()
         folder = runs.begin(screen, sys.argv).resolve()
         atexit.register(lambda: runs.end(folder, 128 + _ended_by if _ended_by else _outcome))
+        write_json(SOURCES, screen.remember_sources())
     write_json(FROZEN, screen.freeze())
 
 

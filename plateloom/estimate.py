@@ -349,7 +349,9 @@ def _fresh_records(screen, stage, plate):
     paths = [screen.folder / path for path in screen.records(stage, plate)]
     records = [(read_json(path) or {}) | {"path": path} for path in paths]
     return [
-        record for record in records if record.get("status") == "done" and record["computed"] and not record["kept"]
+        record
+        for record in records
+        if record.get("status") == "done" and record.get("computed") and not record.get("kept")
     ]
 
 

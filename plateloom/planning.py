@@ -33,6 +33,9 @@ LISTED_ALONE = 8  # so many source folders are listed sooner than other processe
 ALONE_SECONDS = 1.0  # and as many as in this time
 LISTERS = 8
 USUAL_WELLS = 384
+SOURCES = Path(".plateloom/sources.json")
+MOST_FOLDERS = 500  # of a source, to remember: of more, each look would cost what a listing does
+SETTLED_S = 5.0  # that a folder must have been left alone before it is listed: times of folders are no finer than 2 s on some systems
 _digest_code = functools.cache(code_digest)  # asked for each plate anew; a process has one code
 TOLD_OF_QUARANTINES = {  # what a stage must know of what people have taken out; what is said of it changes no number
     "flagging": lambda screen, plate: sorted(screen.quarantined_wells(plate)),
@@ -143,6 +146,8 @@ class Screen:
         The screen's folder; default: the current one.
     frozen : dict, optional
         What `freeze` gave when the run began: it holds instead of what plates.tsv and the source folders say now.
+    quick : bool
+        Whether a source folder is listed only where that may tell something new; see `_remembered`.
 
     Raises
     ------
@@ -150,8 +155,8 @@ class Screen:
         If config or plates.tsv are wrong.
     """
 
-    def __init__(self, settings, folder=".", *, frozen=None):
-        self.folder = Path(folder)
+    def __init__(self, settings, folder=".", *, frozen=None, quick=False):
+        self.folder, self._quick = Path(folder), quick
         self.config = load_config(settings if frozen is None else frozen["config"])
         if frozen is None:
             rows = read_plates(self.folder / self.config.plates)
@@ -258,7 +263,7 @@ class Screen:
         ):  # profiles then wait for the autoencoder, which waits for every plate
             needed = needed[:-1]
         return all(
-            (read_json(self.folder / path) or {}).get("status") in ("done", "failed", "skipped")
+            _read(self.folder / path).get("status") in ("done", "failed", "skipped")
             for stage in needed
             if stage in self.stages()
             for path in self.records(stage, plate)
@@ -408,7 +413,7 @@ class Screen:
                 known = self.codes(stage, plate or None)
                 if len(known) == 1:
                     continue
-                made = [(read_json(self.folder / path) or {}).get("code") for path in self.records(stage, plate)]
+                made = [_read(self.folder / path).get("code") for path in self.records(stage, plate)]
                 codes = [code if code in known else self.code(stage, plate or None) for code in made]
                 found.setdefault(stage, {})[plate] = codes
         return found
@@ -496,9 +501,9 @@ class Screen:
         networks += ("classifier", "classes") if self.config.classification.inputs == "crops" else ()
         return int(stage in networks and self.config.engine.device != "cpu")
 
-    def wells(self, plate):
-        """How many wells a plate has, by the names of its source files; 384 where they do not say."""
-        return self._sizes.get(plate, {}).get("wells") or USUAL_WELLS
+    def wells(self, plate, unknown=USUAL_WELLS):
+        """How many wells a plate has, by the names of its source files; `unknown` where they do not say."""
+        return self._sizes.get(plate, {}).get("wells") or unknown
 
     def source_gb(self, plate, part):
         """What the source files of a part hold [GB]; 0 where they are gone, or their listing has no sizes (OME-Zarr)."""
@@ -556,30 +561,56 @@ class Screen:
     @functools.cached_property
     def _sources(self):
         """What the source folders that are there hold, by plate; see `list_source`."""
-        asked = {}
-        for plate, row in self.plates.items():
-            if self.has_source(plate):
-                asked[plate] = (
-                    str(self.folder / row.source),
-                    row.reader,
-                    self._reader_params(row.reader),
-                    self.config.parts,
-                )
-        return dict(zip(asked, _list_sources(list(asked.values())), strict=True))
+        asked = {plate: self._asked(plate) for plate in self.plates if self.has_source(plate)}
+        known = self._remembered(asked) if self._quick else {}
+        left = {plate: one for plate, one in asked.items() if plate not in known}
+        return known | dict(zip(left, _list_sources(list(left.values())), strict=True))
+
+    def _asked(self, plate):
+        """Arguments of `list_source` for a plate."""
+        row = self.plates[plate]
+        return [str(self.folder / row.source), row.reader, self._reader_params(row.reader), self.config.parts]
+
+    def remember_sources(self):
+        """What the source folders held when they were listed, and the times of the folders, for `_remembered`; as JSON."""
+        return {
+            plate: {"asked": [self.plates[plate].source, *self._asked(plate)[1:]], "folders": folders, "found": found}
+            for plate, (*found, folders) in self._sources.items()
+            if folders
+        }
+
+    def _remembered(self, asked):
+        """Of sources to be listed those that were when the last run began, and in which no file has come or gone since.
+
+        Of plates that are converted: others may still be written. What was never listed nor converted is left empty: nothing is
+        compared with it.
+        """
+        known, found = _read(self.folder / SOURCES), {}
+        for plate, (source, *more) in asked.items():
+            said, records = known.get(plate, {}), [self.folder / path for path in self.records("conversion", plate)]
+            if not any(map(os.path.exists, records)):
+                found[plate] = ([""] * self.config.parts, {}, {})
+            elif (
+                said.get("asked") == [self.plates[plate].source, *more]
+                and all(_read(path).get("status") == "done" for path in records if os.path.exists(path))
+                and all(_times(source, name) == times for name, times in said["folders"].items())
+            ):
+                found[plate] = (*said["found"], said["folders"])
+        return found
 
     @functools.cached_property
     def _listings(self):
         """Digests by plate and part."""
-        found = {plate: digests for plate, (digests, _) in self._sources.items()}
+        found = {plate: digests for plate, (digests, *_) in self._sources.items()}
         for plate in self.plates.keys() - found.keys():
-            records = [read_json(self.folder / path) or {} for path in self.records("conversion", plate)]
+            records = [_read(self.folder / path) for path in self.records("conversion", plate)]
             found[plate] = [record.get("facts", {}).get("listing", "no source folder") for record in records]
         return found
 
     @functools.cached_property
     def _sizes(self):
         """Wells and bytes by plate; see `list_source`."""
-        return {plate: size for plate, (_, size) in self._sources.items()}
+        return {plate: size for plate, (_, size, _) in self._sources.items()}
 
     def corrections(self, plate, part):
         """Digests of the labels that people have corrected, by well and field of one part."""
@@ -621,6 +652,15 @@ def nearest_stages(config):
     more += ["profiling"] if config.profiling.exclude_badly_restored else []
     more += ["map", "maps"] if config.latent.maps.inputs == "latent" else []
     return found | {name: (*found[name], "latent") for name in more}
+
+
+def _read(path):
+    """A record; empty where it is missing, or cannot be read, which `read_screen` tells."""
+    try:
+        found = read_json(path)
+    except OSError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _has_failed(record, since):
@@ -714,8 +754,11 @@ def list_source(source, reader, params, parts):
         Of names, sizes and times, one per part.
     size : dict
         `wells`, how many the names tell; `bytes`, a list, one number per part: what belongs to no such well is shared by all.
+    folders : dict of str to list of int
+        Times [ns] of the folders below the source, by which it is known again; empty where that is not to be relied on.
     """
     module, sizes = load_reader(reader), {}
+    folders = _list_folders(source)  # before the files: what comes in between changes these times
 
     def listing(source, params):
         for well, line in module.listing(source, params):
@@ -727,16 +770,40 @@ def list_source(source, reader, params, parts):
         told = types.SimpleNamespace(listing=listing)
         digests = digest_changes(told, Path(source), module.Params(**params), part_of, parts)
     except (DataFault, OSError, KeyError, ValueError) as fault:  # one plate's folder must not stop the others
-        return [f"fault: {fault}"] * parts, {"wells": 0, "bytes": [0] * parts}
+        return [f"fault: {fault}"] * parts, {"wells": 0, "bytes": [0] * parts}, {}
     held = [sizes.pop("", 0) // parts] * parts
     for well, size in sizes.items():
         held[part_of(well, parts)] += size
-    return digests, {"wells": len(sizes), "bytes": held}
+    return digests, {"wells": len(sizes), "bytes": held}, folders
+
+
+def _list_folders(source):
+    """Folders below a source and their times; empty where there are too many, or one was changed just now."""
+    found, waiting, now = {}, [""], time.time()
+    while waiting and len(found) < MOST_FOLDERS:
+        name = waiting.pop()
+        found[name] = _times(source, name)
+        try:
+            with os.scandir(os.path.join(source, name)) as entries:
+                waiting += [os.path.join(name, one.name) for one in entries if one.is_dir(follow_symlinks=False)]
+        except OSError:
+            return {}
+    settled = all(times and times[0] < 1e9 * (now - SETTLED_S) for times in found.values())
+    return found if settled and not waiting else {}
+
+
+def _times(source, name):
+    """When entries of a folder, or what it is, last changed [ns]; empty where it is gone."""
+    try:
+        status = os.stat(os.path.join(source, name))
+    except OSError:
+        return []
+    return [status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _last_deferral(path):
     """What a record of conversion says of being put off; empty if nothing."""
-    record = read_json(path) or {}
+    record = _read(path)
     facts = record.get("facts", {})
     return record["started"] if facts.get("deferred") else facts.get("after_deferral", "")
 

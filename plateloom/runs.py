@@ -14,8 +14,10 @@ from pathlib import Path
 
 import yaml
 
+from plateloom.engine import locks
 from plateloom.engine.parts import versions
 from plateloom.planning import STAGES
+from plateloom.status import unrecorded
 from plateloom.store.provenance import read_json, write_bytes, write_json
 
 FOLDER = Path("runs")
@@ -24,6 +26,7 @@ COLUMNS = (
     *("stage", "plate", "part", "status", "wells", "computed", "kept", "failed", "host", "started", "seconds"),
     *("threads", "memory_mb", "attempts", "log", "reason"),
 )
+UNFINISHED = "unfinished"  # of a job that was begun, and left no record
 SILENT = "ended without a word, as after a power cut or `kill -9`"
 
 
@@ -104,7 +107,7 @@ def _seeds(settings, prefix=""):
 
 
 def end(folder, code, *, reason="", told_by=""):
-    """Say what a run came to: its exit code, and every job that has left a record since it began.
+    """Say what a run came to: its exit code, and every job that has left a record since it began, or ended without one.
 
     Parameters
     ----------
@@ -124,10 +127,11 @@ def end(folder, code, *, reason="", told_by=""):
     folder, said = Path(folder), read_json(Path(folder) / BEGIN) or {}
     began, now = said.get("began", 0), time.time()
     jobs = [job for job in map(_job, sorted(_records(folder.parents[1], began))) if job]
+    unfinished = list(_unfinished(folder.parents[1], began))
     text, order = io.StringIO(), list(STAGES)
     writer = csv.DictWriter(text, COLUMNS, delimiter="\t", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(sorted(jobs, key=lambda job: (job["started"], order.index(job["stage"]))))
+    writer.writerows(sorted(jobs + unfinished, key=lambda job: (job["started"], order.index(job["stage"]))))
     write_bytes(folder / JOBS, text.getvalue().encode())
     known = not told_by
     found = {
@@ -136,11 +140,12 @@ def end(folder, code, *, reason="", told_by=""):
         "exit_code": code,
         "reason": reason,
         "told_by": told_by,
-        "jobs": {state: sum(job["status"] == state for job in jobs) for state in ("done", "failed", "skipped")},
+        "jobs": {state: sum(job["status"] == state for job in jobs) for state in ("done", "failed", "skipped")}
+        | {UNFINISHED: len(unfinished)},
         "wells_computed": sum(job["computed"] for job in jobs),
         "core_hours": round(sum(job["seconds"] * job["threads"] for job in jobs) / 3600, 4),
         "peak_memory_mb": max((job["memory_mb"] for job in jobs), default=0),
-        "hosts": sorted({job["host"] for job in jobs}),
+        "hosts": sorted({job["host"] for job in jobs + unfinished}),
     }
     write_json(folder / END, found)
     return found
@@ -156,8 +161,11 @@ def _records(screen, began):
 
 def _job(path):
     """A row of the table of jobs; empty where a record cannot be read."""
-    record = read_json(path)
-    if not record:
+    try:
+        record = read_json(path)
+    except OSError:
+        return {}
+    if not isinstance(record, dict) or record.get("stage") not in STAGES or "started" not in record:
         return {}
     counted = {
         "wells": len(record.get("artefacts", {})),
@@ -169,6 +177,27 @@ def _job(path):
     }
     texts = {name: record.get(name) if record.get(name) is not None else "" for name in COLUMNS}
     return texts | counted
+
+
+def _unfinished(screen, began):
+    """Rows of jobs that were begun since a moment [s since 1970], and have ended without a record, as by their locks."""
+    for pattern in ("plates/*/records/*/.part-*.lock", "screen/records/.*.lock"):
+        for path in sorted((screen / "results").glob(pattern)):
+            said, name = locks.read(path), path.stem.removeprefix(".")
+            of_plate = pattern.startswith("plates")
+            stage, plate = (path.parts[-2], path.parts[-4]) if of_plate else (name, None)
+            part = name.removeprefix("part-") if of_plate else "0"
+            begun = said.get("attempts") and "since" in said and path.stat().st_mtime >= int(began)
+            if not begun or stage not in STAGES or not part.isdecimal():
+                continue
+            if path.with_name(f"{name}.json").exists() or locks.is_held(path):
+                continue
+            state = unrecorded(screen, stage, plate, int(part), said)
+            row = dict.fromkeys(COLUMNS, "") | {"stage": stage, "plate": plate or "", "status": UNFINISHED}
+            row |= {"part": part if of_plate else "", "wells": state.of or "", "host": said.get("host", "")}
+            row |= {"started": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(said["since"]))}
+            row |= {"attempts": state.attempts, "log": state.log, "reason": " ".join(state.reason.split())}
+            yield row
 
 
 def recorded_memory(record):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import re
 import statistics
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from plateloom.engine import locks
 from plateloom.errors import INTERRUPTION, some_of
 from plateloom.planning import STAGES, TOLD_OF_QUARANTINES, Screen, nearest_stages
-from plateloom.store.provenance import digest, read_json
+from plateloom.store.provenance import digest
 
 DONE, RUNNING, FAILED, INTERRUPTED = "done", "running", "failed", "interrupted"
 QUARANTINED, DEFERRED, SKIPPED, STALE, MISSING = "quarantined", "deferred", "skipped", "stale", "missing"
@@ -22,6 +23,11 @@ FOLLOWS = (STALE, MISSING, SKIPPED)  # may be so only because of what lies above
 SCREEN_STAGES = {name for name, stage in STAGES.items() if stage.scope == "screen"}
 FOLLOWING = "what it is made from changes"
 GONE = "its record is gone, though what was made from it is there"
+UNREADABLE = "record cannot be read"
+AGAIN = "; will be tried again, unless this was its last attempt"
+SOME_WELLS = "only the wells concerned are made anew"
+RECORDED = {"status": str, "reason": str, "settings": str, "code": str, "log": str, "seconds": int | float}
+RECORDED |= {"artefacts": dict, "facts": dict, "failures": list}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +42,7 @@ class State:
         (what it is made from was not made), `stale` (done, but settings, code or what it was made from have changed) or
         `missing`.
     done, of : int
-        Wells.
+        Wells; `of` is all that there are, also those of parts that nobody has begun, as soon as one is.
     reason, log : str
     seconds : float
         [s] that its jobs took.
@@ -51,6 +57,8 @@ class State:
     waits_for : str
         The stage above that it merely waits for, ``plate1 segmentation`` or, of the screen, ``map``; empty where the
         cause is its own.
+    left : float
+        Share of its work that is left, of parts alike; of what is stale, all.
     """
 
     state: str
@@ -64,6 +72,7 @@ class State:
     alarms: tuple = ()
     attempts: int = 0
     waits_for: str = ""
+    left: float = 0.0
 
 
 @dataclasses.dataclass
@@ -95,7 +104,7 @@ class Cause:
     later: set = dataclasses.field(default_factory=set)
 
 
-def read_screen(folder, *, frozen=None):
+def read_screen(folder, *, frozen=None, quick=False):
     """Read the state of a screen.
 
     Parameters
@@ -103,6 +112,9 @@ def read_screen(folder, *, frozen=None):
     folder : path
     frozen : dict, optional
         What a run began with (`Screen.freeze`), to judge it by that; default: the folder's config as it is now.
+    quick : bool
+        Whether a source folder in which no file has come or gone since the last run is taken as it was: files that were
+        rewritten in place are not noticed.
 
     Returns
     -------
@@ -114,7 +126,7 @@ def read_screen(folder, *, frozen=None):
 
     folder = Path(folder)
     if frozen is None:
-        screen = Screen(read_config(folder).model_dump(mode="json"), folder)
+        screen = Screen(read_config(folder).model_dump(mode="json"), folder, quick=quick)
     else:
         screen = Screen({}, folder, frozen=frozen)
     code, held = functools.cache(screen.codes), screen.quarantined_plates
@@ -131,6 +143,15 @@ def read_screen(folder, *, frozen=None):
                     continue
                 above = [(f"{plate} {name}", state) for name, state in states.items()] + list(of_screen.items())
                 states[stage] = _state(screen, stage, plate, code, above)
+    ended = [
+        (found, stage, state)
+        for found in [*plates.values(), of_screen]
+        for stage, state in found.items()
+        if state.state in (FAILED, INTERRUPTED) and not state.reason.startswith(UNREADABLE)
+    ]
+    if ended and locks.is_held(folder / locks.RUN):
+        for found, stage, state in ended:
+            found[stage] = dataclasses.replace(state, reason=state.reason + AGAIN)
     return {"plates": plates, "screen": of_screen, "after": nearest_stages(screen.config)}
 
 
@@ -178,10 +199,13 @@ def _state(screen, stage, plate, code, above):
         waits_for = next((name for name, _ in faults), "")
         if not waits_for:
             state, reason = STALE, "what it is made from is there by now"
+    of, begun = sum(part.of for part in parts), sum(part.of > 0 for part in parts)
+    if 0 < begun < len(parts):
+        of = max(of, screen.wells(plate, unknown=0) or round(of / begun * len(parts)))
     return State(
         state,
         done=sum(part.done for part in parts),
-        of=sum(part.of for part in parts),
+        of=of,
         reason=reason,
         log=worst.log,
         seconds=sum(part.seconds for part in parts),
@@ -190,7 +214,15 @@ def _state(screen, stage, plate, code, above):
         alarms=tuple(sorted({kind for part in parts for kind in part.alarms})),
         attempts=max(part.attempts for part in parts),
         waits_for=waits_for if state in FOLLOWS else "",
+        left=sum(map(_left, parts)) / len(parts) if worst.state in LEFT else float(state in LEFT),
     )
+
+
+def _left(part):
+    """Share of the work of a part that is left."""
+    if part.state in (RUNNING, FAILED, INTERRUPTED) and part.of:
+        return 1 - part.done / part.of
+    return float(part.state in LEFT)
 
 
 def _part(screen, stage, plate, part, path, code):
@@ -198,22 +230,16 @@ def _part(screen, stage, plate, part, path, code):
     path = screen.folder / path
     lock = path.with_name(f".{path.stem}.lock")
     said = locks.read(lock)
-    record = read_json(path)
-    log = said.get("log", "")
+    record, wrong = _read_record(path)
     if said.get("attempts") and locks.is_held(lock):
-        begun = {"log": log, "attempts": said["attempts"]}
+        begun = {"log": said.get("log", ""), "attempts": said["attempts"]}
         return State(RUNNING, said.get("done", 0), said.get("of", 0), f"by {locks.describe(said)}", **begun)
+    if wrong:
+        where = path.relative_to(screen.folder)
+        advice = "`plateloom verify --repair` makes again what it stands for"
+        return State(FAILED, reason=f"{UNREADABLE}: {str(where)!r}: {wrong}; {advice}")
     if record is None:
-        batch = Path("logs", STAGES[stage].script, *([plate, f"part-{part}"] if plate else [])).with_suffix(
-            ".batch.log"
-        )
-        ended = _said_by_scheduler(screen.folder / batch)
-        if not said.get("attempts"):  # killed before it had begun, as for want of memory
-            return State(FAILED, reason=ended, log=str(batch)) if ended else State(MISSING)
-        error = _last_error(screen.folder / log) if log else ""
-        reason = error or ended or UNSAID
-        begun = {"log": str(batch) if ended and not error else log, "attempts": said["attempts"]}
-        return State(FAILED if error else INTERRUPTED, said.get("done", 0), said.get("of", 0), reason, **begun)
+        return unrecorded(screen.folder, stage, plate, part, said)
     wells = len(record["artefacts"])
     found = {"log": record["log"], "seconds": record["seconds"], "failed": tuple(record["failures"])}
     found["attempts"] = record.get("attempts", 0)
@@ -239,15 +265,67 @@ def _part(screen, stage, plate, part, path, code):
     )
 
 
+def _read_record(path):
+    """A job's record, and what is wrong with it: None and nothing where there is none, None and words where it is none."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None, ""
+    except OSError as error:
+        return None, error.strerror or str(error)
+    except ValueError:
+        return None, "it is not whole"
+    if not isinstance(record, dict):
+        return None, "it is no record"
+    for name, kind in RECORDED.items():
+        if not isinstance(record.get(name), kind):
+            return None, f"{name!r} is {'wrong' if name in record else 'missing'}"
+    notices = record["facts"].get("notices", ())
+    if not all(isinstance(one, dict) for one in record["failures"]) or not all(
+        isinstance(one, dict) and {"kind", "text"} <= one.keys() for one in notices
+    ):
+        return None, "'failures' or 'notices' are wrong"
+    return record, ""
+
+
+def unrecorded(folder, stage, plate, part, said):
+    """State of a job that holds no lock and has left no record, from its logs.
+
+    Parameters
+    ----------
+    folder : Path
+        The screen's.
+    stage : str
+    plate : str or None
+    part : int
+    said : dict
+        What its lock says (`locks.read`).
+
+    Returns
+    -------
+    State
+        `failed`, `interrupted`, or `missing`: never begun.
+    """
+    log = said.get("log", "")
+    batch = Path("logs", STAGES[stage].script, *([plate, f"part-{part}"] if plate else [])).with_suffix(".batch.log")
+    ended = _said_by_scheduler(folder / batch)
+    if not said.get("attempts"):  # killed before it had begun, as for want of memory
+        return State(FAILED, reason=ended, log=str(batch)) if ended else State(MISSING)
+    error = _last_error(folder / log) if log else ""
+    reason = error or ended or UNSAID
+    begun = {"log": str(batch) if ended and not error else log, "attempts": said["attempts"]}
+    return State(FAILED if error else INTERRUPTED, said.get("done", 0), said.get("of", 0), reason, **begun)
+
+
 def _changed(screen, stage, plate, part, record, code):
     """What has changed since a record was written; empty where nothing has."""
     if stage == "conversion" and record["facts"].get("listing", "") not in ("", screen.listing(plate, part)):
-        return "at least one source file has changed, come or gone; only the wells concerned are made anew"
-    if STAGES[stage].scope == "part" and record["parts"] != screen.config.parts:
+        return f"at least one source file has changed, come or gone; {SOME_WELLS}"
+    if STAGES[stage].scope == "part" and record.get("parts") != screen.config.parts:
         return "the plate is cut into another number of parts"
     taken = record["facts"].get("corrections", {})
     if stage == "segmentation" and record["status"] == "done" and taken != screen.corrections(plate, part):
-        return "corrected labels have changed, come or gone; only the wells concerned are made anew"
+        return f"corrected labels have changed, come or gone; {SOME_WELLS}"
     if record["settings"] != digest(screen.recorded_settings(stage, plate)):
         return "settings or quarantines have changed" if stage in TOLD_OF_QUARANTINES else "settings have changed"
     if record["code"] not in (code(stage, plate) if stage == "conversion" else code(stage)):
@@ -390,8 +468,10 @@ def screen_state(states):
         `alarmed`: plates that shift away from the others, or are not normalized where others are;
         `not_made`: steps of the screen that had nothing to work on, each with its reason;
         `warnings`: what a plate's page warns of, by plate;
-        `summary` (one line); `seconds_left`, the work that is left as far as what is done tells [s], None where nothing
-        tells.
+        `summary` (one line);
+        `seconds_left`: job time that is left (the sum of what `time_left` knows) [s], None where nothing tells;
+        `untold`: stages that have work left of which nothing tells how long it takes;
+        `some_wells`: whether less may be left, since of what is stale only some wells are made anew.
     """
     sorts = {name: [] for name in ("complete", "with_failures", "quarantined", "deferred", "open")}
     for plate, stages in states["plates"].items():
@@ -415,12 +495,16 @@ def screen_state(states):
         for plate, stages in states["plates"].items()
     }
     counted = ALARMS - ({"normalization"} if all("normalization" in found for found in alarms.values()) else set())
+    times = [(stage, time) for stages in time_left(states).values() for stage, time in stages.items() if time != 0]
+    known = [time for _, time in times if time is not None]
     return sorts | {
         "alarmed": [plate for plate, found in alarms.items() if found & counted],
         "not_made": not_made,
         "warnings": {plate: texts for plate, texts in warnings.items() if texts},
         "summary": summary,
-        "seconds_left": _seconds_left(states),
+        "seconds_left": sum(known) if known else None,
+        "untold": list(dict.fromkeys(stage for stage, time in times if time is None)),
+        "some_wells": any(state.state == STALE and SOME_WELLS in state.reason for _, _, state in _walk(states)),
     }
 
 
@@ -459,19 +543,31 @@ def warning_lines(summed, most=5):
     return lines
 
 
-def _seconds_left(states):
-    """Work left [s]: for every stage that is not done, what it took elsewhere, less what is done of it."""
-    took = {}
+def time_left(states):
+    """Job time that is left: what a stage took elsewhere, or took itself before it was stale, for the share that is left.
+
+    Parameters
+    ----------
+    states : dict
+        From `read_screen`.
+
+    Returns
+    -------
+    dict
+        [s] by plate (None: the screen) and stage; None where nothing tells, 0 where nothing is left.
+    """
+    took, before = {}, {}
     for _, stage, state in _walk(states):
         if state.state == DONE:
             took.setdefault(stage, []).append(state.seconds)
-    total, known = 0.0, False
-    for _, stage, state in _walk(states):
-        if state.state in LEFT and stage in took:
-            begun = state.state in (RUNNING, FAILED, INTERRUPTED) and state.of
-            total += statistics.median(took[stage]) * (1 - state.done / state.of if begun else 1)
-            known = True
-    return round(total) if known else None
+        elif state.state == STALE and state.seconds:
+            before.setdefault(stage, []).append(state.seconds)
+    usual = {stage: statistics.median(seconds) for stage, seconds in (before | took).items()}
+    found = {plate: {} for plate in [*states["plates"], None]}
+    for plate, stage, state in _walk(states):
+        told = stage in usual or not state.left
+        found[plate][stage] = round(usual.get(stage, 0) * state.left) if told else None
+    return found
 
 
 def age(seconds):

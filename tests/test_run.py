@@ -467,7 +467,153 @@ def test_the_time_left_is_what_the_same_stages_took_less_what_is_done(screen, re
         lock.say(attempts=1, log="logs/job.log", done=9, of=12)
         assert status.screen_state(status.read_screen(screen))["seconds_left"] == pytest.approx(1950, abs=20)
     _, text = plateloom("status", screen)
-    assert "at least 32 min of work left" in text, "an interrupted job goes on where it was"
+    assert "about 32 min of job time left" in text, "an interrupted job goes on where it was"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{}", "[1]", '{"status": "done"}', '{"status": "do', None],
+    ids=["empty", "list", "bare", "cut", "folder"],
+)
+@pytest.mark.parametrize("stage", ["conversion", "segmentation", "map"])
+def test_a_record_that_cannot_be_read_is_told_and_ends_nothing(screen, records, stage, content):
+    records.write_all()
+    path = screen / records.screen.records(stage, None if stage in status.SCREEN_STAGES else "P1")[0]
+    path.unlink()
+    path.mkdir() if content is None else path.write_text(content)
+    (cause,) = status.find_causes(status.read_screen(screen, quick=True))
+    assert (cause.stage, cause.state) == (stage, "failed")
+    assert cause.reason.startswith(f"record cannot be read: '{path.relative_to(screen)}': ")
+    with locks.hold(screen / locks.RUN, wait=False):  # no run makes it again
+        assert status.find_causes(status.read_screen(screen)) == [cause]
+    code, text = plateloom("status", screen)
+    assert code == 0 and "plateloom verify" in text
+
+
+def test_costs_are_not_learned_from_a_record_that_does_not_tell_them(screen, records):
+    for stage in ("conversion", "segmentation"):
+        write_json(screen / records.screen.records(stage, "P1")[0], {"status": "done"})
+    code, text = plateloom("estimate", screen)
+    assert code == 0 and "segmentation" in text
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_record_that_may_not_be_read_is_told(screen, records):
+    records.write_all()
+    path = screen / records.screen.records("segmentation", "P1")[0]
+    path.chmod(0)
+    (cause,) = status.find_causes(status.read_screen(screen))
+    assert cause.state == "failed" and "Permission denied" in cause.reason
+
+
+def test_a_failed_job_of_a_run_under_way_may_be_tried_again(screen, records):
+    records.write_all()
+    path = screen / records.screen.records("segmentation", "P1")[0]
+    path.unlink()
+    with locks.hold(path.with_name(".part-0.lock"), wait=False) as lock:
+        lock.say(attempts=1, done=5, of=12)
+    with locks.hold(screen / locks.RUN, wait=False):
+        (cause,) = status.find_causes(status.read_screen(screen))
+    assert cause.reason == status.UNSAID + status.AGAIN
+    (cause,) = status.find_causes(status.read_screen(screen))
+    assert cause.reason == status.UNSAID
+
+
+def in_parts(folder, parts):
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings | {"parts": parts}))
+    return Records(folder)
+
+
+@pytest.mark.parametrize("sources", [True, False])
+def test_wells_and_time_of_parts_that_nobody_has_begun_count(screen, sources):
+    records = in_parts(screen, 4)
+    wells = records.screen.wells("P1")
+    add_plate(screen, "P2")
+    shutil.copytree(screen / "raw/P1", screen / "raw/P2")
+    records = in_parts(screen, 4)
+    three = {"artefacts": {f"A{i:02d}": "1" for i in range(3)}}
+    records.write_all(plates=("P1", "P2"), segmentation=three | {"seconds": 1000.0})
+    if not sources:
+        shutil.rmtree(screen / "raw")
+    paths = [screen / path for path in records.screen.records("segmentation", "P2")]
+    for path in paths[1:]:
+        path.unlink()
+    state = status.read_screen(screen)["plates"]["P2"]["segmentation"]
+    assert (state.state, state.done, state.of, state.left) == ("missing", 3, wells if sources else 12, 0.75)
+    with locks.hold(paths[1].with_name(".part-1.lock"), wait=False) as lock:
+        lock.say(attempts=1, log="logs/job.log", done=0, of=3)
+        states = status.read_screen(screen)
+    state = states["plates"]["P2"]["segmentation"]
+    assert (state.state, state.done, state.of) == ("running", 3, wells if sources else 12)
+    assert status.time_left(states)["P2"]["segmentation"] == 3000
+
+
+def test_time_that_is_left_is_told_by_plate_and_stage(screen, records):
+    records.write_all(map={"settings": "others", "seconds": 600.0}, screen_report={"seconds": 60.0})
+    found = json.loads(plateloom("status", screen, "--json")[1])
+    assert found["screen"]["map"]["seconds_left"] == 600, "by what it took before it was stale"
+    assert found["screen"]["screen_report"]["seconds_left"] == 60 and found["screen"]["profiles"]["seconds_left"] == 0
+    assert found["plates"]["P1"]["conversion"]["seconds_left"] == 0 and not found["untold"]
+    records.write_all(segmentation={"seconds": 1200.0})
+    add_plate(screen, "P2")
+    (screen / records.screen.records("map")[0]).unlink()
+    found = json.loads(plateloom("status", screen, "--json")[1])
+    assert found["plates"]["P2"]["segmentation"]["seconds_left"] == 1200
+    assert found["screen"]["map"]["seconds_left"] is None and found["untold"] == ["map"]
+    lines = plateloom("status", screen)[1].splitlines()
+    (line,) = [line for line in lines if line.startswith("P2 ")]
+    assert line.endswith("about 20 min left"), line
+    assert "about 20 min of job time left, by what the same stages took before; without map, of which" in "\n".join(
+        lines
+    )
+
+
+def test_of_a_changed_file_less_than_all_may_be_left(screen, records):
+    records.write_all(conversion={"facts": {"listing": "another"}, "seconds": 3600.0})
+    (line,) = [line for line in plateloom("status", screen)[1].splitlines() if "job time left" in line]
+    assert line.startswith("about 1 h 0 min") and line.endswith("less where only some wells are made anew")
+
+
+def test_source_folders_without_a_new_or_lost_file_are_not_listed_again(screen, records, monkeypatch):
+    listed, real = [], planning.list_source
+    monkeypatch.setattr(planning, "list_source", lambda *asked: listed.append(asked) or real(*asked))
+    raw = screen / "raw/P1"
+    (raw / "more").mkdir()
+    for folder in (raw / "more", raw):
+        os.utime(folder, (1e9, 1e9))
+    records = Records(screen)
+    records.write_all()
+    write_json(screen / planning.SOURCES, records.screen.remember_sources())
+
+    def look():
+        listed.clear()
+        return status.read_screen(screen, quick=True)["plates"]["P1"]["conversion"].state, len(listed)
+
+    assert look() == ("done", 0)
+    image = next(raw.glob("*.tif"))
+    with open(image, "ab") as file:
+        file.write(b"\0")
+    assert look() == ("done", 0) and status.read_screen(screen)["plates"]["P1"]["conversion"].state == "stale"
+    assert "done" in plateloom("status", screen)[1] and "stale" in plateloom("status", screen, "--sources")[1]
+    shutil.copy(image, raw / "more" / image.name.replace("A01", "B01"))
+    assert look()[1] == 1, "a file has come to a folder below"
+    (raw / "more" / image.name.replace("A01", "B01")).unlink()
+    assert look()[1] == 1
+    write_json(screen / planning.SOURCES, Records(screen).screen.remember_sources())
+    assert look()[1] == 1, "a folder that was changed just now is not relied on"
+
+
+def test_a_plate_that_is_not_converted_is_not_remembered(screen, records):
+    raw = screen / "raw/P1"
+    os.utime(raw, (1e9, 1e9))
+    records = Records(screen)
+    records.write_all(conversion=failed("deferred: a file is new") | {"facts": {"deferred": True}})
+    write_json(screen / planning.SOURCES, records.screen.remember_sources())
+    with open(next(raw.glob("*.tif")), "ab") as file:
+        file.write(b"\0")
+    records.write("conversion", "P1", **failed("no image") | {"facts": {"listing": records.screen.listing("P1", 0)}})
+    assert status.read_screen(screen, quick=True)["plates"]["P1"]["conversion"].state == "stale"
 
 
 def test_status_and_the_end_of_a_run_name_the_report(screen, records, monkeypatch):
@@ -707,7 +853,8 @@ def test_programs_read_states_as_json(screen, records):
     found = json.loads(text)
     assert code == 0 and found["with_failures"] == ["P1"] and found["complete"] == []
     assert found["plates"]["P1"]["conversion"]["failed"] == [TRUNCATED_TIFF]
-    assert {field.name for field in dataclasses.fields(status.State)} == set(found["screen"]["map"])
+    names = {field.name for field in dataclasses.fields(status.State)}
+    assert names | {"seconds_left"} == set(found["screen"]["map"])
 
 
 def test_many_source_folders_are_listed_as_few_are(tmp_path, monkeypatch):

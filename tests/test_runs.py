@@ -13,9 +13,10 @@ import yaml
 from conftest import ROOT
 from in_process import run_stages
 
-from plateloom import runs
+from plateloom import runs, status
 from plateloom.config import load_config
-from plateloom.planning import Screen
+from plateloom.engine import locks
+from plateloom.planning import SOURCES, Screen
 from plateloom.store.provenance import read_json, replacing, write_json
 
 TO_QUALITY = ("conversion", "assembly", "quality")
@@ -61,7 +62,7 @@ def test_a_run_leaves_what_it_began_with_and_what_it_came_to(screen):
     rows = list(csv.DictReader((folder / "jobs.tsv").read_text().splitlines(), delimiter="\t"))
     assert [row["stage"] for row in rows] == list(TO_QUALITY)
     records = [read_json(f"results/plates/P1/records/{stage}/part-0.json") for stage in TO_QUALITY]
-    assert found["jobs"] == {"done": 3, "failed": 0, "skipped": 0} and found["exit_code"] == 0
+    assert found["jobs"] == {"done": 3, "failed": 0, "skipped": 0, "unfinished": 0} and found["exit_code"] == 0
     assert found["peak_memory_mb"] == pytest.approx(max(runs.recorded_memory(record) for record in records), abs=0.1)
     spent = sum(record["seconds"] * record["threads"] for record in records)
     assert found["core_hours"] == pytest.approx(spent / 3600, abs=1e-4)
@@ -80,12 +81,47 @@ def test_of_an_earlier_run_nothing_is_counted(screen):
     assert again != folder and again.name.startswith(folder.name[:10])
 
 
+def test_jobs_that_left_no_record_are_told_with_log_and_reason(screen):
+    earlier = Path("results/plates/P1/records/features/.part-0.lock")
+    with locks.hold(earlier, wait=False) as lock:
+        lock.say(attempts=3, log="logs/features.log")
+    os.utime(earlier, (1e9, 1e9))
+    folder = runs.begin(open_screen(), ["snakemake"])
+    run_stages(screen, ("conversion",))
+    Path("logs").mkdir(exist_ok=True)
+    Path("logs/job.log").write_text("2026-01-02 03:04:05,678 ERROR OSError: disk full\n")
+    with locks.hold("results/plates/P1/records/segmentation/.part-0.lock", wait=False) as lock:
+        lock.say(attempts=2, log="logs/job.log", done=1, of=12)
+        assert runs.end(folder, 1)["jobs"]["unfinished"] == 0, "it still runs"
+    with locks.hold("results/screen/records/.map.lock", wait=False) as lock:
+        lock.say(attempts=1)
+    assert runs.end(folder, 1)["jobs"] == {"done": 1, "failed": 0, "skipped": 0, "unfinished": 2}
+    rows = list(csv.DictReader((folder / "jobs.tsv").read_text().splitlines(), delimiter="\t"))
+    told = {row["stage"]: row for row in rows}
+    assert set(told) == {"conversion", "segmentation", "map"} and told["map"]["reason"] == status.UNSAID
+    row = told["segmentation"]
+    names = ("plate", "part", "status", "wells", "attempts", "log", "reason")
+    assert [row[name] for name in names] == ["P1", "0", "unfinished", "12", "2", "logs/job.log", "OSError: disk full"]
+    assert row["host"] and row["started"][:2] == "20"
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", '{"stage": "conversion"}', None])
+def test_a_record_that_is_none_ends_no_summary(screen, content):
+    folder = runs.begin(open_screen(), ["snakemake"])
+    path = Path("results/plates/P1/records/conversion/part-0.json")
+    path.mkdir(parents=True) if content is None else path.parent.mkdir(parents=True)
+    if content is not None:
+        path.write_text(content)
+    assert runs.end(folder, 1)["jobs"]["done"] == 0
+
+
 @pytest.mark.parametrize(
     "then, code", [("driver.end_run()", 0), ("os.kill(os.getpid(), signal.SIGTERM)", 143), ("sys.exit(7)", None)]
 )
 def test_the_driver_says_how_it_ended(screen, then, code):
     returned = drive(then)
     assert code in (None, returned)
+    assert read_json(SOURCES) is not None, "what `plateloom status` goes by"
     (folder,) = all_runs()
     assert read_json(folder / "end.json")["exit_code"] == code
     assert "--cores 2" in read_json(folder / "begin.json")["command"]

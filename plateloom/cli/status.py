@@ -41,9 +41,12 @@ FEW = 3  # failures of a plate that are shown unasked
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--all", "everything", is_flag=True, help="Show every failure, not only the first ones of each plate.")
 @click.option("--watch", is_flag=True, help="Look again every few seconds, until nothing runs any more or Ctrl-C.")
+@click.option("--sources", is_flag=True, help="Look at every source file: also at one that was rewritten in its place.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def command(folder, everything, watch, as_json):
+def command(folder, everything, watch, sources, as_json):
     """Show what is done, running, failed, quarantined, stale or missing in FOLDER, and why.
+
+    Source folders in which no file has come or gone since the last run are not listed again, unless --sources asks for it.
 
     \b
     plateloom status screens/demo
@@ -57,19 +60,19 @@ def command(folder, everything, watch, as_json):
 
     if as_json and watch:
         raise ConfigError("--watch is for people and --json for programs; take one of them")
-    states = read_screen(folder)
+    states = read_screen(folder, quick=not sources)
     if as_json:
         held = {"quarantined_by_hand": read_quarantined(folder, states["plates"])}
         click.echo(json.dumps(_plain(states) | screen_state(states) | held, indent=1))
         return
     console = Console(highlight=False)
     if watch:
-        _watch(console, folder, states, everything)
+        _watch(console, folder, states, everything, quick=not sources)
     else:
         _show_screen(console, folder, states, everything)
 
 
-def _watch(console, folder, states, everything):
+def _watch(console, folder, states, everything, quick):
     """Show a screen again and again while something runs: in place on a terminal, else one after the other if it has changed."""
     from plateloom.engine import locks
     from plateloom.status import RUNNING, read_screen
@@ -92,7 +95,7 @@ def _watch(console, folder, states, everything):
             if not busy and not any(state.state == RUNNING for state in found):
                 return
             time.sleep(EVERY)
-            states = read_screen(folder)
+            states = read_screen(folder, quick=quick)
     except KeyboardInterrupt:
         click.echo()
 
@@ -135,7 +138,9 @@ def _show_screen(console, folder, states, everything):
             show(f"    and {len(failures) - len(shown)} more; --all shows them")
     show("")
     if summed["seconds_left"]:
-        show(f"at least {age(summed['seconds_left'])} of work left, by what the same stages took elsewhere")
+        untold = f"; without {some_of(summed['untold'])}, of which nothing tells yet" if summed["untold"] else ""
+        less = "; less where only some wells are made anew" if summed["some_wells"] else ""
+        show(f"about {age(summed['seconds_left'])} of job time left, by what the same stages took before{untold}{less}")
     for line in warning_lines(summed):
         show(line, "yellow")
     show(summed["summary"])
@@ -146,20 +151,27 @@ def _show_screen(console, folder, states, everything):
 
 def _plain(states):
     """States as JSON values."""
-    as_rows = lambda stages: {stage: dataclasses.asdict(state) for stage, state in stages.items()}  # noqa: E731
-    plates = {plate: as_rows(stages) for plate, stages in states["plates"].items()}
-    return {"plates": plates, "screen": as_rows(states["screen"])}
+    from plateloom.status import time_left
+
+    left = time_left(states)
+
+    def as_rows(plate, stages):
+        return {name: dataclasses.asdict(state) | {"seconds_left": left[plate][name]} for name, state in stages.items()}
+
+    plates = {plate: as_rows(plate, stages) for plate, stages in states["plates"].items()}
+    return {"plates": plates, "screen": as_rows(None, states["screen"])}
 
 
 def _show_table(console, states):
-    """One line per plate with a symbol per stage, one for the screen, and what the signs mean.
+    """One line per plate with a symbol per stage and the job time that is left, one for the screen, and what the signs mean.
 
     On a terminal, a name that leaves no room for the symbols stands on a line of its own.
     """
     from rich.text import Text
 
-    from plateloom.status import MISSING
+    from plateloom.status import MISSING, age, time_left
 
+    left = {plate: sum(filter(None, times.values())) for plate, times in time_left(states).items()}
     stages = list(dict.fromkeys(stage for found in states["plates"].values() for stage in found))
     short = _abbreviate(stages)
     names = list(states["plates"])
@@ -176,6 +188,9 @@ def _show_table(console, states):
         for stage in stages:
             state = found[stage].state if stage in found else MISSING
             line.append(f"{SYMBOLS[state]}  ", COLORS[state])
+        told = f"about {age(left[name])} left" if left[name] else ""
+        if told and not (console.is_terminal and len(line) + len(told) > console.width):
+            line.append(told, "dim")
         console.print(line, soft_wrap=True)
     line = Text("the screen: ")
     for stage, found in states["screen"].items():
