@@ -194,6 +194,21 @@ def test_numbers_are_learned_from_other_wells_stored_and_applied(method):
     assert 0.8 < inside.mean() < 0.98
 
 
+def test_a_plate_whose_numbers_are_predicted_too_high_shows():
+    X, dose, wells, _ = make_doses(signal=1.0)
+    names = np.unique(wells)
+    plates = np.where(np.isin(wells, names[: len(names) // 3]), "P1", "P2")
+    dose = dose - 3.0 * (plates == "P1")  # as if the plate had been labeled on another scale
+    options = {"method": "ridge", "params": load_method(REGRESSORS, "ridge", "method").Params()}
+    categories = {"plate": plates, "batch": np.full(len(plates), "")}
+    rows = evaluate_numbers(X, dose, wells, categories=categories, **options)["subgroups"]
+    assert [(row["by"], row["part"]) for row in rows] == [("plate", "P1"), ("plate", "P2")], (
+        "what divides nothing is left out"
+    )
+    assert rows[0]["low"] > 1 and rows[1]["high"] < 0 and rows[0]["groups"] + rows[1]["groups"] == len(names)
+    assert rows[0]["mean_error"] >= rows[0]["bias"] > 1
+
+
 def test_numbers_without_relation_are_not_predicted_and_bad_ones_are_refused():
     ridge = load_method(REGRESSORS, "ridge", "method").Params()
     scores = []

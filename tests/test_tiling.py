@@ -85,6 +85,15 @@ def test_labels_do_not_depend_on_the_tiles(whole, tile_px):
         np.testing.assert_array_equal(found[name], labels)
 
 
+@given(tile_px=st.integers(48, max(SHAPE)))
+@settings(max_examples=4, deadline=None)
+def test_labels_do_not_depend_on_tiles_of_any_size(whole, tile_px):
+    image, expected = whole
+    found = segment(image, tile_px)
+    for name, labels in expected.items():
+        np.testing.assert_array_equal(found[name], labels)
+
+
 def test_no_object_is_lost_doubled_or_cut(whole):
     image, expected = whole
     found = segment(image, 200)

@@ -13,7 +13,20 @@ MOST_POINTS = 400
 
 
 def evaluate_numbers(
-    X, y, groups, *, method, params, folds=5, scheme="well", coverage=0.9, n_bootstrap=500, seed=0, kept=None
+    X,
+    y,
+    groups,
+    *,
+    method,
+    params,
+    folds=5,
+    scheme="well",
+    coverage=0.9,
+    categories=None,
+    wells=None,
+    n_bootstrap=500,
+    seed=0,
+    kept=None,
 ):
     """Predict the numbers of each group from the others.
 
@@ -22,7 +35,7 @@ def evaluate_numbers(
     X : array of float, shape (N, F)
     y : array of float, shape (N,)
         The number that each cell, or its well, is labeled with.
-    groups, params, folds, scheme, coverage, n_bootstrap, seed, kept
+    groups, params, folds, scheme, coverage, categories, wells, n_bootstrap, seed, kept
         As for `plateloom.classification.evaluation.evaluate`.
     method : str
         A name in `plateloom.classification.REGRESSORS`.
@@ -35,7 +48,8 @@ def evaluate_numbers(
         over resampled groups; None with fewer than 5), `group_r2`, `group_spearman` (of the groups' means), `mean_error` (absolute), `half_width`
         (a prediction is within it of the truth for `coverage` of the cells of a new group; None with too few groups),
         `folds` (rows of `fold`, `groups`, `n_train`, `n_test`, `r2`, `spearman`), `points` (rows of `group`, `truth`, `predicted`:
-        means of up to 400 groups) and `warnings`. NaN is None.
+        means of up to 400 groups), `subgroups` (rows of `by`, `part`, `cells`, `groups` (wells), `mean_error`, and `bias`, the mean of
+        predicted minus true over wells with its 95 % interval `low`, `high`) and `warnings`. NaN is None.
 
     Raises
     ------
@@ -78,8 +92,26 @@ def evaluate_numbers(
         "coverage": coverage,
         "folds": rows,
         "points": points[:: -(-len(points) // MOST_POINTS)],
+        "subgroups": _subgroups(predicted - y, member if wells is None else wells, categories or {}, n_bootstrap, seed),
         "warnings": sorted(set(notes)),
     }
+
+
+def _subgroups(errors, wells, categories, n, seed):
+    """Rows of `subgroups`: a part whose bias does not hold 0 is predicted too high, or too low."""
+    rows, random = [], np.random.default_rng(seed)
+    for by, values in categories.items():
+        values = np.asarray(values).astype(str)
+        parts = sorted(set(values.tolist()) - {""})
+        for part in parts if len(parts) > 1 else ():
+            own = values == part
+            member = np.unique(np.asarray(wells)[own], return_inverse=True)[1]
+            means = np.bincount(member, errors[own]) / np.bincount(member)
+            low, high = interval_of(random.choice(means, (n, len(means))).mean(axis=1), len(means))
+            row = {"by": by, "part": part, "cells": int(own.sum()), "groups": len(means)}
+            row |= {"mean_error": float(np.abs(errors[own]).mean()), "bias": float(means.mean())}
+            rows.append(row | {"low": low, "high": high})
+    return rows
 
 
 def check_numbers(X, y, groups):

@@ -183,6 +183,8 @@ class RegressionReport:
         What was held out: ``wells``, ``plates`` or ``batches``.
     explanation : ExplanationReport, optional
         What the predictions go by.
+    subgroups : DataFrame, optional
+        Errors of parts of the cells; all columns are shown.
     """
 
     points: "pd.DataFrame"
@@ -190,6 +192,7 @@ class RegressionReport:
     scheme: str
     units: str
     explanation: ExplanationReport | None = None
+    subgroups: "pd.DataFrame | None" = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -740,7 +743,15 @@ def regression_section(regression):
     words = f"{regression.words} {regression.scheme.rstrip('.')}."
     note = f"Each point is the mean of one of the {regression.units}, by a model that has not seen it."
     explained = explanation_parts(regression.explanation) if regression.explanation is not None else None
-    return join(paragraph(words), grid([figure("Predicted numbers", drawing, note)]), explained)
+    parts = None
+    if regression.subgroups is not None and len(regression.subgroups):
+        told = (
+            "Bias is the mean of predicted less labeled over wells, with its 95 % interval. Where that does not hold 0, the part is "
+            "predicted too high or too low."
+        )
+        listed = join(paragraph(told, "quiet"), table(regression.subgroups, empty=""))
+        parts = details("Errors by plate, batch, position and crowding", listed)
+    return join(paragraph(words), grid([figure("Predicted numbers", drawing, note)]), parts, explained)
 
 
 def autoencoder_section(autoencoder):

@@ -21,8 +21,7 @@ from plateloom.segmentation.targets import find_nuclei
 
 SHIPPED_SHA256 = "5f9a4dffebafbe26ee10a9f7a792350b47878f215c93fe0c8141c77503805f95"
 """Of the weights that we ship. It stands in the code, so that other weights give the stage another fingerprint."""
-TOGETHER = 4  # images or tiles that a GPU's worker prepares at a time, in threads
-BATCH = 8  # images or views at most that a GPU is given at once
+TOGETHER = 4  # images or tiles that a GPU's worker prepares at a time, in threads, and that the GPU is given at once
 
 
 class Params(watershed.SharedParams):
@@ -312,4 +311,4 @@ def _load(path, sha256, policy, mixed):
     network = load_network(path, sha256).to(device)
     if device == "cpu":
         return partial(run_network, network)
-    return Batches(partial(run_network, network, mixed=mixed), BATCH)
+    return Batches(partial(run_network, network, mixed=mixed), TOGETHER)

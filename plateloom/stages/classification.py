@@ -321,16 +321,7 @@ def _test_classes(X, y, groups, cells, places, settings, *, kept, features, meth
     from plateloom.classification.learning_curve import learn_by_steps
     from plateloom.classification.shift import grade_transfer
 
-    known = pd.DataFrame([places[key] for key in zip(cells["Metadata_Plate"], cells["Metadata_Well"], strict=True)])
-    crowd = cells["Metadata_CellsOfWell"]
-    few, many = np.quantile(crowd.groupby([cells["Metadata_Plate"], cells["Metadata_Well"]]).first(), [1 / 3, 2 / 3])
-    names = np.select([crowd <= few, crowd > many], [f"up to {few:.0f}", f"more than {many:.0f}"], "between")
-    categories = {
-        "plate": cells["Metadata_Plate"],
-        "batch": known["batch"],
-        "position": known["position"],
-        "cells of the well": names if few < many else np.full(len(cells), ""),
-    }
+    categories = _categories(cells, places)
     chosen = {name: settings[name] for name in ("folds", "scheme", "balance", "tune", "coverage")}
     options = {"method": method, "params": params}
     wells = (cells["Metadata_Plate"] + "/" + cells["Metadata_Well"]).to_numpy(str)
@@ -345,7 +336,7 @@ def _test_classes(X, y, groups, cells, places, settings, *, kept, features, meth
         one |= {"label": classes[one["label"]], "looks_like": classes[one["looks_like"]]}
         one |= {"plate": plate, "well": well, "field": int(field), "object": int(number)}
     X, y, groups = check_labels(X, y, groups)
-    grounds, apart = (wells, cells["Metadata_Plate"].to_numpy(str), known["batch"].to_numpy(str)), []
+    grounds, apart = (wells, *(categories[name].to_numpy(str) for name in ("plate", "batch"))), []
     metrics["graded"] = grade_transfer(
         X, y, *grounds, balance=settings["balance"], folds=settings["folds"], kept=apart, **options
     )
@@ -356,11 +347,27 @@ def _test_classes(X, y, groups, cells, places, settings, *, kept, features, meth
     return metrics | {"learning": learn_by_steps(X, truth, groups, balance=settings["balance"], **options)}
 
 
+def _categories(cells, places):
+    """What a model may be biased by: plate, batch, position and crowding of each labeled cell."""
+    known = pd.DataFrame([places[key] for key in zip(cells["Metadata_Plate"], cells["Metadata_Well"], strict=True)])
+    crowd = cells["Metadata_CellsOfWell"]
+    few, many = np.quantile(crowd.groupby([cells["Metadata_Plate"], cells["Metadata_Well"]]).first(), [1 / 3, 2 / 3])
+    names = np.select([crowd <= few, crowd > many], [f"up to {few:.0f}", f"more than {many:.0f}"], "between")
+    return {
+        "plate": cells["Metadata_Plate"],
+        "batch": known["batch"],
+        "position": known["position"],
+        "cells of the well": names if few < many else np.full(len(cells), ""),
+    }
+
+
 def _test_numbers(X, y, groups, cells, places, settings, *, kept, features, method, params):
     """What `evaluate_numbers` says, and what the predictions go by."""
     from plateloom.classification.regression import check_numbers, evaluate_numbers
 
     chosen = {name: settings[name] for name in ("folds", "scheme", "coverage")}
+    wells = (cells["Metadata_Plate"] + "/" + cells["Metadata_Well"]).to_numpy(str)
+    chosen |= {"categories": _categories(cells, places), "wells": wells}
     metrics = evaluate_numbers(X, y, groups, method=method, params=params, kept=kept, **chosen)
     X, y, groups = check_numbers(X, y, groups)
     return metrics | _explain(X, y, groups, method, features=features, pipelines=kept, folds=metrics["folds"])

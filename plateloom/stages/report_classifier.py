@@ -191,4 +191,8 @@ def _regression(found, scheme, units, explanation, novelty):
     elif found["n_groups"] < MIN_UNITS:
         words += f" No intervals: {found['n_groups']} {units} are labeled, and fewer than {MIN_UNITS} do not tell how {units} differ."
     words = f"{words} {novelty}".rstrip()
-    return report.RegressionReport(points=points, words=words, scheme=scheme, units=units, explanation=explanation)
+    parts = pd.DataFrame(found.get("subgroups", ()))
+    if len(parts):
+        parts = parts.rename(columns={"groups": "wells", "mean_error": "mean error"})
+    shown = {"units": units, "explanation": explanation, "subgroups": parts}
+    return report.RegressionReport(points=points, words=words, scheme=scheme, **shown)
