@@ -422,7 +422,7 @@ def describe_real(folder, spaces=SPACES):
         "",
         f"Rows A, B, E, F: {len(cells):,} cells of {cells['Metadata_Well'].nunique()} wells. Positive ({wells['positive']} wells) against negative "
         f"controls ({wells['negative']} wells; E12 and F12 are empty and take no part), {len(controls):,} cells, logistic, wells held out in "
-        f"{len(card['folds'])} folds, predictions pooled; interval over resampled wells. The {' and '.join(f'{n}' for n in doses['n'])} dose wells were never learned from:",
+        f"{len(card['folds'])} folds, predictions pooled; interval over resampled wells where each class has five. The {' and '.join(f'{n}' for n in doses['n'])} dose wells were never learned from:",
         f"Spearman's correlation of the mean probability of a positive per well with the dose (the probability at the lowest and the highest "
         f"dose). mAP: replicates on the {known[spaces[0]]['where']} against the negative controls, {len(first)} doses of {first['n_wells'].median():.0f} wells (by chance {first['expected'].mean():.2f}).",
         "",

@@ -27,6 +27,10 @@ FLATFIELD_FIELDS = 8  # read for a flat-field, those shown included
 MEASURED_FIELDS, MEASURED_PX = 2, 320  # that the width of nuclei is estimated from
 MOST_FACTOR = 1.6  # of the width that is set to the estimate
 SHOWN_PX = 480
+STITCHED = (
+    "A run stitches the fields of a well, and its thresholds are those of the whole well; here each field has its own, and its edge "
+    "cuts cells."
+)
 SHOWN_METRICS = ("focus_slope", "saturated_fraction", "background", "contrast")
 
 
@@ -155,7 +159,8 @@ def preview_plate(*, plate, source, reader, settings, places, count, order, cont
         quality=_quality(plate, raw, channels, settings["quality"]["parameters"]),
         quality_note=f"Measured before correction; fields are compared with those on this page only. Flat-fields: {origin}.",
         sizes="; ".join(f"nuclei in {name} look about {width:.3g} µm wide" for name, width in widths.items()),
-        notes=tuple(dict.fromkeys(notice for chosen in variants.values() for notice in _notices(chosen))),
+        notes=tuple(dict.fromkeys(notice for chosen in variants.values() for notice in _notices(chosen)))
+        + ((STITCHED,) if settings["conversion"]["layout"] == "stitched" else ()),
         doubts={
             name: _doubts(fields, done, variants[name], pixel, settings, widths) for name, done in segmented.items()
         },
