@@ -723,7 +723,7 @@ def enrichment_section(enrichment):
     note = (
         "Novel cells are farther from the labeled ones than 99 % of these are from each other; they are in no class here. A well counts "
         "as one observation; q is corrected for all rows (Benjamini, Hochberg). Shares are of cells as the classifier calls them; on "
-        "the pages of plates they are corrected for its errors. The whole table is enrichment.parquet."
+        "the pages of plates they are what the probabilities of all cells say. The whole table is enrichment.parquet."
     )
     whole = enrichment_table(enrichment, empty="No treatment was classified.")
     return join(paragraph(words) if words else None, paragraph(note, "quiet"), whole)
