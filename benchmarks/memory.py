@@ -66,7 +66,11 @@ def measure(fields, **design):
         ]
         until = [
             "--until",
-            *(["encode_plate", "map_plate", "classify_plate"] if fields >= 10 else ["measure_features"]),
+            *(
+                ["encode_plate", "map_plate", "classify_plate"]
+                if fields >= 10
+                else ["measure_quality", "measure_features"]
+            ),
         ]
         subprocess.run([*command, *until, "--quiet", "all"], cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
         records = {
