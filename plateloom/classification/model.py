@@ -22,6 +22,7 @@ from plateloom.classification.evaluation import check_labels
 from plateloom.classification.fitting import fit_method, fit_quietly, make_pipeline, search_params
 from plateloom.classification.regression import check_numbers
 from plateloom.errors import ModelMismatchError
+from plateloom.latent.principal import principal_axes
 from plateloom.registry import load_method
 from plateloom.schema import schema_hash
 
@@ -50,6 +51,7 @@ OLDER = {"plateloom-classifier-4", "plateloom-crop-classifier-2"}  # one unit of
 BLOCK = 512  # rows per matrix product; always full, so that no row's rounding depends on how many others came with it
 REFERENCE_CELLS = 2000
 MEASURED_CELLS = 10_000  # that units of novelty are told by
+MOST_AXES = 20
 NEIGHBOR = 5
 NOVEL = 0.99
 FEW_CELLS = 100  # have no quantile of their own
@@ -547,12 +549,9 @@ def _fit_novelty(pipeline, X, kind, groups, errors=None):
     rows = _deal(kind)[:MEASURED_CELLS]
     n_classes, scaled, kind = kind.max() + 1, input_space(pipeline, X[rows]), kind[rows]
     member = np.unique(groups, return_inverse=True)[1][rows]  # as the card lists the groups
-    mean = scaled.mean(axis=0)
-    centered = scaled - mean
-    variance, axes = np.linalg.eigh(centered.T @ centered)
-    variance, axes = variance[::-1].clip(min=0), axes[:, ::-1]
-    share = np.cumsum(variance) / max(variance.sum(), np.finfo(float).tiny)
-    kept = min(int(np.searchsorted(share, 0.95)) + 1, 20, len(variance))
+    # Of thousands of features all axes would take half a minute, in each fold; their directions are enough to six digits.
+    mean, axes, shares = (found.astype(float) for found in principal_axes(lambda: [scaled], MOST_AXES))
+    kept = int(np.searchsorted(np.cumsum(shares), 0.95)) + 1
     space = {"mean": mean, "axes": np.ascontiguousarray(axes[:, :kept])}
     places = _coordinates(scaled, space)
     few = slice(REFERENCE_CELLS)
