@@ -98,8 +98,11 @@ def start_job(snakemake):
     import faulthandler
     import sys
 
+    from threadpoolctl import threadpool_limits
+
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
+    threadpool_limits(1, user_api="blas")  # numpy is there already, with as many threads as Snakemake gave the job
     # Threads that spin while they wait for each other take the cores that the others need, wherever something else runs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     handler = logging.FileHandler(snakemake.log[0], mode="w")
