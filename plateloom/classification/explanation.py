@@ -238,6 +238,7 @@ def find_pairs(probability, truth, space, *, features=None, X=None):
     predicted = probability.argmax(axis=1)
     confusion = count_confusion(truth, predicted, n_classes)
     rate = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    told = np.array([i for i, name in enumerate(() if features is None else features) if not is_angle(name)], int)
     members = {}
     for c in range(n_classes):
         own = np.flatnonzero((truth == c) & (predicted == c))
@@ -255,10 +256,7 @@ def find_pairs(probability, truth, space, *, features=None, X=None):
         row["nearest_probability"] = float(probability[nearest, other])
         row |= {"distance": float(apart.min()), "usual": float(np.median(apart)), "differ": []}
         change = space[nearest] - space[typical]
-        told = np.array([not is_angle(name) for name in features or ()], bool)
-        for i in (
-            np.flatnonzero(told)[np.argsort(-np.abs(change[told]), kind="stable")[:DIFFERING]] if told.any() else ()
-        ):
+        for i in told[np.argsort(-np.abs(change[told]), kind="stable")[:DIFFERING]]:
             ends = {"typical": _plain(X[typical, i]), "nearest": _plain(X[nearest, i])}
             row["differ"].append({"feature": str(features[i]), **ends, "change": float(change[i])})
         found.append(row)

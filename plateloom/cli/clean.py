@@ -71,7 +71,7 @@ def command(folder, yes, plates, stages, everything, dry_run):
                     click.echo(f"    and {len(members) - FEW} more; --all shows them")
         if yes:
             remove_leftovers(folder, chosen)
-    states = read_screen(folder)
+    states = read_screen(folder, quick=True)  # a count, for which no source need be listed
     stale = [one for stages in (*states["plates"].values(), states["screen"]) for one in stages.values()]
     if stale := sum(one.state == STALE for one in stale):
         click.echo(

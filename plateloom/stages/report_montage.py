@@ -147,10 +147,7 @@ def _plane(plate, well, field, image, channel, *, middle=False):
     """A channel of a field, not corrected: its middle, or all of it, no finer than a picture needs; and its width [µm]."""
     path = store.field_path(plate_store(plate), well, image)
     described = store.describe_image(path)
-    spans = [
-        part.indices(size)[:2]
-        for part, size in zip(tile_window(path, field), store.image_shape(path)[-2:], strict=True)
-    ]
+    spans = _spans(path, field)
     level = 0
     if middle:
         spans = [(max(a, (a + b - FLAGGED_PX) // 2), min((a + b + FLAGGED_PX) // 2, b)) for a, b in spans]
@@ -163,6 +160,12 @@ def _plane(plate, well, field, image, channel, *, middle=False):
     return pixels.astype(np.float32), (spans[1][1] - spans[1][0]) * described["pixel_size_um"]
 
 
+def _spans(path, field):
+    """First and last row and column of a field on its image."""
+    shape = store.image_shape(path)[-2:]
+    return [part.indices(size)[:2] for part, size in zip(tile_window(path, field), shape, strict=True)]
+
+
 def _is_segmented(plate, well, field):
     return store.read_group(store.field_path(plate_store(plate), well, field) / "labels") is not None
 
@@ -170,10 +173,7 @@ def _is_segmented(plate, well, field):
 def _crop(plate, well, image, field, channels):
     """The central part of a field: pixels, labels (empty if it was not segmented), what part it is, and its width [µm]."""
     path = store.field_path(plate_store(plate), well, image)
-    spans = [
-        part.indices(size)[:2]
-        for part, size in zip(tile_window(path, field), store.image_shape(path)[-2:], strict=True)
-    ]
+    spans = _spans(path, field)
     shape = [last - first for first, last in spans]
     window = tuple(
         slice(max(first, (first + last - MONTAGE_PX) // 2), min((first + last + MONTAGE_PX) // 2, last))
